@@ -1,0 +1,111 @@
+"""What networks give, and how an encoder, a projector and a head become one network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.errors import NetworkError
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What was asked of a network, for a batch of b samples.
+
+    Attributes:
+        features: (b, d), the encoder's output; what is evaluated and deployed.
+        embedding: (b, e), after the projector; objectives scale it to unit norm themselves.
+        logits: (b, c), after the head.
+        maps: (b, channels, h, w) feature maps by the dotted path of the submodule that gave them.
+    """
+
+    features: Tensor
+    embedding: Tensor | None = None
+    logits: Tensor | None = None
+    maps: Mapping[str, Tensor] | None = None
+
+    def read(self, name: str) -> Tensor:
+        """Give the output called `name`.
+
+        Raises:
+            NetworkError: If the network did not give it.
+        """
+        value = getattr(self, name, None)
+        if not isinstance(value, Tensor):
+            given = [key for key, content in vars(self).items() if content is not None]
+            raise NetworkError(f"the network gives no {name}, only {', '.join(given)}")
+        return value
+
+    def to(self, device: torch.device) -> Outputs:
+        """Give the same outputs on `device`."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        maps = None if self.maps is None else {path: value.to(device) for path, value in self.maps.items()}
+        return Outputs(self.features.to(device), move(self.embedding), move(self.logits), maps)
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A module from one modality's tensor (b, ...) to features (b, dim)."""
+
+    dim: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Encode a batch."""
+        ...
+
+
+class Network(nn.Module):
+    """An encoder with, if wanted, a projector and a head on its features.
+
+    Args:
+        encoder: Module with an attribute `dim`, from the modality's tensor to features (b, dim).
+        projector: Module from (b, dim) to embeddings (b, e); None gives no embedding.
+        head: Module from (b, dim) to logits (b, c); None gives no logits.
+
+    Raises:
+        NetworkError: If the encoder does not say its `dim`.
+    """
+
+    def __init__(self, encoder: nn.Module, *, projector: nn.Module | None = None, head: nn.Module | None = None) -> None:
+        super().__init__()
+        if not isinstance(getattr(encoder, "dim", None), int):
+            raise NetworkError(
+                f"the encoder {type(encoder).__name__} has no integer attribute `dim` (its feature width); "
+                "wrap a module of your own with networks.Tapped(module, example)"
+            )
+        self.encoder = encoder
+        self.projector = projector
+        self.head = head
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return int(self.encoder.dim)  # pyright: ignore[reportArgumentType] - checked in the constructor
+
+    def forward(self, x: Tensor) -> Outputs:
+        """Encode a batch (b, ...) and apply what there is of projector and head."""
+        features = self.encoder(x)
+        embedding = None if self.projector is None else self.projector(features)
+        logits = None if self.head is None else self.head(features)
+        return Outputs(features, embedding, logits)
+
+
+def as_outputs(value: Any) -> Outputs:
+    """Understand what a user's own network returned: `Outputs`, features (b, d), or maps (b, d, h, w) to be pooled.
+
+    Raises:
+        NetworkError: If it is something else.
+    """
+    if isinstance(value, Outputs):
+        return value
+    if isinstance(value, Tensor) and value.ndim >= 2:
+        return Outputs(value if value.ndim == 2 else value.flatten(2).mean(dim=2))
+    kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise NetworkError(f"a network must give features (b, d) or Outputs; it gave {kind}. Tap one of its submodules")

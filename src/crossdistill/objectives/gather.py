@@ -1,0 +1,57 @@
+"""Seeing every process's rows, with gradients, so that the number of processes does not change the mathematics.
+
+    process 0: rows 0 1  ─┐                      ┌─ loss over rows 0 1 2 3, on every process alike
+    process 1: rows 2 3  ─┴─ gather_rows ─ 0 1 2 3
+
+Each process computes the whole loss. Backward adds what all processes want of a row, which is the world size times its
+gradient; averaging parameter gradients over processes, as DistributedDataParallel does, makes it exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from crossdistill.errors import ObjectiveError
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        everyone = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, rows.contiguous())
+        ctx.local = len(rows)
+        return torch.cat(everyone)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.local
+        return gradient[start : start + ctx.local]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate the rows of all processes in rank order, (b, ...) to (world * b, ...); one process: unchanged.
+
+    Args:
+        rows: This process's rows; all processes must hold equally many (drop the last partial batch).
+
+    Returns:
+        Everyone's rows; the gradient flows back to the process each row came from.
+
+    Raises:
+        ObjectiveError: If processes hold different numbers of rows.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    sizes = [int(count) for count in counts]
+    if len(set(sizes)) > 1:
+        raise ObjectiveError(f"processes hold {sizes} rows; contrastive objectives need equal batches: set drop_last")
+    return _GatherRows.apply(rows)  # pyright: ignore[reportReturnType] - torch does not type apply

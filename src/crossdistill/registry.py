@@ -1,0 +1,109 @@
+"""Finding objectives, methods and networks by name: whatever class in a package carries `facts` is there.
+
+No list is kept anywhere: adding a system is adding a file, and the command line's choices, the docs table and the
+checks at the border follow from the facts on the class.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from crossdistill.errors import ConfigError, suggest
+
+Need = Literal["labels", "pairs", "teacher_logits", "feature_maps", "equal_widths", "index", "group"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a machine may know of a system without running it.
+
+    Attributes:
+        name: The word for it in an experiment file.
+        title: One line that says what it does.
+        paper: Authors and year; "ours" where it is our own. A reconstruction says so.
+        needs: What it cannot do without; the runner skips it, and says why, where that is missing.
+        modalities: The kinds it serves, ("any",) for all.
+        tasks: The tasks its student is evaluated on.
+    """
+
+    name: str
+    title: str
+    paper: str
+    needs: frozenset[Need] = frozenset()
+    modalities: tuple[str, ...] = ("any",)
+    tasks: tuple[str, ...] = ("classification",)
+
+
+@functools.cache
+def discover(package: str) -> Mapping[str, type[Any]]:
+    """Map names to the classes in `package` that carry facts of their own, sorted by name.
+
+    Args:
+        package: Dotted name of a package, for example "crossdistill.objectives".
+
+    Returns:
+        Name in an experiment file to class.
+
+    Raises:
+        ConfigError: If two classes claim one name.
+    """
+    found: dict[str, type[Any]] = {}
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        module = importlib.import_module(info.name)
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            facts = vars(cls).get("facts")
+            if cls.__module__ != info.name or not isinstance(facts, Facts):
+                continue
+            if facts.name in found:
+                other = found[facts.name].__module__
+                raise ConfigError(f"'{facts.name}' names a class in {other} and one in {info.name}; rename one of them")
+            found[facts.name] = cls
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def lookup(package: str, name: str) -> type[Any]:
+    """Give the class called `name`: one of `package`, or a user's own as "module.path:Class".
+
+    Args:
+        package: Where our own classes live, for example "crossdistill.objectives".
+        name: A name from the facts, or a dotted path with a colon.
+
+    Returns:
+        The class.
+
+    Raises:
+        ConfigError: If there is none; the message names the nearest.
+    """
+    if ":" in name:
+        loaded = load_dotted(name)
+        if not inspect.isclass(loaded):
+            raise ConfigError(f"'{name}' is not a class")
+        return loaded
+    known = discover(package)
+    if name not in known:
+        kind = package.rpartition(".")[2].removesuffix("s")
+        raise ConfigError(f"no {kind} is called '{name}'{suggest(name, known)}; or write your own as 'module:Class'")
+    return known[name]
+
+
+def load_dotted(path: str) -> Any:
+    """Import what "package.module:name" names.
+
+    Raises:
+        ConfigError: If the module or the name in it does not exist.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"cannot import '{module_name}' of '{path}': {error}; is it on the Python path?") from None
+    if not hasattr(module, name):
+        raise ConfigError(f"'{module_name}' has no '{name}'{suggest(name, (n for n in dir(module) if n[0] != '_'))}")
+    return getattr(module, name)

@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path) -> Generator[Path]:
     """Yield a temporary path beside `path`; on success it takes its place, on an error it disappears.
 
     The content is on the disk (fsync) before the name changes hands, so a reader, a crash or a power cut sees the old

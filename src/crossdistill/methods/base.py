@@ -34,9 +34,9 @@ def view(modality: str, k: int) -> str:
 
 
 def index_of(batch: Batch, modality: str) -> Tensor:
-    """Give the rows (b,) int64 that a modality's samples have in the data set, for paired and unpaired streams alike."""
-    index = batch["index"]
-    return index[modality] if isinstance(index, Mapping) else index
+    """Give the positions (b,) int64 of a modality's samples in the data, for paired and unpaired streams alike."""
+    index: Tensor | Mapping[str, Tensor] = batch["index"]
+    return index if isinstance(index, Tensor) else index[modality]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,10 @@ class Method(nn.Module, ABC):
 
     facts: ClassVar[Facts]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_fit_buffers)
+
     @abstractmethod
     def inputs(self) -> Mapping[str, int]:
         """Say which modalities a batch must hold and how many independently augmented views of each, usually 1."""
@@ -99,11 +103,11 @@ class Method(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} must define training_step or training_steps")
 
     def training_steps(self, batch: Batch) -> Iterator[Losses]:
-        """Yield one `Losses` for each optimiser step on this batch; the optimiser has stepped when the generator goes on."""
+        """Yield one `Losses` per optimiser step on this batch; when the generator goes on, it has stepped."""
         yield self.training_step(batch)
 
     def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Give scalars that describe a batch of held-out samples, in eval mode and without gradient; the loop averages."""
+        """Describe a batch of held-out samples by scalars, in eval mode and without gradient; the loop averages."""
         losses = self.training_step(batch)
         return {**losses.terms, **(losses.logged or {}), "loss": losses.total}
 
@@ -146,10 +150,19 @@ class Method(nn.Module, ABC):
         """Change gradients before the optimiser sees them, or remember weights. No-op by default."""
 
     def after_step(self) -> None:
-        """Follow the optimiser: momentum encoders, queues, channel exchange, projecting the change. No-op by default."""
+        """Follow the optimiser: momentum encoders, queues, exchange, projecting the change. No-op by default."""
 
     def after_stage(self, data: StageData) -> None:
         """Keep what later stages need: memories of class-incremental methods. No-op by default."""
+
+
+def _fit_buffers(module: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    """Give buffers whose shape depends on the data (queues, memories) the shape that the stored state has."""
+    for name, buffer in list(module.named_buffers()):
+        stored = state.get(prefix + name)
+        if isinstance(stored, Tensor) and stored.shape != buffer.shape:
+            owner, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(owner), leaf, torch.empty_like(stored, device=buffer.device))
 
 
 def freeze(network: nn.Module) -> nn.Module:

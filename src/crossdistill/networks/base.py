@@ -73,7 +73,9 @@ class Network(nn.Module):
         NetworkError: If the encoder does not say its `dim`.
     """
 
-    def __init__(self, encoder: nn.Module, *, projector: nn.Module | None = None, head: nn.Module | None = None) -> None:
+    def __init__(
+        self, encoder: nn.Module, *, projector: nn.Module | None = None, head: nn.Module | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(getattr(encoder, "dim", None), int):
             raise NetworkError(

@@ -66,7 +66,7 @@ class Objective(nn.Module, ABC):
         parts = self.parts(student, teacher, label=label, index=index, group=group)
         return torch.stack(list(parts.values())).sum()
 
-    def prepare(self, *, student_width: int, teacher_width: int, pairs: int) -> None:  # noqa: B027 - an optional hook
+    def prepare(self, *, student_width: int, teacher_width: int, pairs: int) -> None:
         """Make what depends on widths or the number of pairs (queues, memories, projections), once, before training.
 
         Args:
@@ -97,7 +97,7 @@ def check_pair(student: Tensor, teacher: Tensor, *, name: str, equal_widths: boo
             )
     if len(student) != len(teacher):
         raise ObjectiveError(
-            f"{name}: row i of both sides must be one pair; received {len(student)} student and {len(teacher)} teacher rows"
+            f"{name}: rows must be pairs; received {len(student)} student, {len(teacher)} teacher rows"
         )
     if len(student) < least:
         raise ObjectiveError(f"{name}: a batch needs at least {least} pairs; received {len(student)}")
@@ -112,7 +112,8 @@ def unit(features: Tensor) -> Tensor:
     """Scale rows to unit length, (b, d) to (b, d), with finite values and gradients for any finite input.
 
     Rows are divided by their largest entry first: squares then neither overflow nor vanish, and as the result does not
-    depend on that divisor it carries no gradient. A zero row stays zero and gets no gradient. Half precision is computed, and
+    depend on that divisor it carries no gradient. A zero row stays zero and gets no gradient. Half precision is
+    computed, and
     returned, in float32.
     """
     x = features if features.dtype == torch.float64 else features.float()

@@ -9,7 +9,8 @@ gradient; averaging parameter gradients over processes, as DistributedDataParall
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -54,4 +55,5 @@ def gather_rows(rows: Tensor) -> Tensor:
     sizes = [int(count) for count in counts]
     if len(set(sizes)) > 1:
         raise ObjectiveError(f"processes hold {sizes} rows; contrastive objectives need equal batches: set drop_last")
-    return _GatherRows.apply(rows)  # pyright: ignore[reportReturnType] - torch does not type apply
+    apply = cast("Callable[[Tensor], Tensor]", _GatherRows.apply)  # torch does not type it
+    return apply(rows)

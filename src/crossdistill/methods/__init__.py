@@ -1,0 +1,19 @@
+"""Systems of the literature, one file each; `base` is their contract with the loop."""
+
+from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of, view
+from crossdistill.methods.distillation import Distillation
+from crossdistill.methods.simclr import SimCLR
+from crossdistill.methods.supervised import Supervised
+
+__all__ = [
+    "Batch",
+    "Distillation",
+    "Losses",
+    "Method",
+    "SimCLR",
+    "StageData",
+    "Supervised",
+    "freeze",
+    "index_of",
+    "view",
+]

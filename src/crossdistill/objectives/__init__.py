@@ -1,0 +1,33 @@
+"""Losses, each usable alone in any training loop: tensors in, a scalar out.
+
+Every class here with `facts` is a choice of the experiment file by its facts' name; a new one is a new file in this
+folder.
+"""
+
+from crossdistill.objectives.base import Objective, unit
+from crossdistill.objectives.cmcd import (
+    CrossModalContrastive,
+    SimilarityDistillation,
+    anchored_distillation,
+    cross_modal_contrastive,
+    kernel_distances,
+    similarity_distillation,
+)
+from crossdistill.objectives.gather import gather_rows
+from crossdistill.objectives.ntxent import nt_xent
+from crossdistill.objectives.regression import L2, Cosine
+
+__all__ = [
+    "L2",
+    "Cosine",
+    "CrossModalContrastive",
+    "Objective",
+    "SimilarityDistillation",
+    "anchored_distillation",
+    "cross_modal_contrastive",
+    "gather_rows",
+    "kernel_distances",
+    "nt_xent",
+    "similarity_distillation",
+    "unit",
+]

@@ -1,0 +1,325 @@
+"""Pairs: one thing measured in several modalities, as cheap views of arrays that are never copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossdistill.data.columns import SPLITS, Columns, Pairing
+from crossdistill.data.draws import permutation
+from crossdistill.data.loader import Loader
+from crossdistill.data.modality import Modality
+from crossdistill.data.transforms import Transform
+from crossdistill.errors import DataError, suggest
+from crossdistill.files import digest
+
+__all__ = ["SPLITS", "PairedDataset"]
+
+
+class PairedDataset:
+    """Pairs of samples, with labels, groups and a split where they are known.
+
+    A data set is a view: an ordered choice of rows of arrays that all views share. Its methods give new views. A
+    *position* is a place in the view, 0..n-1; a *row* is one in the arrays.
+
+    Args:
+        arrays: Stored samples (n, *shape) by modality, in memory or memory-mapped; row i of each is one pair.
+        modalities: What they are, by the same names.
+        name: Of the data set.
+        label: Classes (n,) of integers 0..c-1, or None.
+        class_names: Their names; the numbers themselves when empty.
+        group: What must not be split (n,) of integers, or None.
+        split: 0 train, 1 validation, 2 test (n,), or None.
+        pairing: "natural" for pairs from one event, "class" for pairs that were matched by label.
+        licence: Of the data.
+        attribution: Whom to credit.
+        about: Where the data are from and what was done to them.
+        warnings: What the checks found odd but not wrong.
+
+    Raises:
+        DataError: If columns do not fit each other.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        modalities: Mapping[str, Modality],
+        *,
+        name: str = "data",
+        label: np.ndarray | None = None,
+        class_names: tuple[str, ...] = (),
+        group: np.ndarray | None = None,
+        split: np.ndarray | None = None,
+        pairing: Pairing = "natural",
+        licence: str = "",
+        attribution: str = "",
+        about: str = "",
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        if label is not None and not class_names:
+            class_names = tuple(str(c) for c in range(int(label.max(initial=-1)) + 1))
+        self.columns = Columns(
+            arrays=dict(arrays),
+            modalities=dict(modalities),
+            name=name,
+            label=None if label is None else np.asarray(label, dtype=np.int64),
+            class_names=tuple(class_names),
+            group=None if group is None else np.asarray(group, dtype=np.int64),
+            split=None if split is None else np.asarray(split, dtype=np.uint8),
+            pairing=pairing,
+            licence=licence,
+            attribution=attribution,
+            about=about,
+            warnings=tuple(warnings),
+        )
+        self.rows = np.arange(self.columns.rows)
+        self.shuffles: Mapping[str, int] = {}
+        self.transforms: Mapping[str, Transform] = {}
+        self.part = ""
+
+    # What is here --------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{m.name} {m.kind} {m.shape}" for m in self.modalities.values())
+        part = f".split('{self.part}')" if self.part else ""
+        return f"<{self.name}{part}: {len(self)} {self.pairing} pairs of {words}; {self.classes} classes>"
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self.columns.name
+
+    @property
+    def modalities(self) -> Mapping[str, Modality]:
+        """Modalities by name, with mean and std of the training split."""
+        return self.columns.modalities
+
+    @property
+    def pairing(self) -> Pairing:
+        """Where the pairs come from: "natural" (one event) or "class" (matched by label)."""
+        return self.columns.pairing
+
+    @property
+    def licence(self) -> str:
+        """Licence of the data."""
+        return self.columns.licence
+
+    @property
+    def attribution(self) -> str:
+        """Whom to credit."""
+        return self.columns.attribution
+
+    @property
+    def about(self) -> str:
+        """Where the data are from and what was done to them."""
+        return self.columns.about
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the checks at the border found odd but not wrong."""
+        return self.columns.warnings
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of class c at place c; empty without labels."""
+        return self.columns.class_names
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return self.columns.classes
+
+    @property
+    def label(self) -> np.ndarray | None:
+        """Classes (n,) int64 of the view, or None."""
+        return None if self.columns.label is None else self.columns.label[self.rows]
+
+    @property
+    def group(self) -> np.ndarray | None:
+        """Groups (n,) int64 of the view, or None."""
+        return None if self.columns.group is None else self.columns.group[self.rows]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have rows in this view."""
+        split = self.columns.split
+        return () if split is None else tuple(s for i, s in enumerate(SPLITS) if (split[self.rows] == i).any())
+
+    @property
+    def augmented_modalities(self) -> frozenset[str]:
+        """Modalities whose samples a loader augments."""
+        return frozenset(self.transforms)
+
+    # Other views ---------------------------------------------------------------------------------------------------
+
+    def split(self, name: str) -> PairedDataset:
+        """Give the rows of "train", "validation" or "test".
+
+        Raises:
+            DataError: If there is no such split here, or no rows are in it.
+        """
+        if name not in SPLITS:
+            raise DataError(f"no split is called '{name}'{suggest(name, SPLITS)}")
+        if self.columns.split is None:
+            raise DataError(f"'{self.name}' has no split; give it one, or take rows with `subset`")
+        view = self.subset(self.columns.split[self.rows] == SPLITS.index(name))
+        if not len(view):
+            raise DataError(f"'{self.name}' has no {name} rows here; it has {', '.join(self.splits) or 'none at all'}")
+        view.part = name
+        return view
+
+    def subset(self, rows: np.ndarray) -> PairedDataset:
+        """Give some positions of this view.
+
+        Args:
+            rows: Positions (m,) of integers 0..n-1 in any order, or a mask (n,) bool.
+
+        Raises:
+            DataError: If a position is outside or the mask has another length.
+        """
+        rows = np.asarray(rows)
+        if rows.dtype == bool and rows.shape == (len(self),):
+            rows = np.flatnonzero(rows)
+        fits = rows.ndim == 1 and (not len(rows) or rows.dtype.kind in "iu")
+        if not fits or (len(rows) and not 0 <= rows.min() <= rows.max() < len(self)):
+            raise DataError(
+                f"rows of '{self.name}' are positions in 0..{len(self) - 1} or a mask of {len(self)}; "
+                f"received {rows.dtype} {rows.shape}"
+            )
+        return self._view(rows=self.rows[rows.astype(np.int64)])
+
+    def shuffled(self, modality: str, seed: int) -> PairedDataset:
+        """Break the pairing of one modality with the rest, within this view: the control "shuffled pairs".
+
+        No sample keeps its partner (a random cycle through all positions). Labels and groups stay with the modalities
+        that are not shuffled. A subset or split of the result is shuffled anew within itself, so that no sample of
+        another split slips in.
+
+        Args:
+            modality: The one that is moved; usually the source, so that labels stay with the target.
+            seed: Of the permutation.
+
+        Raises:
+            DataError: If there is no such modality, or fewer than two pairs.
+        """
+        self.modality(modality)
+        if len(self) < 2:
+            raise DataError(f"one pair cannot be shuffled: '{self.name}' has {len(self)} here")
+        return self._view(shuffles={**self.shuffles, modality: seed})
+
+    def augmented(self, transforms: Mapping[str, Transform]) -> PairedDataset:
+        """Give this view with transforms that loaders apply, by modality; earlier ones of the same modality go."""
+        for name in transforms:
+            self.modality(name)
+        return self._view(transforms={**self.transforms, **transforms})
+
+    def _view(self, **changes: Any) -> PairedDataset:
+        view = copy.copy(self)
+        for name, value in changes.items():
+            setattr(view, name, value)
+        return view
+
+    # Reading -------------------------------------------------------------------------------------------------------
+
+    def modality(self, name: str) -> Modality:
+        """Give the modality called `name`.
+
+        Raises:
+            DataError: If there is none; the message names the nearest.
+        """
+        if name not in self.modalities:
+            raise DataError(f"'{self.name}' has no modality '{name}'{suggest(name, self.modalities)}")
+        return self.modalities[name]
+
+    def partners(self, modality: str) -> np.ndarray:
+        """Give the position (n,) int64 of the sample of `modality` that is paired with each position.
+
+        0..n-1, unless the modality is shuffled.
+        """
+        self.modality(modality)
+        if modality not in self.shuffles:
+            return np.arange(len(self))
+        order = permutation(self.shuffles[modality], 0, len(self), f"shuffled {modality}")
+        partners = np.empty(len(self), dtype=np.int64)
+        partners[order] = np.roll(order, -1)  # along a cycle through all positions: nobody meets the own partner
+        return partners
+
+    def raw(self, modality: str, positions: np.ndarray) -> np.ndarray:
+        """Give stored samples (m, *shape) at positions (m,) of this view, as if nothing were shuffled."""
+        self.modality(modality)
+        return self.columns.arrays[modality][self.rows[positions]]
+
+    def samples(self, modality: str, batch_size: int = 512) -> Iterator[Tensor]:
+        """Give all samples of a modality, prepared, in the order of positions, not shuffled, not augmented.
+
+        Args:
+            modality: Which.
+            batch_size: Samples a tensor; 512 keeps small pictures within a few MB.
+
+        Yields:
+            (b, *shape) float32.
+        """
+        kind = self.modality(modality)
+        for start in range(0, len(self), batch_size):
+            positions = np.arange(start, min(start + batch_size, len(self)))
+            yield kind.prepare(torch.from_numpy(self.raw(modality, positions)))
+
+    def loader(
+        self,
+        views: Mapping[str, int],
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        labels: bool = False,
+        workers: int = 0,
+        distinct_groups: bool = False,
+    ) -> Loader:
+        """Give batches of some modalities; only those named in `views` are read.
+
+        Args:
+            views: How many independently augmented views of each modality a batch holds.
+            batch_size: Pairs a batch.
+            seed: Of order and augmentation, which are functions of (seed, epoch) alone.
+            shuffle: Whether the order is random; else it is that of positions.
+            drop_last: Whether an incomplete last batch is left out (contrastive losses compare within a batch).
+            labels: Whether batches carry labels. A stage that is declared label-free does not even receive them.
+            workers: Processes that prepare batches; 0 prepares them here. The batches are the same, bit for bit.
+            distinct_groups: At most one sample of a group in a batch: two sketches of one photo are not negatives.
+
+        Raises:
+            DataError: If there are no labels, no groups or no whole batch where they are asked for.
+        """
+        return Loader(
+            self,
+            dict(views),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            labels=labels,
+            workers=workers,
+            distinct_groups=distinct_groups,
+        )
+
+    # Identity ------------------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that batches depend on, augmentation apart: samples, rows, pairing, labels, groups."""
+        contents = {name: self.columns.content(name) for name in self.modalities}
+        facts = {name: modality.to_json() for name, modality in self.modalities.items()}
+        return digest(contents, facts, self.columns.facts, self.rows.tobytes(), dict(self.shuffles))
+
+    def fingerprint_of(self, modality: str) -> str:
+        """Hash of what `samples(modality)` gives: stored samples, standardisation and rows; not the pairing."""
+        return digest(self.columns.content(modality), self.modality(modality).to_json(), self.rows.tobytes())

@@ -1,0 +1,184 @@
+"""Batches of pairs: which samples, in which order, how augmented, all as functions of (seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from crossdistill.data.draws import Draws, permutation
+from crossdistill.errors import DataError
+
+if TYPE_CHECKING:
+    from crossdistill.data.dataset import PairedDataset
+
+
+class Loader:
+    """Batches of a data set; made by `PairedDataset.loader`, which documents the arguments."""
+
+    def __init__(
+        self,
+        data: PairedDataset,
+        views: Mapping[str, int],
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        labels: bool,
+        workers: int,
+        distinct_groups: bool,
+    ) -> None:
+        for name, count in views.items():
+            data.modality(name)
+            if count < 1:
+                raise DataError(f"a batch holds at least one view of '{name}'; received {count}")
+        if not views:
+            raise DataError("a loader needs at least one modality to read")
+        if batch_size < 1 or workers < 0:
+            raise DataError(f"batch_size is at least 1 and workers at least 0; received {batch_size} and {workers}")
+        if labels and data.label is None:
+            raise DataError(f"labels are asked for, and '{data.name}' has none")
+        self.data, self.views, self.batch_size, self.seed = data, dict(views), batch_size, seed
+        self.shuffle, self.drop_last, self.workers = shuffle, drop_last, workers
+        self._label = data.label if labels else None
+        self._group = data.group
+        self._partners = {name: data.partners(name) for name in views if name in data.shuffles}
+        self._deal: _Deal | None = None
+        if distinct_groups:
+            if self._group is None:
+                raise DataError(f"distinct_groups is asked for, and '{data.name}' has no groups")
+            self._deal = _Deal(self._group, batch_size, drop_last, data.name)
+        if not len(self):
+            raise DataError(
+                f"'{data.name}' has {len(data)} pairs here: not one whole batch of {batch_size}. "
+                f"Set batch_size to {max(1, len(data))} or less, or drop_last to false"
+            )
+
+    def __len__(self) -> int:
+        """Give the number of batches an epoch."""
+        if self._deal is not None:
+            return self._deal.batches
+        whole, rest = divmod(len(self.data), self.batch_size)
+        return whole + bool(rest and not self.drop_last)
+
+    def epoch(self, epoch: int, skip: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """Give the batches of one epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0; another number gives another order and other augmentations.
+            skip: How many batches to leave out at the start (to resume within an epoch); the rest are unchanged.
+            rank: Which share of every batch to give, 0..world-1.
+            world: Number of shares; rows of a batch are cut into contiguous shares of equal size.
+
+        Yields:
+            Modality to float32 (b, *shape), the k-th further view as "name#k"; `index` (b,) int64, positions in the
+            data set (by modality where a modality read here is shuffled); `label` and `group` (b,) int64 where there.
+
+        Raises:
+            DataError: If a batch cannot be cut into `world` equal shares.
+        """
+        plan = self.plan(epoch)[skip:]
+        if world > 1:
+            plan = [_share(positions, rank, world) for positions in plan]
+        if not self.workers:
+            return (self.batch(epoch, positions) for positions in plan)
+        jobs = _Jobs(self, epoch, plan)
+        return iter(DataLoader(jobs, batch_size=None, shuffle=False, num_workers=self.workers))
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """Give the positions of every batch of an epoch, each (b,) int64."""
+        if self._deal is not None:
+            return self._deal.plan(self.seed if self.shuffle else None, epoch)
+        order = permutation(self.seed, epoch, len(self.data)) if self.shuffle else np.arange(len(self.data))
+        return [order[k * self.batch_size : (k + 1) * self.batch_size] for k in range(len(self))]
+
+    def batch(self, epoch: int, positions: np.ndarray) -> dict[str, Any]:
+        """Give the samples at `positions` (b,) as a batch of `epoch`."""
+        batch: dict[str, Any] = {}
+        places: dict[str, Tensor] = {}
+        for name, count in self.views.items():
+            own = self._partners[name][positions] if name in self._partners else positions
+            places[name] = torch.from_numpy(own.copy())
+            prepared = self.data.modalities[name].prepare(torch.from_numpy(self.data.raw(name, own)))
+            transform = self.data.transforms.get(name)
+            for k in range(count):
+                draws = Draws(seed=self.seed, epoch=epoch, index=places[name], modality=name, view=k)
+                batch[f"{name}#{k}" if k else name] = prepared if transform is None else transform(prepared, draws)
+        batch["index"] = places if self._partners else torch.from_numpy(positions.copy())
+        if self._label is not None:
+            batch["label"] = torch.from_numpy(self._label[positions])
+        if self._group is not None:
+            batch["group"] = torch.from_numpy(self._group[positions])
+        return batch
+
+
+class _Deal:
+    """Batches with at most one sample of a group, by dealing the samples like cards.
+
+    sorted by group   a a a b b c d d      sample k goes to batch k mod m;
+    batch of 3        0 1 2 0 1 2 0 1      no group has more than m samples, so none comes to a batch twice
+    """
+
+    def __init__(self, group: np.ndarray, batch_size: int, drop_last: bool, name: str) -> None:
+        self.group, self.drop_last, self.batch_size = group, drop_last, batch_size
+        sizes = np.unique(group, return_counts=True)[1]
+        if drop_last:  # the largest m for which m batches can be filled, big groups giving only m samples an epoch
+            fits = [m for m in range(1, len(group) // batch_size + 1) if np.minimum(sizes, m).sum() >= m * batch_size]
+            self.batches = max(fits, default=0)
+            if not fits:
+                raise DataError(
+                    f"distinct_groups: '{name}' has {len(sizes)} groups here, a batch of {batch_size} needs as many as "
+                    f"samples. Set batch_size to {len(sizes)} or less"
+                )
+        else:
+            self.batches = int(max(-(-len(group) // batch_size), sizes.max(initial=0)))
+
+    def plan(self, seed: int | None, epoch: int) -> list[np.ndarray]:
+        """Give the positions of every batch; `seed` None keeps the order of positions as far as it can be kept."""
+        n, m = len(self.group), self.batches
+        order = np.arange(n) if seed is None else permutation(seed, epoch, n)
+        if self.drop_last:
+            order = order[_occurrence(self.group[order]) < m][: m * self.batch_size]
+        # groups one after the other, in the order in which they first occur
+        _, first, inverse = np.unique(self.group[order], return_index=True, return_inverse=True)
+        dealt = order[np.argsort(first[inverse], kind="stable")]
+        batches = [dealt[k::m] for k in range(m)]
+        if seed is None:
+            return [np.sort(batch) for batch in batches]
+        return [batches[k] for k in permutation(seed, epoch, m, "order of batches")]
+
+
+def _occurrence(group: np.ndarray) -> np.ndarray:
+    """Number the samples of each group 0, 1, 2, ... in the order given, (n,) int64."""
+    order = np.argsort(group, kind="stable")
+    ordered = group[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    lengths = np.diff(np.r_[starts, len(group)])
+    number = np.empty(len(group), dtype=np.int64)
+    number[order] = np.arange(len(group)) - np.repeat(starts, lengths)
+    return number
+
+
+def _share(positions: np.ndarray, rank: int, world: int) -> np.ndarray:
+    size, rest = divmod(len(positions), world)
+    if rest:
+        raise DataError(f"a batch of {len(positions)} cannot be cut into {world} equal shares; change batch_size")
+    return positions[rank * size : (rank + 1) * size]
+
+
+class _Jobs(Dataset[dict[str, Any]]):
+    """What a worker process does with the number of a batch."""
+
+    def __init__(self, loader: Loader, epoch: int, plan: list[np.ndarray]) -> None:
+        self.loader, self.epoch, self.plan = loader, epoch, plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.loader.batch(self.epoch, self.plan[number])

@@ -92,11 +92,11 @@ class Network(nn.Module):
         return int(self.encoder.dim)  # pyright: ignore[reportArgumentType] - checked in the constructor
 
     def forward(self, x: Tensor) -> Outputs:
-        """Encode a batch (b, ...) and apply what there is of projector and head."""
-        features = self.encoder(x)
-        embedding = None if self.projector is None else self.projector(features)
-        logits = None if self.head is None else self.head(features)
-        return Outputs(features, embedding, logits)
+        """Encode a batch (b, ...) and apply what there is of projector and head; an encoder's maps are handed on."""
+        given = as_outputs(self.encoder(x))
+        embedding = None if self.projector is None else self.projector(given.features)
+        logits = None if self.head is None else self.head(given.features)
+        return Outputs(given.features, embedding, logits, given.maps)
 
 
 def as_outputs(value: Any) -> Outputs:

@@ -1,0 +1,111 @@
+"""An encoder from its name in an experiment file: one of ours, one of timm's, or one of the user's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from crossdistill.errors import ConfigError, NetworkError, suggest
+from crossdistill.networks.tapped import Tapped
+from crossdistill.registry import load_dotted, lookup
+
+DEFAULTS: Mapping[str, str] = MappingProxyType(
+    {"vector": "mlp", "image": "cnn", "sequence": "temporal_cnn", "audio": "spectrogram_cnn"}
+)
+"""Kind of a modality to the network that "auto" takes for it."""
+
+
+def build_encoder(spec: str, shape: Sequence[int], kind: str, **parameters: Any) -> nn.Module:
+    """Build an encoder with an attribute `dim`.
+
+    Args:
+        spec: "auto" (by kind), a name of ours such as "cnn", "timm:NAME", or "package.module:factory", a function or
+            class that returns a module; it is handed `shape` if it has a parameter of that name.
+        shape: Shape of one prepared sample, without the batch axis.
+        kind: Kind of the modality: vector, image, sequence or audio.
+        parameters: Keyword arguments of the network. For timm's and the user's own also `tap`, `maps` and `pool` of
+            `Tapped`.
+
+    Returns:
+        The encoder, in training mode, on the CPU.
+
+    Raises:
+        ConfigError: If the name or a parameter is unknown.
+        NetworkError: If the network cannot be built, read the shape or be tapped.
+    """
+    shape = tuple(shape)
+    if spec == "auto":
+        if kind not in DEFAULTS:
+            raise ConfigError(f"no network is the default for the kind '{kind}'{suggest(kind, DEFAULTS)}")
+        spec = DEFAULTS[kind]
+    if ":" not in spec:
+        cls = lookup("crossdistill.networks", spec)
+        served = cast("tuple[str, ...]", cls.facts.modalities)
+        if not {"any", kind} & set(served):
+            raise ConfigError(f"network '{spec}' reads {', '.join(served)}, not {kind}; 'auto' picks one that fits")
+        return _call(spec, cls, {"shape": shape, **parameters})
+    tapping = {key: parameters.pop(key) for key in ("tap", "maps", "pool") if key in parameters}
+    module = _timm(spec, shape, parameters) if spec.startswith("timm:") else _own(spec, shape, parameters)
+    try:
+        return Tapped(module, torch.zeros(1, *shape), **tapping)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise NetworkError(f"network '{spec}' cannot read samples of shape {shape}: {reason}") from error
+
+
+def _own(spec: str, shape: tuple[int, ...], parameters: dict[str, Any]) -> nn.Module:
+    factory = load_dotted(spec)
+    if not callable(factory):
+        raise ConfigError(f"'{spec}' cannot be called; it must be a function or class that gives a torch module")
+    if "shape" in inspect.signature(factory).parameters:
+        parameters = {"shape": shape, **parameters}
+    module = _call(spec, factory, parameters)
+    if not isinstance(module, nn.Module):
+        raise NetworkError(f"'{spec}' gave a {type(module).__name__}; it must give a torch module")
+    return module
+
+
+def _call(spec: str, factory: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
+    """Call `factory`, naming the nearest right word for a parameter that it does not have."""
+    signature = inspect.signature(factory)
+    accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    known = [name for name, p in signature.parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for name in parameters:
+        if name not in known and not accepts_any:
+            own = [word for word in known if word != "shape"]
+            raise ConfigError(f"network '{spec}' has no parameter '{name}'{suggest(name, own)}")
+    try:
+        signature.bind(**parameters)
+    except TypeError as error:
+        raise ConfigError(f"network '{spec}': {error}") from None
+    return factory(**parameters)
+
+
+def _timm(spec: str, shape: tuple[int, ...], parameters: Mapping[str, Any]) -> nn.Module:
+    """Make a timm model without its classifier, reading as many channels as the samples have."""
+    try:
+        import timm  # pyright: ignore[reportMissingImports] - an optional package
+    except (ImportError, RuntimeError, OSError) as error:
+        raise NetworkError(
+            f"'{spec}' needs timm, which does not load here ({error}); "
+            "install it with: pip install 'crossdistill[vision]', torchvision in the build that fits your torch"
+        ) from None
+    library = cast("Any", timm)
+    name = spec.removeprefix("timm:")
+    if len(shape) != 3:
+        raise NetworkError(f"'{spec}' reads pictures (channels, height, width); received samples {shape}")
+    if name.partition(".")[0] not in library.list_models():
+        raise ConfigError(f"timm has no model '{name}'{_few(name, library.list_models())}")
+    return library.create_model(name, **{"num_classes": 0, "in_chans": shape[0], **parameters})
+
+
+def _few(name: str, known: Sequence[str]) -> str:
+    """Suggest among thousands of names: those that share the first letters."""
+    start = name[:4]
+    near = [word for word in known if word.startswith(start)][:8]
+    return suggest(name, near)

@@ -1,0 +1,21 @@
+"""The one training loop, on Lightning Fabric: any method, any data, stopped and resumed without a trace."""
+
+from crossdistill.training.loop import fit
+from crossdistill.training.product import finished, load_product
+from crossdistill.training.protocols import Listener, Loader, TrainingData
+from crossdistill.training.settings import Settings
+from crossdistill.training.store import StoredOutputs, TeacherStore
+from crossdistill.training.user import UserData
+
+__all__ = [
+    "Listener",
+    "Loader",
+    "Settings",
+    "StoredOutputs",
+    "TeacherStore",
+    "TrainingData",
+    "UserData",
+    "finished",
+    "fit",
+    "load_product",
+]

@@ -1,0 +1,162 @@
+"""What a method is given of a data set: batches on its device, with its frozen teachers' outputs from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossdistill.errors import DataError, NetworkError
+from crossdistill.methods.base import Batch, Method, view
+from crossdistill.networks.base import Outputs
+from crossdistill.training.protocols import Loader, TrainingData
+from crossdistill.training.settings import Settings
+from crossdistill.training.store import StoredOutputs, TeacherStore
+from crossdistill.training.user import UserData
+
+
+class Feed:
+    """One data set as one method sees it; also the `StageData` of its hooks.
+
+    A modality whose frozen teacher is stored, and that no student reads, is not loaded at all.
+
+    Args:
+        method: Whose inputs and teachers are meant.
+        data: Any training data.
+        device: Where batches go.
+        labels: Whether batches carry labels.
+        batch_size: Samples a batch that hooks are given.
+        store: Where teachers' outputs come from; None leaves all teachers live.
+        seed: For the store's comparison with the live teacher.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: TrainingData,
+        *,
+        device: torch.device,
+        labels: bool,
+        batch_size: int,
+        store: TeacherStore | None,
+        seed: int,
+    ) -> None:
+        self.data, self.device, self.labels, self.batch_size = data, device, labels, batch_size
+        self.stored: dict[str, StoredOutputs] = {}
+        self.views = dict(method.inputs())
+        for modality, teacher in method.teachers().items():
+            known = data.fingerprint_of(modality) and modality not in data.augmented_modalities
+            if store is None or not known or self.views.get(modality) != 1:
+                continue
+            outputs = store.outputs(teacher, data, modality, device=device, seed=seed)
+            if outputs is None:
+                continue
+            self.stored[modality] = outputs
+            if not _has_student(method, modality) and len(self.views) > 1:  # something must be read
+                del self.views[modality]
+        self._partners = {modality: torch.from_numpy(data.partners(modality)) for modality in self.stored}
+
+    def __len__(self) -> int:
+        """Give the number of samples."""
+        return len(self.data)
+
+    def loader(self, settings: Settings, seed: int, *, training: bool) -> Loader:
+        """Give the data's own loader of what must be read."""
+        size = settings.batch_size if training else min(settings.batch_size, max(1, len(self.data)))
+        return self.data.loader(
+            self.views,
+            batch_size=size,
+            seed=seed,
+            shuffle=training,
+            drop_last=training,
+            labels=self.labels,
+            workers=settings.workers,
+        )
+
+    def ready(self, batch: dict[str, Any]) -> Batch:
+        """Complete a loader's batch with stored outputs and move it to the device."""
+        if self.stored:
+            batch["stored"] = self._look_up(batch)
+        return (
+            batch if self.device.type == "cpu" else {name: _move(value, self.device) for name, value in batch.items()}
+        )
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that lacks what the method reads, or holds the labels of a stage without labels.
+
+        Raises:
+            DataError: With the names.
+        """
+        wanted = [view(modality, k) for modality, count in self.views.items() for k in range(count)]
+        missing = [name for name in wanted if name not in batch]
+        if missing:
+            raise DataError(f"a batch lacks {', '.join(missing)}; it has: {', '.join(sorted(batch))}")
+        if "label" in batch and not self.labels:
+            raise DataError("this stage takes no labels, but its batches carry them; leave them out of the loader")
+
+    def batches(self) -> Iterator[Batch]:
+        """Give every sample once, in order, without augmentation, on the method's device."""
+        if isinstance(self.data, UserData):
+            loader = self.data.loader(self.views, batch_size=self.batch_size, seed=0, labels=self.labels)
+            yield from (self.ready(batch) for batch in loader.epoch(0))
+            return
+        partners = {modality: torch.from_numpy(self.data.partners(modality)) for modality in self.views}
+        shuffled = {m for m, p in partners.items() if not torch.equal(p, torch.arange(len(p)))}
+        whole = {m: torch.cat(list(self.data.samples(m, self.batch_size)))[partners[m]] for m in shuffled}
+        sources = {
+            m: _cut(whole[m], self.batch_size) if m in shuffled else self.data.samples(m, self.batch_size)
+            for m in self.views
+        }
+        label = self.data.label if self.labels else None
+        for rows in _cut(torch.arange(len(self.data)), self.batch_size):
+            batch: dict[str, Any] = {m: next(source) for m, source in sources.items()}
+            batch |= {view(m, k): batch[m] for m, count in self.views.items() for k in range(1, count)}
+            batch["index"] = {m: partners[m][rows] for m in partners} if shuffled else rows
+            for name, column in (("label", label), ("group", self.data.group)):
+                if column is not None:
+                    batch[name] = torch.from_numpy(column[rows.numpy()])
+            yield self.ready(batch)
+
+    def _look_up(self, batch: dict[str, Any]) -> dict[str, Outputs]:
+        """Give the stored rows of a batch, and complete its index by the modalities that were not read.
+
+        A loader that does not read a shuffled modality does not say whom it would have paired: partners do.
+        """
+        index: Tensor | Mapping[str, Tensor] = batch["index"]
+        found: dict[str, Tensor] = {}
+        for modality, partners in self._partners.items():
+            if isinstance(index, Mapping):
+                read = next(iter(index))
+                found[modality] = index[modality] if modality in index else partners[self._position(read)[index[read]]]
+            else:
+                found[modality] = partners[index]
+        if isinstance(index, Mapping) or any(not torch.equal(rows, index) for rows in found.values()):
+            read_index = dict(index) if isinstance(index, Mapping) else dict.fromkeys(self.views, index)
+            batch["index"] = {**read_index, **found}
+        return {modality: self.stored[modality].rows(rows) for modality, rows in found.items()}
+
+    def _position(self, modality: str) -> Tensor:
+        """Give the pair that each sample of a modality belongs to, (n,) int64: the inverse of its partners."""
+        return torch.argsort(torch.from_numpy(self.data.partners(modality)))
+
+
+def _has_student(method: Method, modality: str) -> bool:
+    try:
+        method.student(modality)
+    except (NetworkError, KeyError):
+        return False
+    return True
+
+
+def _cut(tensor: Tensor, size: int) -> Iterator[Tensor]:
+    return (tensor[start : start + size] for start in range(0, len(tensor), size))
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor | Outputs):
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _move(inner, device) for name, inner in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return value

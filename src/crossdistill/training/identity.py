@@ -1,0 +1,71 @@
+"""Whether two networks, or two stages, are the same; and whether a frozen teacher is frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.errors import TrainingError
+from crossdistill.files import digest
+
+
+def tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Give every parameter and buffer by name, those that `state_dict` leaves out too."""
+    yield from network.named_parameters()
+    yield from network.named_buffers()
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Hash all parameters and buffers of a network bit for bit, wherever they are."""
+    state = hashlib.sha256()
+    for name, tensor in tensors_of(network):
+        state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()[:16]
+
+
+def code_of(network: nn.Module) -> str:
+    """Hash what a network does with its weights, as far as can be known: its structure and its classes' source."""
+    classes = {f"{type(m).__module__}.{type(m).__qualname__}": type(m) for m in network.modules()}
+    sources = {name: _source(cls) for name, cls in classes.items() if not name.startswith("torch.")}
+    return digest(re.sub(r" at 0x[0-9a-f]+", "", repr(network)), sources, sorted(classes))
+
+
+def _source(cls: type) -> str:
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):  # made at run time, or in a notebook's cell
+        return ""
+
+
+def check_frozen(teacher: nn.Module, modality: str) -> None:
+    """Refuse a teacher that would learn.
+
+    Raises:
+        TrainingError: If one of its modules is in training mode or one of its parameters asks for a gradient.
+    """
+    if any(module.training for module in teacher.modules()):
+        raise TrainingError(f"the teacher of '{modality}' is in training mode; freeze(teacher) first")
+    learning = [name for name, parameter in teacher.named_parameters() if parameter.requires_grad]
+    if learning:
+        raise TrainingError(
+            f"the teacher of '{modality}' learns: {learning[0]} asks for a gradient; freeze(teacher) first"
+        )
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Say what differs between two nested dicts of plain values: "settings.lr was 0.01, is 0.1"."""
+    found: list[str] = []
+    for name in sorted({*then, *now}):
+        before, after = then.get(name), now.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
+        elif before != after:
+            found.append(f"{prefix}{name} was {before!r}, is {after!r}")
+    return found

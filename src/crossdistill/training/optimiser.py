@@ -1,0 +1,90 @@
+"""The optimiser's parameter groups, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from crossdistill.errors import TrainingError
+from crossdistill.methods.base import Method
+from crossdistill.training.settings import Settings
+
+
+def learning_rate(step: int, total: int, settings: Settings) -> float:
+    """Give the learning rate of a step, as a function of nothing else.
+
+    With w = round(warmup * total) steps of warm-up the rate is lr * (step + 1) / w before step w; from there on it is
+    lr, or with the cosine lr * (1 + cos(pi * (step - w) / (total - w))) / 2 (Loshchilov and Hutter 2017, equation 5),
+    which is lr at step w and would be 0 at step `total`.
+
+    Args:
+        step: Steps done before this one, 0..total-1.
+        total: Steps of the stage.
+        settings: For lr, schedule and warmup.
+    """
+    warm = round(settings.warmup * total)
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / (total - warm)))
+
+
+def parameter_groups(method: Method, settings: Settings) -> list[dict[str, Any]]:
+    """Split the method's parameter groups into those with and without weight decay.
+
+    Biases, norms' scales, temperatures and whatever else has fewer than two axes is not decayed: decay would pull a
+    scale to zero without regularising anything. A group that sets its own "weight_decay" keeps it for all it holds.
+
+    Returns:
+        Groups for a torch optimiser; "lr_scale" stays in them, the loop multiplies by it.
+
+    Raises:
+        TrainingError: If there is nothing to train, or a frozen teacher's parameter is among it.
+    """
+    frozen = {id(p): name for name, teacher in method.teachers().items() for p in teacher.parameters()}
+    groups: list[dict[str, Any]] = []
+    for given in method.parameter_groups():
+        parameters: list[nn.Parameter] = [p for p in given["params"] if p.requires_grad]
+        if taught := {frozen[id(p)] for p in parameters if id(p) in frozen}:
+            raise TrainingError(
+                f"parameter_groups of {type(method).__name__} hold the frozen teacher of {', '.join(sorted(taught))}; "
+                "leave it out, or drop it from teachers()"
+            )
+        rest = {key: value for key, value in given.items() if key != "params"}
+        rest.setdefault("lr_scale", 1.0)
+        if "weight_decay" in rest:
+            parts = [(parameters, rest["weight_decay"])]
+        else:
+            parts = [
+                ([p for p in parameters if p.ndim >= 2], settings.weight_decay),
+                ([p for p in parameters if p.ndim < 2], 0.0),
+            ]
+        groups += [{**rest, "params": some, "weight_decay": decay} for some, decay in parts if some]
+    if not groups:
+        raise TrainingError(
+            f"{type(method).__name__} has no parameter that asks for a gradient; there is nothing to train"
+        )
+    return groups
+
+
+def build(method: Method, settings: Settings) -> torch.optim.Optimizer:
+    """Make the optimiser of a method that is on its device already.
+
+    The fused kernels are three to five times as fast as the plain ones on CPUs and at least as fast on GPUs; with
+    "16-mixed" they would have to unscale the gradients themselves, too late for clipping and gradient surgery.
+    """
+    groups = parameter_groups(method, settings)
+    fused = settings.precision != "16-mixed" and _may_fuse(p for group in groups for p in group["params"])
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=settings.lr, fused=fused)
+
+
+def _may_fuse(parameters: Iterable[nn.Parameter]) -> bool:
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters)

@@ -1,0 +1,102 @@
+"""What a finished stage leaves in its folder: the trained weights, and the record that it is finished."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType] - untyped
+from torch import Tensor
+
+from crossdistill._version import __version__
+from crossdistill.errors import TrainingError
+from crossdistill.files import whole_file, write_json
+from crossdistill.methods.base import Method
+from crossdistill.training.identity import differences
+from crossdistill.training.state import load_state, state_of, teacher_digests
+
+_PRODUCT, _RECORD = "product.safetensors", "stage.json"
+
+
+def finished(folder: str | Path, key: str) -> bool:
+    """Say whether `folder` holds a finished stage of that key."""
+    return read_record(Path(folder)).get("key") == key
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Give what stage.json says of a finished stage; empty where there is none."""
+    if not (folder / _PRODUCT).is_file():
+        return {}
+    try:
+        record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
+def save_product(method: Method, folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the method's state without its frozen teachers, then the record that says the stage is finished.
+
+    Args:
+        method: The trained method.
+        folder: Where to.
+        record: JSON values; the versions of what computed them are added.
+
+    Raises:
+        TrainingError: If the method's extra state is neither tensors nor JSON values.
+    """
+    state = state_of(method, copy=True)
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    try:
+        plain = json.dumps({name: value for name, value in state.items() if name not in tensors})
+    except TypeError as error:
+        raise TrainingError(
+            f"the extra state of {type(method).__name__} must be tensors or JSON values: {error}"
+        ) from None
+    with whole_file(folder / _PRODUCT) as temporary:
+        save_file(tensors, temporary, metadata={"extra": plain, "teachers": json.dumps(teacher_digests(method))})
+    versions = {
+        "crossdistill": __version__,
+        "torch": torch.__version__,
+        "lightning_fabric": importlib.metadata.version("lightning-fabric"),
+        "python": platform.python_version(),
+    }
+    write_json(folder / _RECORD, {**record, "versions": versions})
+
+
+def load_product(method: Method, folder: str | Path) -> Method:
+    """Put the weights of a finished stage into a method of the same construction, in place.
+
+    Args:
+        method: Built as the trained one was; its frozen teachers must be the same, as they are not in the file.
+        folder: Of the stage.
+
+    Returns:
+        The same method.
+
+    Raises:
+        TrainingError: If there is no product, it does not fit, or was trained with another teacher.
+    """
+    path = Path(folder) / _PRODUCT
+    try:
+        state, metadata = _read(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"there is no finished stage in {folder}: {error}") from None
+    changed = differences({"teacher": json.loads(metadata["teachers"])}, {"teacher": teacher_digests(method)})
+    if changed:
+        raise TrainingError(f"{path} was trained with another teacher: {'; '.join(changed)} (hash of the weights)")
+    state |= json.loads(metadata["extra"])
+    load_state(method, state, extra=True, where=str(path))
+    return method
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    opened: Any = safe_open  # untyped
+    with opened(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - not a dict

@@ -1,0 +1,90 @@
+"""How long, how fast and in which steps a stage trains: one frozen object, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from crossdistill.errors import ConfigError, suggest
+
+Optimizer = Literal["adamw", "adam", "sgd"]
+Schedule = Literal["cosine", "constant"]
+Keep = Literal["last", "best"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The numbers of a training stage.
+
+    A *step* is one batch, or `accumulate` batches: it is the unit of the schedule, of `checkpoint_every` and of the
+    logs. A method that takes several optimiser steps on one batch takes them all within one step.
+
+    Attributes:
+        epochs: Passes over the data; 30 brings small students on a few thousand pairs to their plateau.
+        batch_size: Samples a batch; 256, as contrastive objectives take their negatives from the batch.
+        optimizer: "adamw" (decoupled decay; needs the least tuning), "adam" or "sgd".
+        lr: Largest learning rate, reached after the warm-up; 1e-3 is AdamW's usual one, SGD wants about 0.1.
+        weight_decay: Per step and unit of learning rate; of matrices and kernels only, never of biases, norms or
+            other parameters of fewer than two axes. 1e-4 hardly regularises and keeps scale-free weights from growing.
+        momentum: Of "sgd" alone; 0.9 is what the papers use.
+        schedule: "cosine" goes from `lr` to 0 over the stage, "constant" stays.
+        warmup: Share of all steps, 0 to below 1, over which the rate climbs linearly; 0, as small students need none.
+        precision: "32-true"; "bf16-mixed" or "16-mixed" (autocast) are faster on GPUs that have them.
+        clip: Largest global norm of the gradient, above 0; None does not clip.
+        accumulate: Batches whose gradients are averaged into one step; 1.
+        workers: Processes that prepare batches; 0 prepares them in this one, best for small arrays.
+        checkpoint_every: Steps between checkpoints; None writes one at each epoch's end. One is always written on stop.
+        keep: "last" weights, or the "best": of the epoch with the lowest held-out loss.
+
+    Raises:
+        ConfigError: If a value is outside its range; the message names the field and the range.
+    """
+
+    epochs: int = 30
+    batch_size: int = 256
+    optimizer: Optimizer = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    schedule: Schedule = "cosine"
+    warmup: float = 0.0
+    precision: str = "32-true"
+    clip: float | None = None
+    accumulate: int = 1
+    workers: int = 0
+    checkpoint_every: int | None = None
+    keep: Keep = "last"
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("workers", 0)):
+            _whole(name, getattr(self, name), least)
+        if self.checkpoint_every is not None:
+            _whole("checkpoint_every", self.checkpoint_every, 1)
+        _inside("lr", self.lr, self.lr > 0, "a number above 0")
+        _inside("weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
+        _inside("momentum", self.momentum, 0 <= self.momentum < 1, "a number from 0 to below 1")
+        _inside("warmup", self.warmup, 0 <= self.warmup < 1, "a share of the steps, from 0 to below 1")
+        if self.clip is not None:
+            _inside("clip", self.clip, self.clip > 0, "a number above 0, or none")
+        choices = (("optimizer", Optimizer), ("schedule", Schedule), ("keep", Keep), ("precision", Precision))
+        for name, allowed in choices:
+            if getattr(self, name) not in get_args(allowed):
+                raise ConfigError(
+                    f"{name} is '{getattr(self, name)}'{suggest(str(getattr(self, name)), get_args(allowed))}"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all fields by name, as JSON holds them."""
+        return asdict(self)
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}; received {value!r}")
+
+
+def _inside(name: str, value: float, inside: bool, allowed: str) -> None:
+    if not (inside and math.isfinite(value)):
+        raise ConfigError(f"{name} must be {allowed}; received {value!r}")

@@ -1,0 +1,288 @@
+"""One stage, from its first hook to its product."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crossdistill.errors import DataError, Interrupted, TrainingError
+from crossdistill.methods.base import Batch, Method
+from crossdistill.training.checkpoint import (
+    Progress,
+    kept_random,
+    random_state,
+    read_checkpoint,
+    restore_random,
+    save_checkpoint,
+)
+from crossdistill.training.feed import Feed
+from crossdistill.training.log import MetricsLog
+from crossdistill.training.meter import Meter, NotFinite
+from crossdistill.training.optimiser import build, learning_rate
+from crossdistill.training.product import save_product
+from crossdistill.training.protocols import Listener, Loader, TrainingData
+from crossdistill.training.settings import Settings
+from crossdistill.training.state import load_state, state_of, teacher_digests
+from crossdistill.training.step import Stepper
+from crossdistill.training.store import TeacherStore
+from crossdistill.training.watch import Teller, check_unchanged, check_weights, held_out_means, size_of
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Stage:
+    """A method on its device, its data, and how far it has come; `fit` documents the arguments."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        method: Method,
+        data: TrainingData,
+        settings: Settings,
+        *,
+        seed: int,
+        labels: bool,
+        folder: Path | None,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.fabric, self.method, self.data, self.settings = fabric, method, data, settings
+        self.seed, self.labels, self.folder = seed, labels, folder
+        self.recorded, self.identity = identity, {**identity, "data": data.fingerprint}
+        self.device: torch.device = fabric.device
+        self.checkpoint = None if folder is None else folder / "checkpoint.pt"
+        self.meter = Meter(waits=self.device.type != "cpu")
+        self.progress = Progress()
+
+    def prepare(self, store: TeacherStore | None, held_out: TrainingData | None) -> None:
+        """Bring about all that the first step needs, and what a checkpoint says has happened since.
+
+        `before_stage` runs in a resumed stage as well, on the same weights and random numbers as the first time: it may
+        have made modules and buffers that the checkpoint is then poured into.
+        """
+        saved = None if self.checkpoint is None else read_checkpoint(self.checkpoint, self.identity)
+        self.feed = self._feed(self.data, store)
+        self.held_out = None if held_out is None else self._feed(held_out, store)
+        self.loader: Loader = self.feed.loader(self.settings, self.seed, training=True)
+        self.batches = len(self.loader)
+        if not self.batches:
+            raise DataError(f"{len(self.data)} samples do not fill one batch of {self.settings.batch_size}")
+        self.teachers = teacher_digests(self.method)
+        torch.manual_seed(self.seed)
+        self.method.eval()
+        self.method.before_stage(self.feed)
+        self.method.to(self.device)
+        self.optimizer = build(self.method, self.settings)
+        self.total = self.settings.epochs * math.ceil(self.batches / self.settings.accumulate)
+        self.stepper = Stepper(
+            self.fabric, self.method, self.optimizer, settings=self.settings, total=self.total, meter=self.meter
+        )
+        if saved is not None:
+            self._restore(saved)
+        self.log = MetricsLog(self.folder, self.progress.records)
+
+    def run(self, listener: Listener | None, stop: Callable[[], bool]) -> None:
+        """Train to the end, and save the product."""
+        progress = self.progress
+        if listener is not None:
+            listener.started(self.total, progress.step)
+        while progress.epoch < self.settings.epochs:
+            self._epoch(listener, stop)
+        if progress.best is not None:
+            load_state(self.method, progress.best["state"], extra=False, where="the best epoch's weights")
+        self.method.eval()
+        self.method.after_stage(self.feed)
+        check_unchanged(self.method, self.teachers)
+        if self.folder is not None:
+            self._finish(self.folder)
+        if listener is not None:
+            listener.finished()
+
+    def _feed(self, data: TrainingData, store: TeacherStore | None) -> Feed:
+        return Feed(
+            self.method,
+            data,
+            device=self.device,
+            labels=self.labels,
+            batch_size=self.settings.batch_size,
+            store=store,
+            seed=self.seed,
+        )
+
+    # The epoch -------------------------------------------------------------------------------------------------------
+
+    def _epoch(self, listener: Listener | None, stop: Callable[[], bool]) -> None:
+        """Run an epoch, or the rest of one, and log it."""
+        progress, every = self.progress, self.settings.checkpoint_every
+        if not progress.batch:
+            self.meter.clear()
+            progress.samples, progress.running, progress.waited = 0, 0.0, 0.0
+            self.method.eval()
+            self.method.before_epoch(self.feed, progress.epoch)
+        self.method.train()
+        teller = None if listener is None else Teller(listener, progress)
+        for _ in self._steps(teller):
+            if stop():
+                self._stop()
+            if every and progress.step % every == 0 and progress.batch < self.batches:
+                self._save()
+        self._end_epoch(listener)
+        if every is None or progress.step % every == 0:
+            self._save()
+
+    def _steps(self, teller: Teller | None) -> Iterator[None]:
+        """Take the steps of an epoch; pauses after each."""
+        progress, take, accumulate = self.progress, self.stepper.take, self.settings.accumulate
+        number, batches = progress.batch, self._batches(progress.epoch, progress.batch)
+        share, clock = 1, time.perf_counter
+        started = clock()
+        for batch in batches:
+            loaded = clock()
+            place = number % accumulate
+            if not place:
+                share = min(accumulate, self.batches - number)
+                self.stepper.begin(progress.step)
+            number += 1
+            try:
+                take(batch, share=share, last=place + 1 == share)
+            except NotFinite as error:
+                raise self._placed(error) from None
+            progress.samples += size_of(batch)
+            now = clock()
+            progress.running += now - started
+            progress.waited += loaded - started
+            started = now
+            if place + 1 == share:
+                progress.batch = number
+                progress.step += 1
+                if teller is not None and teller.due(now):
+                    self._flush()
+                    teller.tell(now, self.meter.latest, progress)
+                yield
+                started = clock()
+        if number != self.batches:
+            raise DataError(f"the loader said {self.batches} batches an epoch, but gave {number}")
+
+    def _batches(self, epoch: int, skip: int) -> Iterator[Batch]:
+        """Give the batches of an epoch; opening the loader leaves the random numbers of training alone.
+
+        Torch's DataLoader draws when it is opened, which a resumed epoch does once more than one that ran through.
+        """
+        with kept_random(self.device):
+            batches = iter(self.loader.epoch(epoch, skip))
+            first = next(batches, None)
+        if first is None:
+            return
+        self.feed.check(first)
+        yield self.feed.ready(first)
+        for batch in batches:
+            yield self.feed.ready(batch)
+
+    def _end_epoch(self, listener: Listener | None) -> None:
+        progress = self.progress
+        self._flush()
+        check_weights(self.method, self._place())
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.seconds += progress.running
+        record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, **self.meter.means()}
+        record["lr"] = learning_rate(progress.step - 1, self.total, self.settings)
+        record["seconds"] = progress.running
+        record["samples_per_second"] = progress.samples / max(progress.running, 1e-9)
+        record["data_wait"] = progress.waited / max(progress.running, 1e-9)
+        if self.held_out is not None:
+            self.method.eval()
+            with kept_random(self.device), torch.no_grad():
+                loader = self.held_out.loader(self.settings, self.seed, training=False)
+                scores = held_out_means(self.method, self.held_out, loader, self.stepper.autocast)
+            record |= {f"held_out/{name}": value for name, value in scores.items()}
+            self._keep_best(scores)
+        record = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self.log.add(record)
+        if listener is not None:
+            listener.epoch_ended(record)
+
+    def _keep_best(self, scores: Mapping[str, float]) -> None:
+        if self.settings.keep != "best":
+            return
+        if "loss" not in scores:
+            raise TrainingError(f'keep is "best", but held_out_step of {type(self.method).__name__} gives no "loss"')
+        best = self.progress.best
+        if best is None or scores["loss"] < best["loss"]:
+            state = state_of(self.method, copy=True)
+            self.progress.best = {"loss": scores["loss"], "epoch": self.progress.epoch, "state": state}
+
+    # Saving ----------------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        self._flush()
+        check_weights(self.method, self._place())
+        content = {
+            "method": state_of(self.method),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "random": random_state(self.device),
+            "meter": self.meter.state_dict(),
+            "progress": self.progress.to_dict(),
+        }
+        save_checkpoint(self.checkpoint, self.identity, content)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        load_state(self.method, saved["method"], extra=False, where=str(self.checkpoint))
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(saved["precision"])
+        self.meter.load_state_dict(saved["meter"])
+        for name, value in saved["progress"].items():
+            setattr(self.progress, name, value)
+        restore_random(saved["random"], self.device)
+
+    def _stop(self) -> None:
+        self._save()
+        done = f"step {self.progress.step} of {self.total}"
+        raise Interrupted(
+            f"stopped at {done}; the same call goes on from {self.checkpoint}"
+            if self.checkpoint
+            else f"stopped at {done}; nothing is saved, as no folder was given"
+        )
+
+    def _finish(self, folder: Path) -> None:
+        progress = self.progress
+        record = {
+            "key": self.recorded["key"],
+            "identity": self.recorded,
+            "seconds": progress.seconds,
+            "steps": progress.step,
+            "best_epoch": None if progress.best is None else progress.best["epoch"],
+            "device": str(self.device),
+            "data": self.data.fingerprint,
+            "teachers": self.teachers,
+            "settings": self.settings.to_json(),
+            "history": progress.records,
+        }
+        save_product(self.method, folder, record)
+        assert self.checkpoint is not None
+        self.checkpoint.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        try:
+            self.meter.flush()
+        except NotFinite as error:
+            raise self._placed(error) from None
+
+    def _place(self) -> str:
+        stage = f" of {self.folder.name}" if self.folder is not None else ""
+        return f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}{stage}"
+
+    def _placed(self, error: NotFinite) -> TrainingError:
+        """Say where it happened and what to try."""
+        check_weights(self.method, f"{self._place()}: {error}")
+        return TrainingError(
+            f"{self._place()}: {error}. Look at what that term is computed from (NaN in the data, a temperature "
+            "too low); or lower lr, or set clip or warmup"
+        )

@@ -1,0 +1,91 @@
+"""What of a method is saved: everything that can change, which frozen teachers cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.errors import TrainingError
+from crossdistill.methods.base import Method
+from crossdistill.training.identity import tensors_of, weights_digest
+
+
+def teacher_digests(method: Method) -> dict[str, str]:
+    """Hash the weights of every frozen teacher, by modality."""
+    return {modality: weights_digest(teacher) for modality, teacher in sorted(method.teachers().items())}
+
+
+def _frozen(method: Method) -> set[int]:
+    return {id(tensor) for teacher in method.teachers().values() for _, tensor in tensors_of(teacher)}
+
+
+def state_of(method: Method, *, copy: bool = False) -> dict[str, Any]:
+    """Give the method's `state_dict` on the CPU, without the frozen teachers.
+
+    Args:
+        method: Any method.
+        copy: Whether the tensors are copies, each with memory of its own, rather than views of the living ones.
+    """
+    frozen = _frozen(method)
+    state: dict[str, Any] = {}
+    for name, value in method.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor):
+            if id(value) in frozen:
+                continue
+            value = value.detach().cpu()
+            value = value.clone(memory_format=torch.contiguous_format) if copy else value
+        state[name] = value
+    return state
+
+
+def load_state(method: Method, state: Mapping[str, Any], *, extra: bool, where: str) -> None:
+    """Put a saved state into a method of the same construction, in place.
+
+    A buffer of another size (a memory that grew) is replaced.
+
+    Args:
+        method: Where to.
+        state: What `state_of` gave.
+        extra: Whether the state may hold what the method has no place for: parts that an objective made for itself when
+            its stage began, and that no deployed student needs.
+        where: The file, for the message.
+
+    Raises:
+        TrainingError: If the two do not fit.
+    """
+    for name, value in state.items():
+        path, _, leaf = name.rpartition(".")
+        owner = _submodule(method, path)
+        if owner is None or not isinstance(value, Tensor):
+            continue
+        buffers = owner._buffers  # pyright: ignore[reportPrivateUsage] - the only way to a buffer that is None
+        if leaf not in buffers:
+            continue
+        now = buffers[leaf]
+        if now is None or now.shape != value.shape or now.dtype != value.dtype:
+            buffers[leaf] = torch.empty_like(value, device=_device(method) if now is None else now.device)
+    frozen = _frozen(method)
+    own = method.state_dict(keep_vars=True)
+    known = {name for name, value in own.items() if id(value) not in frozen}
+    try:
+        method.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
+    except RuntimeError as error:
+        raise TrainingError(f"{where} does not fit {type(method).__name__}: {error}") from None
+    missing, surplus = sorted(known - set(state)), sorted(set(state) - known)
+    if missing or (surplus and not extra):
+        lacks = f"it lacks {missing[0]} ({len(missing)} such)" if missing else f"it holds {surplus[0]} besides"
+        raise TrainingError(f"{where} is not of this {type(method).__name__}: {lacks}; build the method as it was then")
+
+
+def _submodule(method: Method, path: str) -> nn.Module | None:
+    try:
+        return method.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _device(method: Method) -> torch.device:
+    return next((tensor.device for _, tensor in tensors_of(method)), torch.device("cpu"))

@@ -1,0 +1,98 @@
+"""Looking at a stage from outside: its held-out scores, its progress, and what must not happen to its weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossdistill.errors import TrainingError
+from crossdistill.methods.base import Batch, Method
+from crossdistill.training.checkpoint import Progress
+from crossdistill.training.feed import Feed
+from crossdistill.training.protocols import Listener, Loader
+from crossdistill.training.state import teacher_digests
+
+_TELL_EVERY = 0.2  # seconds: as often as an eye follows, and too seldom to cost anything
+
+
+class Teller:
+    """Tells a listener how training goes, a few times a second.
+
+    Args:
+        listener: Who is told.
+        progress: Where the stage is when telling begins.
+    """
+
+    def __init__(self, listener: Listener, progress: Progress) -> None:
+        self._listener = listener
+        self._then = (time.perf_counter(), progress.samples, progress.running, progress.waited)
+
+    def due(self, now: float) -> bool:
+        """Say whether it is time again."""
+        return now - self._then[0] >= _TELL_EVERY
+
+    def tell(self, now: float, loss: float, progress: Progress) -> None:
+        """Tell what has happened since the last time."""
+        _, samples, running, waited = self._then
+        self._then = (now, progress.samples, progress.running, progress.waited)
+        span = max(progress.running - running, 1e-9)
+        rate, wait = (progress.samples - samples) / span, (progress.waited - waited) / span
+        self._listener.stepped(progress.step, loss, rate, wait)
+
+
+def size_of(batch: Batch) -> int:
+    """Give the number of samples of a batch; of the longest modality where streams are unpaired."""
+    index: Any = batch.get("index")
+    if isinstance(index, Tensor):
+        return index.shape[0]
+    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+    return max(value.shape[0] for value in tensors)
+
+
+def held_out_means(
+    method: Method, feed: Feed, loader: Loader, autocast: Callable[[], AbstractContextManager[Any]]
+) -> dict[str, float]:
+    """Give the means of the method's held-out scalars over all samples; the caller sees to mode and gradients."""
+    sums: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    for batch in loader.epoch(0):
+        size = size_of(batch)
+        if size == 1 and sums:
+            continue  # a rest of one sample has no partner to be compared with
+        with autocast():
+            scores = method.held_out_step(feed.ready(batch))
+        for name, value in scores.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * size
+            weights[name] = weights.get(name, 0) + size
+    return {name: total / weights[name] for name, total in sums.items()}
+
+
+def check_weights(method: Method, place: str) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        TrainingError: Naming the first.
+    """
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise TrainingError(
+                f"{place}: the weights '{name}' are not finite since an earlier step, so its gradient was not; "
+                "lower lr, or set clip (e.g. 1.0) or warmup"
+            )
+
+
+def check_unchanged(method: Method, before: Mapping[str, str]) -> None:
+    """Refuse a method that changed a frozen teacher.
+
+    Raises:
+        TrainingError: Naming the teacher's modality.
+    """
+    now = teacher_digests(method)
+    for modality, was in before.items():
+        if now.get(modality) != was:
+            raise TrainingError(f"training changed the frozen teacher of '{modality}'; the method must not touch it")

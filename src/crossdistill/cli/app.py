@@ -1,0 +1,198 @@
+"""The commands. Each is thin: it reads its arguments, calls the library and prints what came out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from crossdistill._version import __version__
+from crossdistill.errors import ConfigError, CrossDistillError, Interrupted
+
+app = typer.Typer(
+    name="crossdistill",
+    help="Cross-modal knowledge distillation: will it help, do it, did it help.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the run makes; runs go on in theirs.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; one a core if not said.")]
+
+
+def main() -> NoReturn:
+    """Run the command line; the exit code is 0, 2 for an error of the user's, 130 after Ctrl-C, 1 for a bug of ours."""
+    signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+    try:
+        code = app(standalone_mode=False)
+        _leave(code if isinstance(code, int) else 0)
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
+        _complain(str(error) or "stopped; start the same command again and it goes on where it was")
+        _leave(130)
+    except CrossDistillError as error:
+        _complain(str(error))
+        _leave(2)
+    except typer.Exit as stop:
+        _leave(stop.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
+        _leave(0)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        cure = "; free some space and start again: finished stages are kept" if full else ""
+        _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{cure}")
+        _leave(2)
+    except Exception as error:
+        _other(error)
+
+
+def _stop_like_ctrl_c(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _other(error: Exception) -> NoReturn:
+    """Print a usage error in click's way; anything else is a bug of ours, and says how to report it."""
+    show = getattr(error, "format_message", None)
+    if callable(show):
+        _complain(f"{show()} (try: crossdistill --help)")
+        _leave(2)
+    if os.environ.get("CROSSDISTILL_TRACEBACK"):
+        raise error
+    _complain(
+        f"internal error, please report it: {type(error).__name__}: {error}; CROSSDISTILL_TRACEBACK=1 shows where"
+    )
+    _leave(1)
+
+
+def _complain(message: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {message}\n")
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"crossdistill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Cross-modal knowledge distillation: will it help, do it, did it help."""
+    del version
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), jobs: Jobs = None) -> None:
+    """Teach a student on real data that come with the package, and prove whether it helped; under three minutes."""
+    from crossdistill.experiments.files import shipped
+
+    _run(shipped("demo"), [], out, jobs)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="Experiment file; `crossdistill init` writes one.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. stages.student.epochs=10.")
+    ] = None,
+    out: Out = Path("runs/latest"),
+    jobs: Jobs = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan; train nothing.")] = False,
+) -> None:
+    """Run an experiment: teacher, student, everything it is compared with, and the page that proves it."""
+    if dry:
+        _show_plan(file, changes or [], out)
+    else:
+        _run(file, changes or [], out, jobs)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("experiment.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a commented experiment file that runs as it is."""
+    from crossdistill.experiments.files import shipped
+    from crossdistill.files import write_text
+
+    if file.exists() and not force:
+        raise ConfigError(f"'{file}' is there already; choose another name, or --force writes over it")
+    write_text(file, shipped("template").read_text(encoding="utf-8"))
+    typer.echo(f"wrote {file}; now: crossdistill run {file} --out runs/mine")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Write the page of a finished run anew."""
+    from crossdistill.report import write_report
+
+    if not (folder / "results.json").is_file():
+        raise ConfigError(f"'{folder}' has no results.json: give the --out folder of a finished run")
+    typer.echo(f"wrote {write_report(folder)}")
+
+
+@app.command()
+def predict(
+    student: Annotated[Path, typer.Argument(help="DIR/student of a run.")],
+    files: Annotated[list[str], typer.Argument(help="Files of the student's modality.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with every class's probability.")] = False,
+) -> None:
+    """Use a student on new files."""
+    import json
+    from dataclasses import asdict
+
+    from crossdistill.experiments.student import check_files, load_student
+
+    check_files(files)
+    for found in load_student(student).predict(files):
+        line = json.dumps(asdict(found)) if as_json else f"{found.file}\t{found.label}\t{found.probability:.3f}"
+        typer.echo(line)
+
+
+@app.command("list")
+def list_known(
+    what: Annotated[str, typer.Argument(help="objectives, methods, networks, transforms or data.")] = "objectives",
+) -> None:
+    """List what an experiment file may name, with one line on each."""
+    from crossdistill.cli.listing import listing
+
+    typer.echo(listing(what))
+
+
+def _run(file: Path, changes: list[str], out: Path, jobs: int | None) -> None:
+    from crossdistill.cli.progress import Progress, show_results
+
+    with Progress() as progress:
+        from crossdistill.experiments import read_experiment, run_experiment
+        from crossdistill.report import write_report
+
+        results: dict[str, Any] = run_experiment(read_experiment(file, changes), out, jobs=jobs, listen=progress.listen)
+        page = write_report(out)
+    show_results(results, page)
+
+
+def _show_plan(file: Path, changes: list[str], out: Path) -> None:
+    from crossdistill.experiments import Bench, plan, read_experiment
+
+    bench = Bench(read_experiment(file, changes), out)
+    tasks = plan(bench)
+    typer.echo(f"{bench.data.name}: {bench.experiment.data.source} -> {bench.experiment.data.target}")
+    for task in tasks.tasks:
+        steps = tasks.steps[task.arm.name, task.seed]
+        typer.echo(f"  seed {task.seed}  {task.arm.name:<24} {steps:>7} steps  {task.arm.title}")
+    typer.echo(f"{len(tasks.tasks)} tasks, {tasks.total_steps} optimiser steps; nothing was trained")

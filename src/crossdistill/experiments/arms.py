@@ -1,0 +1,147 @@
+"""What a comparison consists of: the method, what it is compared with, and the controls that always run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from crossdistill.data import PairedDataset, available_transforms, build_transforms
+from crossdistill.errors import ConfigError, CrossDistillError
+from crossdistill.experiments.schema import CONTROLS, Experiment, ObjectiveSpec, StageSpec
+from crossdistill.experiments.signatures import at, check, parameters_of
+from crossdistill.registry import lookup
+
+Role = Literal["method", "baseline", "control", "ceiling"]
+
+DEFAULT_AUGMENT: Mapping[str, list[str | dict[str, Any]]] = {
+    "image": ["affine", {"noise": {"std": 0.1}}],
+    "sequence": ["time_warp", {"noise": {"std": 0.1}}],
+    "audio": ["time_shift", "spec_mask"],
+    "vector": [{"noise": {"std": 0.5}}, {"dropout": {"share": 0.2}}],
+}
+"""What a learner's input goes through, by kind, where a stage does not say: two equal views teach nothing."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the comparison: how its encoder comes to be, and on which modality it is evaluated.
+
+    Attributes:
+        name: Of the row.
+        role: What it is for.
+        title: One line that says what it is.
+        modality: Of the encoder that is evaluated.
+        stage: What is trained; None for raw features and for the teacher.
+        random_teacher: Whether the stage's teacher has learnt nothing.
+        shuffled: Whether every pair is broken.
+        labels: Whether training reads the few labels.
+    """
+
+    name: str
+    role: Role
+    title: str
+    modality: str
+    stage: StageSpec | None = None
+    random_teacher: bool = False
+    shuffled: bool = False
+    labels: bool = False
+
+
+def row_name(objectives: tuple[ObjectiveSpec, ...]) -> str:
+    """Name a row by its objectives: "similarity", "similarity+contrastive"."""
+    return "+".join(objective.name.rpartition(":")[2] for objective in objectives)
+
+
+def list_arms(experiment: Experiment) -> list[Arm]:
+    """Give all rows: the method first, then what it is compared with, then the controls and the ceiling."""
+    main, target = experiment.student, experiment.data.target
+    name = row_name(main.objectives) or main.method
+    arms = [Arm(name, "method", _title(main.objectives, main.method), target, main)]
+    for row, objectives in experiment.compare.items():
+        if objectives == main.objectives:
+            continue
+        if row == name:
+            raise ConfigError(f"compare: '{row}' is the name of the method's own row; choose another")
+        stage = dataclasses.replace(main, objectives=objectives)
+        arms.append(Arm(row, "baseline", _title(objectives, main.method), target, stage))
+    control: dict[str, Arm] = {
+        "raw_features": Arm("raw_features", "control", CONTROLS["raw_features"], target),
+        "scratch": Arm(
+            "scratch", "control", CONTROLS["scratch"], target, _alone(experiment, "scratch", "supervised"), labels=True
+        ),
+        "target_ssl": Arm(
+            "target_ssl", "control", CONTROLS["target_ssl"], target, _alone(experiment, "target_ssl", "simclr")
+        ),
+        "random_teacher": Arm(
+            "random_teacher", "control", CONTROLS["random_teacher"], target, main, random_teacher=True
+        ),
+        "shuffled_pairs": Arm("shuffled_pairs", "control", CONTROLS["shuffled_pairs"], target, main, shuffled=True),
+        "teacher": Arm("teacher", "ceiling", CONTROLS["teacher"], experiment.data.source),
+    }
+    return [*arms, *control.values()]
+
+
+def _title(objectives: tuple[ObjectiveSpec, ...], method: str) -> str:
+    titles = [lookup("crossdistill.objectives", o.name).facts.title for o in objectives if ":" not in o.name]
+    return "; ".join(titles) or method
+
+
+def _alone(experiment: Experiment, name: str, method: str) -> StageSpec:
+    """Make a control of the target alone: the main stage's budget and augmentation, and the file's changes to it."""
+    from crossdistill.experiments.schema import ROLES, TransformSpec
+    from crossdistill.training.settings import Settings
+
+    main, target, document = experiment.student, experiment.data.target, experiment.document
+    own = {k: v for k, v in parameters_of(lookup("crossdistill.methods", method)).items() if k not in ROLES}
+    loop = parameters_of(Settings)
+    place = ("controls", name)
+    held = {"keep": "last"}  # a control has no held-out loss that would be comparable
+    defaults = {key: (kind, {**main.settings, **held}[key]) for key, (kind, _) in loop.items()}
+    fields = {**own, **defaults, "augment": (dict[str, TransformSpec], dict(main.augment))}
+    values = check(fields, experiment.controls.get(name, {}), document, place)
+    settings = {key: values[key] for key in loop}
+    try:
+        Settings(**settings)
+    except CrossDistillError as error:
+        raise at(document, place, error, loop) from None
+    return StageSpec(
+        name,
+        method=method,
+        modality=target,
+        parameters={key: values[key] for key in own},
+        settings=settings,
+        augment={key: spec for key, spec in values["augment"].items() if key == target},
+    )
+
+
+def with_augmentation(experiment: Experiment, data: PairedDataset) -> Experiment:
+    """Fill in the default augmentation of what each stage learns, and check all of it against the modalities.
+
+    Raises:
+        ConfigError: Naming file, line and key, if a transform does not fit its modality.
+    """
+    stages = dict(experiment.stages)
+    for name, stage in stages.items():
+        if stage.module:
+            continue
+        learnt = stage.modality or experiment.data.target
+        augment = dict(stage.augment)
+        if learnt not in augment:
+            augment[learnt] = DEFAULT_AUGMENT[data.modality(learnt).kind]
+        for modality, spec in augment.items():
+            try:
+                build_transforms(spec, data.modality(modality))
+            except CrossDistillError as error:
+                place = ("stages", name, "augment", modality)
+                raise ConfigError(f"{experiment.document.where(place)}: {error}") from None
+        if stage.method == "simclr" and not augment[learnt]:
+            place = ("stages", name, "augment", learnt)
+            known = ", ".join(t.name for t in available_transforms() if data.modality(learnt).kind in t.kinds)
+            raise ConfigError(
+                f"{experiment.document.where(place)}: simclr compares two augmented views; without a transform "
+                f"they are equal. Known: {known}"
+            )
+        stages[name] = dataclasses.replace(stage, augment=augment)
+    return dataclasses.replace(experiment, stages=stages)

@@ -1,0 +1,328 @@
+"""Where one experiment happens: its data, its folder, and how a stage's network is built, trained once and found again.
+
+DIR/stages/<hash of what makes it>/   product.safetensors, metrics.jsonl, ...; checkpoint.pt while it runs
+DIR/store/                            outputs of frozen teachers
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from crossdistill import data as datasets
+from crossdistill.data import PairedDataset, build_transforms
+from crossdistill.errors import ConfigError, CrossDistillError, DataError
+from crossdistill.evaluation import few_labels
+from crossdistill.experiments.arms import Arm, with_augmentation
+from crossdistill.experiments.schema import Experiment, ModuleSpec, StageSpec
+from crossdistill.files import digest
+from crossdistill.methods import Method
+from crossdistill.networks import Tapped, build_encoder, load_weights
+from crossdistill.registry import lookup
+from crossdistill.training.settings import Settings
+
+LISTEN = Callable[[str, Mapping[str, Any]], None]
+"""Told what happens: a word and its facts. Nothing here prints."""
+
+
+@contextlib.contextmanager
+def seeded(seed: int, purpose: str) -> Generator[None]:
+    """Fix torch's random state by (seed, purpose) inside, and give the caller's back after."""
+    state = torch.get_rng_state()
+    torch.manual_seed(int(digest(seed, purpose), 16) % 2**63)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+@functools.cache
+def code_version() -> str:
+    """Hash of the sources that decide what a stage makes: a changed loss makes a new product."""
+    root = Path(__file__).parents[1]
+    parts = ("data", "methods", "networks", "objectives", "training")
+    files = sorted(path for part in parts for path in (root / part).glob("*.py"))
+    return digest(*(path.read_bytes() for path in files))
+
+
+class Bench:
+    """One experiment's data and folder, and the products of its stages.
+
+    Args:
+        experiment: Checked; its default augmentation is filled in here.
+        folder: Where products, logs and stores go.
+        data: The data set, if it is at hand; else it is loaded by its name.
+
+    Raises:
+        CrossDistillError: If data, augmentation or networks do not fit, naming file and key where there is one.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, *, data: PairedDataset | None = None) -> None:
+        self.data = data if data is not None else load_data(experiment)
+        self.experiment = with_augmentation(experiment, self.data)
+        self.folder = folder
+        self.train, self.test = self.data.split("train"), self.data.split("test")
+        held_out = "validation" in self.data.splits and len(self.data.split("validation")) > 1
+        self.held_out = self.data.split("validation") if held_out else None
+        for modality in (experiment.data.source, experiment.data.target):
+            self.encoder(modality, 0)
+
+    # Networks ------------------------------------------------------------------------------------------------------
+
+    def encoder(self, modality: str, seed: int, purpose: str = "student") -> nn.Module:
+        """Build the encoder of a modality from a random start that (seed, purpose) decides."""
+        kind, spec = self.data.modality(modality), dict(self.experiment.networks.get(modality, {}))
+        try:
+            with seeded(seed, f"{purpose} {modality}"):
+                return build_encoder(spec.pop("encoder", "auto"), kind.shape, kind.kind, **spec)
+        except CrossDistillError as error:
+            where = self.experiment.document.where(("networks", modality))
+            raise type(error)(f"{where}: {error}") from None
+
+    def module(self, spec: ModuleSpec, name: str) -> nn.Module:
+        """Build the user's own teacher and load its weights."""
+        kind = self.data.modality(self.experiment.data.source)
+        tapping = {} if spec.tap is None else {"tap": spec.tap}
+        try:
+            with seeded(0, "module"):
+                network = build_encoder(spec.module, kind.shape, kind.kind, **spec.parameters, **tapping)
+            if spec.weights is not None:
+                load_weights(network, spec.weights)
+        except CrossDistillError as error:
+            raise type(error)(f"{self.experiment.document.where(('stages', name))}: {error}") from None
+        return network
+
+    def untaught(self, stage: StageSpec, seed: int) -> nn.Module:
+        """Build the random teacher: the teacher's architecture, random weights, batch norms settled on the source."""
+        source = self.experiment.data.source
+        if stage.module is None:
+            network = self.encoder(source, seed, "random teacher")
+        else:
+            network = self.module(stage.module, stage.name)
+            with seeded(seed, "random teacher"):
+                for part in network.modules():
+                    reset: Any = getattr(part, "reset_parameters", None)
+                    if callable(reset):
+                        reset()
+        return settle(network, self.train, source)
+
+    # Stages --------------------------------------------------------------------------------------------------------
+
+    def label_rows(self, seed: int) -> PairedDataset:
+        """Give the few labelled pairs of the training split: the same for every arm of a seed."""
+        if self.train.label is None:
+            raise DataError(f"'{self.data.name}' has no labels to evaluate with; add a label column or array")
+        return self.train.subset(few_labels(self.train.label, self.experiment.evaluate.labels_per_class, seed))
+
+    def stage_data(self, arm: Arm, seed: int) -> PairedDataset:
+        """Give what an arm's stage is trained on, augmented."""
+        assert arm.stage is not None
+        rows = self.label_rows(seed) if arm.labels else self.train
+        if arm.shuffled:
+            rows = rows.shuffled(self.experiment.data.source, seed)
+        return self._augmented(rows, arm.stage)
+
+    def settings(self, arm: Arm, seed: int) -> Settings:
+        """Give the loop's settings; an arm on few labels gets the epochs that make up the main stage's steps."""
+        assert arm.stage is not None
+        settings = Settings(**arm.stage.settings)
+        if not arm.labels:
+            return settings
+        rows = len(self.label_rows(seed))
+        batch = min(settings.batch_size, rows)
+        steps = settings.epochs * max(1, len(self.train) // settings.batch_size)
+        return dataclasses.replace(settings, batch_size=batch, epochs=-(-steps // max(1, rows // batch)))
+
+    def steps(self, arm: Arm, seed: int) -> int:
+        """Count the optimiser steps of an arm's own stage (0 without one), for progress."""
+        if arm.stage is None or arm.stage.module is not None:
+            return 0
+        settings = self.settings(arm, seed)
+        rows = len(self.label_rows(seed)) if arm.labels else len(self.train)
+        return settings.epochs * max(1, rows // settings.batch_size) // settings.accumulate
+
+    def key(self, arm: Arm, seed: int) -> str:
+        """Hash what makes an arm's product: code, method, networks, data, labels, seed, and its teacher's own key."""
+        stage = arm.stage
+        assert stage is not None
+        facts = dataclasses.asdict(dataclasses.replace(stage, name=""))
+        teacher = "untaught" if arm.random_teacher else self._teacher_key(stage, seed)
+        data = self.stage_data(arm, seed).fingerprint
+        held = self.held_out.fingerprint if self.held_out is not None else ""
+        return digest(code_version(), facts, self.experiment.networks, data, held, seed, teacher, arm.random_teacher)
+
+    def product(
+        self, arm: Arm, seed: int, *, listen: LISTEN | None = None, stop: Callable[[], bool] | None = None
+    ) -> nn.Module:
+        """Give the trained encoder of an arm; what is finished already is loaded, not trained again.
+
+        Args:
+            arm: With a stage.
+            seed: Of the run.
+            listen: Told of steps and epochs.
+            stop: Asked after every step; when it says True the stage is saved and `Interrupted` raised.
+
+        Returns:
+            The encoder, in eval mode.
+        """
+        from crossdistill.training import TeacherStore, fit
+
+        stage = arm.stage
+        assert stage is not None
+        if stage.module is not None:
+            return self.module(stage.module, stage.name).eval()
+        key = self.key(arm, seed)
+        method = self.method(arm, seed)
+        listener = None if listen is None else StageListener(listen, arm.name, stage.name, seed)
+        held_out = None if arm.labels or self.held_out is None else self._augmented(self.held_out, stage, learnt=False)
+        fit(
+            method,
+            self.stage_data(arm, seed),
+            self.settings(arm, seed),
+            seed=seed,
+            labels="labels" in method.facts.needs,
+            held_out=held_out,
+            folder=self.folder / "stages" / key,
+            key=key,
+            listener=listener,
+            stop=stop,
+            store=TeacherStore(self.folder / "store"),
+        )
+        return method.student(arm.modality).eval()
+
+    def method(self, arm: Arm, seed: int) -> Method:
+        """Build an arm's method with its networks, untrained; its teacher is trained first if need be."""
+        stage = arm.stage
+        assert stage is not None
+        cls = lookup("crossdistill.methods", stage.method)
+        spec = self.experiment.data
+        if not stage.teacher:
+            purpose = "student" if arm.modality == spec.target else "teacher"
+            roles: dict[str, Any] = {"modality": arm.modality}
+            if "labels" in cls.facts.needs:
+                roles["classes"] = self.data.classes
+            with seeded(seed, f"{stage.method} head"):
+                return cls(self.encoder(arm.modality, seed, purpose), **roles, **stage.parameters)
+        objectives = {
+            o.name.replace(":", "/").replace(".", "/"): lookup("crossdistill.objectives", o.name)(**o.parameters)
+            for o in stage.objectives
+        }
+        weights = {name: o.weight for name, o in zip(objectives, stage.objectives, strict=True)}
+        student, teacher = self.encoder(spec.target, seed), self.teacher(stage, seed, untaught=arm.random_teacher)
+        with seeded(seed, f"{stage.method} head"):
+            return cls(
+                student,
+                teacher=teacher,
+                objectives=objectives,
+                weights=weights,
+                source=spec.source,
+                target=spec.target,
+                **stage.parameters,
+            )
+
+    def teacher(self, stage: StageSpec, seed: int, *, untaught: bool = False) -> nn.Module:
+        """Give the teacher of a stage: the product of the stage that it names, or its random twin."""
+        made_by = self.experiment.stages[stage.teacher]
+        return self.untaught(made_by, seed) if untaught else self.product(self.teacher_arm(made_by), seed)
+
+    def teacher_arm(self, stage: StageSpec) -> Arm:
+        """See a teacher's stage as an arm, so that it is trained and found like any other."""
+        modality = stage.modality or self.experiment.data.source
+        if stage.teacher:
+            raise ConfigError(f"stage '{stage.name}' distils; a student cannot teach yet: name a teacher of the source")
+        needs_labels = bool(stage.method) and "labels" in lookup("crossdistill.methods", stage.method).facts.needs
+        if needs_labels and self.train.label is None:
+            where = self.experiment.document.where(("stages", stage.name))
+            raise DataError(f"{where}: {stage.method} needs labels, and '{self.data.name}' has none")
+        return Arm(stage.name, "ceiling", "the teacher's training", modality, stage)
+
+    def _teacher_key(self, stage: StageSpec, seed: int) -> str:
+        if not stage.teacher:
+            return ""
+        made_by = self.experiment.stages[stage.teacher]
+        if made_by.module is None:
+            return self.key(self.teacher_arm(made_by), seed)
+        weights = made_by.module.weights
+        stored = Path(weights).read_bytes() if weights is not None and Path(weights).is_file() else b""
+        return digest(dataclasses.asdict(made_by.module), stored)
+
+    def _augmented(self, rows: PairedDataset, stage: StageSpec, *, learnt: bool = True) -> PairedDataset:
+        """Attach a stage's transforms; on held-out pairs a distilling stage sees both sides as they are."""
+        if not learnt and stage.teacher:
+            return rows
+        specs = {m: build_transforms(spec, self.data.modality(m)) for m, spec in stage.augment.items() if spec}
+        return rows.augmented(specs) if specs else rows
+
+
+def load_data(experiment: Experiment) -> PairedDataset:
+    """Load the experiment's data and check that both modalities and a test split are there.
+
+    Raises:
+        CrossDistillError: Naming file and key.
+    """
+    spec, document = experiment.data, experiment.document
+    try:
+        data = datasets.load(spec.name, **spec.options)
+    except CrossDistillError as error:
+        raise type(error)(f"{document.where(('data', 'name'))}: {error}") from None
+    for role in ("source", "target"):
+        try:
+            data.modality(getattr(spec, role))
+        except CrossDistillError as error:
+            raise ConfigError(f"{document.where(('data', role))}: {error}") from None
+    for split in ("train", "test"):
+        if split not in data.splits:
+            raise DataError(f"'{data.name}' has no {split} split; it has: {', '.join(data.splits) or 'none'}")
+    return data
+
+
+def settle(network: nn.Module, rows: PairedDataset, modality: str) -> nn.Module:
+    """Fill a random network's batch-norm statistics with those of the data, as a trained one's would be."""
+    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+    network.train()
+    with torch.no_grad():
+        for x in rows.samples(modality):
+            if len(x) > 1:
+                network(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval()
+
+
+def encoder_of(network: nn.Module) -> nn.Module:
+    """Give the module inside a tap, or the network itself."""
+    return network.net if isinstance(network, Tapped) else network
+
+
+class StageListener:
+    """Passes the loop's news on with the name of the row and the stage."""
+
+    def __init__(self, listen: LISTEN, row: str, stage: str, seed: int) -> None:
+        self.listen, self.facts = listen, {"row": row, "stage": stage, "seed": seed}
+
+    def started(self, total_steps: int, first_step: int) -> None:
+        """Pass on that a stage starts."""
+        self.listen("started", {**self.facts, "total": total_steps, "step": first_step})
+
+    def stepped(self, step: int, loss: float, rate: float, data_wait: float) -> None:
+        """Pass on a step."""
+        self.listen("stepped", {**self.facts, "step": step, "loss": loss, "rate": rate, "data_wait": data_wait})
+
+    def epoch_ended(self, record: Mapping[str, Any]) -> None:
+        """Pass on an epoch's record."""
+        self.listen("epoch", {**self.facts, "record": dict(record)})
+
+    def finished(self) -> None:
+        """Pass on that the stage is done."""
+        self.listen("finished", dict(self.facts))

@@ -1,0 +1,115 @@
+"""Judging an arm: its frozen encoder, the few labels, the test split; predictions are kept for paired tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crossdistill.data import PairedDataset
+from crossdistill.evaluation import (
+    accuracy,
+    embed,
+    fine_tune,
+    knn_predict,
+    linear_probe,
+    macro_f1,
+)
+from crossdistill.experiments.arms import Arm
+from crossdistill.experiments.bench import Bench
+from crossdistill.files import digest, whole_file, write_json
+
+Row = dict[str, Any]
+
+
+def features(network: nn.Module | None, rows: PairedDataset, modality: str) -> np.ndarray:
+    """Embed all samples of a view, (n, d) float32; without a network give the standardised inputs, flattened."""
+    if network is None:
+        return np.concatenate([x.flatten(1).numpy() for x in rows.samples(modality)])
+    return embed(network, rows.samples(modality))
+
+
+def everything(rows: PairedDataset, modality: str) -> Tensor:
+    """Stack all prepared samples of a view, (n, ...)."""
+    return torch.cat(list(rows.samples(modality)))
+
+
+class Judge:
+    """Evaluates arms on a bench, once each.
+
+    Args:
+        bench: The experiment's data, folder and products.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.spec = bench, bench.experiment.evaluate
+
+    def key(self, arm: Arm, seed: int) -> str:
+        """Hash of what the verdict on an arm depends on."""
+        made = self.bench.key(arm, seed) if arm.stage is not None else [self.bench.data.fingerprint, arm.name]
+        if arm.role == "ceiling":
+            teacher = self.bench.experiment.teacher
+            made = [made, dict(vars(teacher)), self.bench.experiment.networks]
+        return digest(made, arm.modality, vars(self.spec), self.bench.test.fingerprint, seed)
+
+    def rows(self, arm: Arm, seed: int, network: nn.Module | None) -> list[Row]:
+        """Evaluate an arm, or find that it was; predictions go to DIR/predictions.
+
+        Args:
+            arm: Which.
+            seed: Of the run; it decides the labels.
+            network: Its frozen encoder; None for raw features.
+
+        Returns:
+            A row for each way of evaluation and metric.
+        """
+        path = self.bench.folder / "evaluations" / f"{self.key(arm, seed)}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        label = self.bench.test.label
+        assert label is not None
+        predictions = dict(self._predict(arm, seed, network))
+        found: list[Row] = []
+        for way, predicted in predictions.items():
+            for metric, value in (("accuracy", accuracy(predicted, label)), ("macro_f1", macro_f1(predicted, label))):
+                found.append(self._row(arm, seed, way, metric, float(value)))
+        name = f"{arm.name.replace('/', '_')}-{seed}.npz"
+        with whole_file(self.bench.folder / "predictions" / name) as temporary, temporary.open("wb") as file:
+            arrays: dict[str, Any] = {"label": label, "rows": self.bench.test.rows, **predictions}
+            np.savez_compressed(file, **arrays)
+        write_json(path, found)
+        return found
+
+    def _row(self, arm: Arm, seed: int, way: str, metric: str, value: float) -> Row:
+        data = self.bench.experiment.data
+        return {
+            "data": self.bench.data.name,
+            "source": data.source,
+            "target": data.target,
+            "method": arm.name,
+            "seed": seed,
+            "evaluation": way,
+            "metric": metric,
+            "value": value,
+        }
+
+    def _predict(self, arm: Arm, seed: int, network: nn.Module | None) -> Iterator[tuple[str, np.ndarray]]:
+        labelled, test, spec = self.bench.label_rows(seed), self.bench.test, self.spec
+        y = labelled.label
+        assert y is not None
+        train_x, test_x = features(network, labelled, arm.modality), features(network, test, arm.modality)
+        probe = linear_probe(train_x, y, c=spec.c, normalise=network is not None)
+        if "linear" in spec.ways:
+            yield "linear", probe.predict(test_x)
+        if "knn" in spec.ways:
+            yield "knn", knn_predict(train_x, y, test_x, k=min(spec.neighbours, len(y)))
+        if "fine_tune" in spec.ways and network is not None and arm.role != "ceiling":
+            samples, column = everything(labelled, arm.modality), np.searchsorted(probe.classes, y)
+            tuned, head = fine_tune(network, probe.head(), samples, column, steps=spec.fine_tune_steps, seed=seed)
+            with torch.no_grad():
+                logits: Tensor = head(torch.from_numpy(features(tuned, test, arm.modality)))
+            yield "fine_tune", probe.classes[logits.argmax(dim=1).numpy()]

@@ -1,0 +1,173 @@
+"""From rows to a verdict: paired differences with intervals, the best control, and one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crossdistill._version import __version__
+from crossdistill.evaluation import Interval, bootstrap_difference, paired_difference, sign_verdict
+from crossdistill.experiments.arms import Arm
+from crossdistill.experiments.bench import Bench, code_version
+from crossdistill.experiments.judge import Row
+
+METRIC = "accuracy"
+NAMES = {"linear": "linear evaluation", "knn": "k-nearest neighbours", "fine_tune": "fine-tuning"}
+PLAIN = {
+    "raw_features": "raw features",
+    "scratch": "the same network from scratch",
+    "target_ssl": "self-supervision on the target alone",
+    "random_teacher": "a random teacher",
+    "shuffled_pairs": "shuffled pairs",
+}
+
+
+def by_seed(rows: Sequence[Row], method: str, way: str) -> dict[int, float]:
+    """Give a method's accuracy by seed."""
+    wanted = (method, way, METRIC)
+    return {r["seed"]: r["value"] for r in rows if (r["method"], r["evaluation"], r["metric"]) == wanted}
+
+
+def compare(bench: Bench, rows: Sequence[Row], method: str, against: str, way: str) -> dict[str, Any]:
+    """Compare two methods under one evaluation, paired over seeds; with a single seed, over test items.
+
+    Returns:
+        The difference in accuracy (method minus against) with its 95 % interval.
+    """
+    a, b = by_seed(rows, method, way), by_seed(rows, against, way)
+    seeds = sorted(set(a) & set(b))
+    interval = paired_difference([a[s] for s in seeds], [b[s] for s in seeds])
+    over = "seeds"
+    if len(seeds) == 1:
+        interval, over = _over_items(bench, method, against, way, seeds[0]), "test items"
+    return {
+        "method": method,
+        "against": against,
+        "evaluation": way,
+        "metric": METRIC,
+        "difference": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "seeds": len(seeds),
+        "over": over,
+    }
+
+
+def _over_items(bench: Bench, method: str, against: str, way: str, seed: int) -> Interval:
+    correct: list[np.ndarray] = []
+    for name in (method, against):
+        with np.load(bench.folder / "predictions" / f"{name.replace('/', '_')}-{seed}.npz", allow_pickle=False) as kept:
+            correct.append((kept[way] == kept["label"]).astype(np.float64))
+    return bootstrap_difference(correct[0], correct[1], groups=bench.test.group, seed=seed)
+
+
+def summarise(bench: Bench, arms: Sequence[Arm], rows: Sequence[Row], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Build results.json: rows, comparisons, the verdict from the interval against the best control, and the setting.
+
+    Args:
+        bench: For the data's facts and the predictions.
+        arms: All arms of the comparison.
+        rows: What the judge gave.
+        facts: What the run adds to the environment: command, start, seconds.
+
+    Returns:
+        A JSON-like object; see the fields below.
+    """
+    ways = bench.experiment.evaluate.ways
+    judged: dict[str, list[Arm]] = defaultdict(list)
+    for arm in arms:
+        judged[arm.role].append(arm)
+    main, headline = judged["method"][0].name, ways[0]
+    comparisons: list[dict[str, Any]] = []
+    for way in ways:
+        for arm in (*judged["method"], *judged["baseline"]):
+            others = [*judged["control"], *(judged["baseline"] if arm.role == "method" else [])]
+            ceiling = judged["ceiling"] if arm.role == "method" else []
+            for other in (*others, *ceiling):
+                if by_seed(rows, arm.name, way) and by_seed(rows, other.name, way):
+                    comparisons.append(compare(bench, rows, arm.name, other.name, way))
+    means = {
+        arm.name: float(np.mean(list(by_seed(rows, arm.name, headline).values())))
+        for arm in judged["control"]
+        if by_seed(rows, arm.name, headline)
+    }
+    best = max(means, key=lambda name: means[name])
+    decisive = next(c for c in comparisons if (c["method"], c["against"], c["evaluation"]) == (main, best, headline))
+    interval = Interval(decisive["difference"], decisive["low"], decisive["high"], decisive["seeds"])
+    verdict = sign_verdict(interval)
+    return {
+        "verdict": verdict,
+        "sentence": _sentence(bench, decisive, verdict),
+        "headline": {"method": main, "against": best, "evaluation": headline, "metric": METRIC},
+        "methods": {arm.name: {"role": arm.role, "title": arm.title} for arm in arms},
+        "skipped": [],
+        "rows": list(rows),
+        "comparisons": comparisons,
+        "data": describe(bench),
+        "environment": {**environment(), **facts},
+    }
+
+
+def _sentence(bench: Bench, decisive: Mapping[str, Any], verdict: str) -> str:
+    spec = bench.experiment
+    start = {
+        "helped": "Distillation helped",
+        "hurt": "Distillation did not help: it hurt",
+        "undecided": "Undecided: the interval includes zero",
+    }[verdict]
+    points, low, high = (
+        "?" if decisive[key] is None else f"{100 * decisive[key]:+.1f}" for key in ("difference", "low", "high")
+    )
+    k = spec.evaluate.labels_per_class
+    labels = "all labels" if k is None else f"{k} label{'s' if k > 1 else ''} per class"
+    over = f"{decisive['seeds']} seeds" if decisive["over"] == "seeds" else "test items, one seed"
+    return (
+        f"{start}: the {spec.data.target} student taught by {spec.data.source} is {points} points "
+        f"(95 % interval {low} to {high}, {over}) against the best control, {PLAIN[decisive['against']]}, "
+        f"in {NAMES[decisive['evaluation']]} with {labels}."
+    )
+
+
+def describe(bench: Bench) -> dict[str, Any]:
+    """Say what the data are: counts, classes, pairing, licence."""
+    data = bench.data
+    return {
+        "name": data.name,
+        "about": data.about,
+        "pairing": data.pairing,
+        "licence": data.licence,
+        "attribution": data.attribution,
+        "counts": {split: len(data.split(split)) for split in data.splits},
+        "classes": data.classes,
+        "warnings": list(data.warnings),
+        "fingerprint": data.fingerprint,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Say what ran the experiment: versions and machine, no paths, no host name."""
+    return {
+        "crossdistill": __version__,
+        "code": code_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "command": " ".join(["crossdistill", *sys.argv[1:]]),
+    }
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read DIR/results.json."""
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))

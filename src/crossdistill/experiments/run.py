@@ -1,0 +1,257 @@
+"""Running one experiment: every arm and seed, on as many processes as are asked for, each finished stage once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossdistill.data import PairedDataset
+from crossdistill.errors import CrossDistillError, DataError, Interrupted
+from crossdistill.experiments.arms import Arm, list_arms
+from crossdistill.experiments.bench import LISTEN, Bench
+from crossdistill.experiments.evidence import write_evidence
+from crossdistill.experiments.judge import Judge, Row
+from crossdistill.experiments.results import summarise
+from crossdistill.experiments.schema import Experiment, parse_experiment, to_yaml
+from crossdistill.experiments.student import save_student
+from crossdistill.files import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Task:
+    """One arm under one seed; `teaching` trains the teacher alone, which others wait for."""
+
+    arm: Arm
+    seed: int
+    teaching: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether the teacher of the seed must be there first."""
+        stage = self.arm.stage
+        if self.teaching:
+            return False
+        return self.arm.role == "ceiling" or (bool(stage and stage.teacher) and not self.arm.random_teacher)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, before it does it.
+
+    Attributes:
+        tasks: In the order in which they are started.
+        steps: Optimiser steps of each task.
+    """
+
+    tasks: tuple[Task, ...]
+    steps: Mapping[tuple[str, int], int]
+
+    @property
+    def total_steps(self) -> int:
+        """All optimiser steps."""
+        return sum(self.steps.values())
+
+
+def plan(bench: Bench) -> Plan:
+    """List all tasks of an experiment and their steps, and build every network once, so that errors come first.
+
+    Raises:
+        CrossDistillError: If a method, a network or the data do not fit.
+    """
+    experiment = bench.experiment
+    if bench.test.label is None or bench.train.label is None:
+        raise DataError(f"'{bench.data.name}' has no labels to evaluate with; add a label column or array")
+    arms, teaching = list_arms(experiment), bench.teacher_arm(experiment.teacher)
+    tasks = [Task(teaching, seed, True) for seed in experiment.seeds]
+    tasks += [Task(arm, seed) for seed in experiment.seeds for arm in arms]
+    for arm in arms:
+        bench.label_rows(experiment.seeds[0])
+        if arm.stage is not None:
+            bench.settings(arm, experiment.seeds[0])
+            data = bench.stage_data(arm, experiment.seeds[0])
+            batch = bench.settings(arm, experiment.seeds[0]).batch_size
+            if len(data) < batch:
+                where = experiment.document.where(("stages", arm.stage.name))
+                raise DataError(
+                    f"{where}: a batch of {batch} does not fit into {len(data)} training samples; lower batch_size"
+                )
+    steps = {(task.arm.name, task.seed): bench.steps(task.arm, task.seed) for task in tasks}
+    return Plan(tuple(tasks), steps)
+
+
+def run_experiment(
+    experiment: Experiment,
+    folder: str | Path,
+    *,
+    data: PairedDataset | None = None,
+    jobs: int | None = None,
+    listen: LISTEN | None = None,
+) -> dict[str, Any]:
+    """Run an experiment and write its results, evidence, student and logs into a folder.
+
+    Started again in the same folder it goes on where it was: finished stages are found by the hash of what made them.
+
+    Args:
+        experiment: Checked.
+        folder: Where everything goes; made if it is not there.
+        data: The data set, if it is at hand; then everything runs in this process.
+        jobs: Processes, at most one a seed and arm; None takes one a core. Each uses its share of the cores.
+        listen: Told what happens, for progress.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        CrossDistillError: If something does not fit, naming file and key; `Interrupted` if the user stops it.
+    """
+    folder = Path(folder)
+    started, clock = datetime.now(UTC), time.monotonic()
+    listen = listen or _nobody
+    bench = Bench(experiment, folder, data=data)
+    tasks = plan(bench)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CrossDistillError(f"cannot write into '{folder}': {error.strerror}") from None
+    write_text(folder / "experiment.yaml", to_yaml(bench.experiment))
+    listen("planned", {"tasks": len(tasks.tasks), "steps": tasks.total_steps, "data": bench.data.name})
+    cores = os.cpu_count() or 1
+    jobs = 1 if data is not None else min(jobs or cores, len(tasks.tasks))
+    rows: dict[tuple[str, int], list[Row]] = {}
+    execute = _here(bench, listen) if jobs == 1 else _pool(bench, jobs, max(1, cores // jobs), listen)
+    for task, found in execute(tasks):
+        rows[task.arm.name, task.seed] = found
+        listen("judged", {"row": task.arm.name, "seed": task.seed, "rows": found})
+    arms = list_arms(bench.experiment)
+    ordered = [row for seed in experiment.seeds for arm in arms for row in rows[arm.name, seed]]
+    listen("closing", {})
+    first = experiment.seeds[0]
+    write_evidence(bench, arms, first)
+    facts = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 1)}
+    results = summarise(bench, arms, ordered, {**facts, "jobs": jobs})
+    save_student(bench, arms[0], first, results)
+    gather_logs(bench, arms)
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _nobody(word: str, facts: Mapping[str, Any]) -> None:
+    del word, facts
+
+
+Execute = Callable[[Plan], Iterator[tuple[Task, list[Row]]]]
+
+
+def perform(
+    bench: Bench, task: Task, *, listen: LISTEN | None = None, stop: Callable[[], bool] | None = None
+) -> list[Row]:
+    """Do one task: train what it needs, or find it, and judge it."""
+    arm, seed = task.arm, task.seed
+    if task.teaching:
+        bench.product(arm, seed, listen=listen, stop=stop)
+        return []
+    if arm.role == "ceiling":
+        network = bench.product(bench.teacher_arm(bench.experiment.teacher), seed)
+    else:
+        network = None if arm.stage is None else bench.product(arm, seed, listen=listen, stop=stop)
+    return Judge(bench).rows(arm, seed, network)
+
+
+def _here(bench: Bench, listen: LISTEN) -> Execute:
+    """Do all tasks in this process, one after the other."""
+
+    def execute(tasks: Plan) -> Iterator[tuple[Task, list[Row]]]:
+        for task in tasks.tasks:
+            yield task, perform(bench, task, listen=listen)
+
+    return execute
+
+
+def _pool(bench: Bench, jobs: int, threads: int, listen: LISTEN) -> Execute:
+    """Do tasks in processes; students start when the teacher of their seed is there."""
+
+    def execute(tasks: Plan) -> Iterator[tuple[Task, list[Row]]]:
+        context = multiprocessing.get_context("spawn")
+        with context.Manager() as manager:
+            news, stop = manager.Queue(), manager.Event()
+            setting = (to_yaml(bench.experiment), str(bench.folder), threads, news, stop)
+            pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_enter, initargs=setting)
+            try:
+                yield from _schedule(pool, tasks, news, listen)
+            except BaseException as error:
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                if isinstance(error, KeyboardInterrupt):
+                    raise Interrupted("stopped; everything finished is kept") from None
+                raise
+            pool.shutdown()
+
+    return execute
+
+
+def _schedule(pool: ProcessPoolExecutor, tasks: Plan, news: Any, listen: LISTEN) -> Iterator[tuple[Task, list[Row]]]:
+    waiting = [task for task in tasks.tasks if task.waits]
+    running: dict[Future[list[Row]], Task] = {
+        pool.submit(_perform, task): task
+        for task in sorted(tasks.tasks, key=lambda t: not t.teaching)
+        if not task.waits
+    }
+    while running:
+        done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+        while not news.empty():
+            listen(*news.get())
+        for future in done:
+            task = running.pop(future)
+            found = future.result()
+            if task.teaching:
+                for free in [t for t in waiting if t.seed == task.seed]:
+                    waiting.remove(free)
+                    running[pool.submit(_perform, free)] = free
+            yield task, found
+
+
+_WORKER: dict[str, Any] = {}
+"""A worker process keeps its bench and its lines to the parent here, for all of its tasks; pools have no other."""
+
+
+def _enter(text: str, folder: str, threads: int, news: Any, stop: Any) -> None:
+    """Set a worker process up: its share of the cores, its bench, and deaf to Ctrl-C, which the parent answers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+
+    def tell(word: str, facts: Mapping[str, Any]) -> None:
+        news.put((word, dict(facts)))
+
+    _WORKER.update(bench=Bench(parse_experiment(text), Path(folder)), tell=tell, stop=stop.is_set)
+
+
+def _perform(task: Task) -> list[Row]:
+    return perform(_WORKER["bench"], task, listen=_WORKER["tell"], stop=_WORKER["stop"])
+
+
+def gather_logs(bench: Bench, arms: list[Arm]) -> None:
+    """Write DIR/metrics.jsonl: every epoch of every arm and seed, with the name of its row, in one file."""
+    lines: list[str] = []
+    teaching = bench.teacher_arm(bench.experiment.teacher)
+    for seed in bench.experiment.seeds:
+        for arm in (teaching, *arms):
+            if arm.stage is None or arm.stage.module is not None:
+                continue
+            log = bench.folder / "stages" / bench.key(arm, seed) / "metrics.jsonl"
+            if not log.is_file():
+                continue
+            facts = {"method": arm.name, "stage": arm.stage.name, "seed": seed}
+            for line in log.read_text(encoding="utf-8").splitlines():
+                lines.append(json.dumps({**facts, **json.loads(line)}))
+    write_text(bench.folder / "metrics.jsonl", "".join(f"{line}\n" for line in lines))

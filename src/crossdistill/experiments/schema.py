@@ -1,0 +1,380 @@
+"""The experiment file: what it may say, checked before anything runs, with errors that name file, line and key.
+
+data:      where the pairs come from, and which modality teaches which
+networks:  an encoder for each modality (by shape where nothing is said)
+stages:    a teacher, then the method that distils it; each a method with its own and the loop's parameters
+compare:   objectives to run beside the method, under the same budget
+controls:  changes to the controls, which always run
+evaluate:  how many labels, and by what the frozen student is judged
+seeds:     how many, or which
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from crossdistill.errors import ConfigError, CrossDistillError, suggest
+from crossdistill.experiments.signatures import at, check, parameters_of
+from crossdistill.experiments.yaml_lines import Document, override, parse_document, read_document
+from crossdistill.registry import lookup
+
+TransformSpec = list[str | dict[str, Any]]
+ROLES = frozenset({"encoder", "student", "teacher", "objectives", "weights", "source", "target", "modality", "classes"})
+"""Constructor parameters that the experiment fills in: networks, and names that follow from the data."""
+
+CONTROLS: Mapping[str, str] = {
+    "raw_features": "no network: labels on the standardised inputs themselves",
+    "scratch": "the same network, trained on the same labels alone",
+    "target_ssl": "the same network, self-supervised on the target modality alone",
+    "random_teacher": "the same distillation from a teacher that has learnt nothing",
+    "shuffled_pairs": "the same distillation with every pair broken",
+    "teacher": "the teacher itself, on the source modality: the ceiling",
+}
+"""The rows that every comparison carries, and what each of them is."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which data, and the direction of the distillation."""
+
+    name: str
+    source: str
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """An objective by name, with its weight and parameters."""
+
+    name: str
+    weight: float = 1.0
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """A teacher that the user has: any torch module by dotted path, with weights and a tap."""
+
+    module: str
+    weights: str | None = None
+    tap: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A method with its parameters, or a module that needs no training.
+
+    Attributes:
+        name: Of the stage, in the file.
+        method: Name or dotted path of the method; empty for a module.
+        modality: What a one-modality method trains on; empty for distillation.
+        teacher: Name of the stage whose product teaches; empty where there is none.
+        objectives: What a distillation minimises.
+        parameters: Of the method's constructor.
+        settings: Of the loop, by field name.
+        augment: Modality to transforms; a modality that is not named gets the default of its kind where it is learnt.
+        module: A ready network instead of a method.
+    """
+
+    name: str
+    method: str = ""
+    modality: str = ""
+    teacher: str = ""
+    objectives: tuple[ObjectiveSpec, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    augment: Mapping[str, TransformSpec] = field(default_factory=dict[str, TransformSpec])
+    module: ModuleSpec | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateSpec:
+    """How few labels there are, and what judges the frozen encoders."""
+
+    labels_per_class: int | None = 5
+    ways: tuple[str, ...] = ("linear", "knn", "fine_tune")
+    c: float | Literal["cv"] = 10.0
+    neighbours: int = 5
+    fine_tune_steps: int = 100
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked experiment file."""
+
+    data: DataSpec
+    stages: Mapping[str, StageSpec]
+    networks: Mapping[str, Mapping[str, Any]]
+    compare: Mapping[str, tuple[ObjectiveSpec, ...]]
+    controls: Mapping[str, Mapping[str, Any]]
+    evaluate: EvaluateSpec
+    seeds: tuple[int, ...]
+    document: Document = field(compare=False, repr=False)
+
+    @property
+    def student(self) -> StageSpec:
+        """The last stage: the method that the verdict is about."""
+        return list(self.stages.values())[-1]
+
+    @property
+    def teacher(self) -> StageSpec:
+        """The stage whose product teaches the last one."""
+        return self.stages[self.student.teacher]
+
+
+_TOP: dict[str, tuple[Any, Any]] = {
+    "data": (dict[str, Any], ...),
+    "networks": (dict[str, dict[str, Any]], {}),
+    "stages": (dict[str, dict[str, Any]], ...),
+    "compare": (list[str | dict[str, dict[str, Any]]], ["l2", "cosine"]),
+    "controls": (dict[str, dict[str, Any]], {}),
+    "evaluate": (dict[str, Any], {}),
+    "seeds": (int | list[int], 3),
+}
+_DATA: dict[str, tuple[Any, Any]] = {
+    "name": (str, ...),
+    "source": (str, ...),
+    "target": (str, ...),
+    "options": (dict[str, Any], {}),
+}
+_positive = Field(gt=0)
+_EVALUATE: dict[str, tuple[Any, Any]] = {
+    "labels_per_class": (int | None, Field(default=5, gt=0)),
+    "ways": (list[Literal["linear", "knn", "fine_tune"]], Field(default=["linear", "knn", "fine_tune"], min_length=1)),
+    "c": (float | Literal["cv"], 10.0),
+    "neighbours": (int, Field(default=5, gt=0)),
+    "fine_tune_steps": (int, Field(default=100, gt=0)),
+}
+_MODULE: dict[str, tuple[Any, Any]] = {
+    "module": (str, ...),
+    "weights": (str | None, None),
+    "tap": (str | None, None),
+    "parameters": (dict[str, Any], {}),
+}
+
+
+def read_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read and check an experiment file.
+
+    Args:
+        path: YAML file.
+        overrides: Changes "key.path=value", the value in YAML.
+
+    Returns:
+        The experiment, all defaults filled in; data and networks are not touched yet.
+
+    Raises:
+        ConfigError: Naming file, line and key, what is allowed, and the nearest right one.
+    """
+    return check_experiment(override(read_document(Path(path)), overrides or []))
+
+
+def parse_experiment(text: str, *, name: str = "experiment") -> Experiment:
+    """Check an experiment that is at hand as YAML text."""
+    return check_experiment(parse_document(text, name=name))
+
+
+def check_experiment(document: Document) -> Experiment:
+    """Check a parsed document; see `read_experiment`."""
+    top = check(_TOP, document.values, document, ())
+    data = DataSpec(**check(_DATA, top["data"], document, ("data",)))
+    if data.source == data.target:
+        raise ConfigError(f"{document.where(('data', 'target'))}: source and target are both '{data.target}'")
+    stages = {name: _stage(name, raw, document) for name, raw in top["stages"].items()}
+    _check_order(stages, data, document)
+    for name in top["networks"]:
+        if name not in (data.source, data.target):
+            known = suggest(name, (data.source, data.target))
+            raise ConfigError(f"{document.where(('networks', name))}: no such modality here{known}")
+    compare = _comparisons(top["compare"], document)
+    for name in top["controls"]:
+        if name not in ("scratch", "target_ssl"):
+            known = suggest(name, ("scratch", "target_ssl"))
+            raise ConfigError(f"{document.where(('controls', name))}: only these controls take changes{known}")
+    evaluate = check(_EVALUATE, top["evaluate"], document, ("evaluate",))
+    evaluate["ways"] = tuple(evaluate["ways"])
+    return Experiment(
+        data=data,
+        stages=stages,
+        networks=top["networks"],
+        compare=compare,
+        controls=top["controls"],
+        evaluate=EvaluateSpec(**evaluate),
+        seeds=_seeds(top["seeds"], document),
+        document=document,
+    )
+
+
+def _stage(name: str, raw: dict[str, Any], document: Document) -> StageSpec:
+    """Check one stage against the signatures of its method and of the loop's settings."""
+    from crossdistill.training.settings import Settings
+
+    place = ("stages", name)
+    if "module" in raw:
+        return StageSpec(name, module=ModuleSpec(**check(_MODULE, raw, document, place)))
+    if not isinstance(raw.get("method"), str):
+        raise ConfigError(f"{document.where(place)}: a stage needs a 'method' (or a 'module' of your own)")
+    try:
+        method = lookup("crossdistill.methods", raw["method"])
+    except CrossDistillError as error:
+        raise ConfigError(f"{document.where((*place, 'method'))}: {error}") from None
+    everything = parameters_of(method)
+    own = {key: value for key, value in everything.items() if key not in ROLES}
+    loop = parameters_of(Settings)
+    fields: dict[str, tuple[Any, Any]] = {
+        "method": (str, ...),
+        "augment": (dict[str, TransformSpec], {}),
+        **own,
+        **loop,
+    }
+    for role, kind in (("modality", str), ("teacher", str), ("objectives", dict[str, float | dict[str, Any]])):
+        if role in everything:
+            fields[role] = (kind, ...)
+    values = check(fields, raw, document, place)
+    settings = {key: values[key] for key in loop}
+    try:
+        Settings(**settings)
+    except CrossDistillError as error:
+        raise at(document, place, error, loop) from None
+    objectives = _objectives(values["objectives"], document, (*place, "objectives")) if "objectives" in values else ()
+    return StageSpec(
+        name,
+        method=values["method"],
+        modality=values.get("modality", ""),
+        teacher=values.get("teacher", ""),
+        objectives=objectives,
+        parameters={key: values[key] for key in own},
+        settings=settings,
+        augment=values["augment"],
+    )
+
+
+def _objectives(
+    raw: Mapping[str, float | dict[str, Any]], document: Document, place: tuple[str | int, ...]
+) -> tuple[ObjectiveSpec, ...]:
+    """Check objectives: name to weight, or name to parameters with a weight among them."""
+    if not raw:
+        raise ConfigError(f"{document.where(place)}: give at least one objective, for example 'similarity: 1.0'")
+    found: list[ObjectiveSpec] = []
+    for name, value in raw.items():
+        here = (*place, name)
+        try:
+            cls = lookup("crossdistill.objectives", name)
+        except CrossDistillError as error:
+            raise ConfigError(f"{document.where(here)}: {error}") from None
+        given: dict[str, Any] = dict(value) if isinstance(value, dict) else {"weight": value}
+        fields = {"weight": (float, 1.0), **parameters_of(cls)}
+        values = check(fields, given, document, here)
+        weight = values.pop("weight")
+        if not 0 < weight < float("inf"):
+            raise ConfigError(f"{document.where((*here, 'weight'))}: the weight must be positive; received {weight}")
+        try:
+            cls(**values)
+        except CrossDistillError as error:
+            raise at(document, here, error, values) from None
+        found.append(ObjectiveSpec(name, weight, values))
+    return tuple(found)
+
+
+def _comparisons(raw: list[str | dict[str, Any]], document: Document) -> dict[str, tuple[ObjectiveSpec, ...]]:
+    """Read `compare`: names of objectives, or {row name: objectives}."""
+    found: dict[str, tuple[ObjectiveSpec, ...]] = {}
+    for number, item in enumerate(raw):
+        place = ("compare", number)
+        named: dict[str, Any] = {item: {item: 1.0}} if isinstance(item, str) else item
+        for name, objectives in named.items():
+            if name in found or name in CONTROLS:
+                raise ConfigError(f"{document.where(place)}: '{name}' is the name of another row; choose another")
+            found[name] = _objectives(objectives, document, place if isinstance(item, str) else (*place, name))
+    return found
+
+
+def _check_order(stages: Mapping[str, StageSpec], data: DataSpec, document: Document) -> None:
+    """Refuse stages that teach before they exist, and a last stage that does not distil."""
+    if not stages:
+        raise ConfigError(f"{document.where(('stages',))}: give a teacher stage and a student stage")
+    seen: list[str] = []
+    for name, stage in stages.items():
+        if stage.teacher and stage.teacher not in seen:
+            hint = suggest(stage.teacher, seen) or "; there is none before it"
+            raise ConfigError(
+                f"{document.where(('stages', name, 'teacher'))}: no earlier stage is called '{stage.teacher}'{hint}"
+            )
+        if stage.modality and stage.modality not in (data.source, data.target):
+            hint = suggest(stage.modality, (data.source, data.target))
+            raise ConfigError(
+                f"{document.where(('stages', name, 'modality'))}: no modality '{stage.modality}' here{hint}"
+            )
+        for modality in stage.augment:
+            if modality not in (data.source, data.target):
+                hint = suggest(modality, (data.source, data.target))
+                raise ConfigError(
+                    f"{document.where(('stages', name, 'augment', modality))}: no modality '{modality}' here{hint}"
+                )
+        seen.append(name)
+    last = list(stages.values())[-1]
+    if not last.teacher:
+        raise ConfigError(f"{document.where(('stages', last.name))}: the last stage must distil: it needs a 'teacher'")
+    teacher = stages[last.teacher]
+    if teacher.modality and teacher.modality != data.source:
+        raise ConfigError(
+            f"{document.where(('stages', last.teacher, 'modality'))}: the teacher must read the source "
+            f"'{data.source}'; it reads '{teacher.modality}'"
+        )
+
+
+def _seeds(raw: int | list[int], document: Document) -> tuple[int, ...]:
+    seeds = tuple(range(raw)) if isinstance(raw, int) else tuple(raw)
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"{document.where(('seeds',))}: give a number above 0 or distinct seeds >= 0; received {raw}")
+    return seeds
+
+
+class _Plain(yaml.SafeDumper):
+    """YAML without anchors: a list that stands twice is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """Write an experiment as YAML with every default; it reads back to the same experiment."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        return value
+
+    def objectives(specs: tuple[ObjectiveSpec, ...]) -> dict[str, Any]:
+        return {o.name: {"weight": o.weight, **o.parameters} for o in specs}
+
+    def stage(spec: StageSpec) -> dict[str, Any]:
+        if spec.module:
+            return dataclasses.asdict(spec.module)
+        roles = {"method": spec.method, "modality": spec.modality, "teacher": spec.teacher}
+        written: dict[str, Any] = {key: value for key, value in roles.items() if value}
+        if spec.objectives:
+            written["objectives"] = objectives(spec.objectives)
+        return {**written, **spec.parameters, **spec.settings, "augment": spec.augment}
+
+    content = {
+        "data": dataclasses.asdict(experiment.data),
+        "networks": experiment.networks,
+        "stages": {name: stage(spec) for name, spec in experiment.stages.items()},
+        "compare": [{name: objectives(specs)} for name, specs in experiment.compare.items()],
+        "controls": experiment.controls,
+        "evaluate": dataclasses.asdict(experiment.evaluate),
+        "seeds": experiment.seeds,
+    }
+    return yaml.dump(plain(content), Dumper=_Plain, sort_keys=False, width=120)

@@ -1,0 +1,88 @@
+"""A constructor's signature as a model that checks values from a file: the one place where a parameter is defined."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from crossdistill.errors import ConfigError, suggest
+from crossdistill.experiments.yaml_lines import Document, Place
+
+FORBID = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+@functools.cache
+def parameters_of(factory: Callable[..., Any], skip: frozenset[str] = frozenset()) -> Mapping[str, tuple[Any, Any]]:
+    """Give a class's or function's parameters as name to (type, default), `...` for a required one.
+
+    Args:
+        factory: What will be called.
+        skip: Parameters that do not come from a file, networks for example.
+    """
+    target = factory.__init__ if inspect.isclass(factory) else factory  # pyright: ignore[reportUnknownMemberType]
+    hints = typing.get_type_hints(target)
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if name in skip or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        found[name] = (hints.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
+    return found
+
+
+def check(
+    fields: Mapping[str, tuple[Any, Any]], values: Any, document: Document, place: Sequence[str | int]
+) -> dict[str, Any]:
+    """Check a mapping from a file against typed fields and fill in defaults.
+
+    Args:
+        fields: Name to (type, default).
+        values: What stands in the file.
+        document: The file, for messages.
+        place: Path of the mapping in it.
+
+    Returns:
+        Name to converted value, defaults included.
+
+    Raises:
+        ConfigError: Naming file, line, key, what is allowed and the nearest right one.
+    """
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{document.where(place)}: expected keys and values; received {values!r}")
+    definitions: dict[str, Any] = dict(fields)
+    model = create_model("Section", __config__=FORBID, **definitions)
+    try:
+        checked: BaseModel = model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, document, place, fields)) from None
+    return {name: getattr(checked, name) for name in fields}
+
+
+def explain(error: ValidationError, document: Document, place: Sequence[str | int], known: Collection[str]) -> str:
+    """Turn pydantic's errors into one line: where, what was wrong, what is allowed."""
+    problems = error.errors()
+    first = problems[0]
+    inner = tuple(key for key in first["loc"] if not (isinstance(key, str) and ("[" in key or "-" in key)))
+    path: Place = (*place, *inner)
+    where = document.where(path)
+    more = f" (and {len(problems) - 1} more)" if len({p["loc"][:1] for p in problems}) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{document.where(path)}: unknown key{suggest(str(inner[-1]), known)}{more}"
+    if first["type"] == "missing":
+        return f"{document.where(place)}: the key '{inner[-1]}' is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[:1].lower()}{message[1:]}; received {first['input']!r}{more}"
+
+
+def at(document: Document, place: Sequence[str | int], error: Exception, keys: Collection[str] = ()) -> ConfigError:
+    """Give a constructor's error its place in the file: at the key that its message names, if it names one."""
+    message = str(error)
+    words = [word.strip("'`,;:()") for word in message.split()]
+    named = next((word for word in words if word in keys and (*place, word) in document.lines), None)
+    return ConfigError(f"{document.where((*place, named) if named else place)}: {message}")

@@ -1,0 +1,209 @@
+"""The deployed student: weights, a JSON that rebuilds it with its preprocessing, a model card; its use on new files.
+
+DIR/student/  model.safetensors   config.json   README.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType] - half annotated
+from torch import nn
+
+from crossdistill._version import __version__
+from crossdistill.data import Modality
+from crossdistill.errors import DataError, NetworkError
+from crossdistill.evaluation import UnitLength, linear_probe
+from crossdistill.experiments.arms import Arm
+from crossdistill.experiments.bench import Bench
+from crossdistill.experiments.judge import features
+from crossdistill.files import whole_file, write_json, write_text
+from crossdistill.networks import as_outputs, build_encoder
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a student says of one file.
+
+    Attributes:
+        file: Its path, as given.
+        label: Name of the most probable class.
+        probability: Of that class, in [0, 1].
+        probabilities: Name of every class to its probability.
+    """
+
+    file: str
+    label: str
+    probability: float
+    probabilities: Mapping[str, float]
+
+
+class Student(nn.Module):
+    """An encoder with its classifier and everything that turns a file into its input.
+
+    Args:
+        encoder: From prepared samples (b, *shape) to features (b, d).
+        head: From features to logits (b, c).
+        modality: How files are read and standardised.
+        class_names: Name of class c at place c of the logits.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, modality: Modality, class_names: Sequence[str]) -> None:
+        super().__init__()
+        self.encoder, self.head, self.modality, self.class_names = encoder, head, modality, tuple(class_names)
+
+    def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        """Give logits (b, c) for stored samples (b, *shape), as `Modality.read` returns them."""
+        return self.head(as_outputs(self.encoder(self.modality.prepare(raw))).features)
+
+    @torch.no_grad()
+    def predict(self, files: Sequence[str | Path], *, batch_size: int = 64) -> list[Prediction]:
+        """Classify files of the student's modality.
+
+        Args:
+            files: Pictures, sounds or NPY arrays, whatever the student was trained on.
+            batch_size: Files at a time.
+
+        Returns:
+            A prediction for each file, in order.
+
+        Raises:
+            DataError: If a file is missing, unreadable or does not fit the modality.
+        """
+        self.eval()
+        found: list[Prediction] = []
+        for start in range(0, len(files), batch_size):
+            names = files[start : start + batch_size]
+            raw = torch.from_numpy(np.stack([self.modality.read(name) for name in names]))
+            for name, row in zip(names, self(raw).softmax(dim=1), strict=True):
+                best = int(row.argmax())
+                named = {label: float(p) for label, p in zip(self.class_names, row, strict=True)}
+                found.append(Prediction(str(name), self.class_names[best], float(row[best]), named))
+        return found
+
+
+def save_student(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) -> Path:
+    """Write DIR/student: the method's student of one seed with the classifier that was evaluated on it.
+
+    Args:
+        bench: Whose arm is finished.
+        arm: The method.
+        seed: Whose student.
+        results: For the model card.
+
+    Returns:
+        The folder.
+    """
+    encoder, labelled = bench.product(arm, seed), bench.label_rows(seed)
+    y = labelled.label
+    assert y is not None
+    probe = linear_probe(features(encoder, labelled, arm.modality), y, c=bench.experiment.evaluate.c)
+    names = bench.data.class_names or tuple(str(c) for c in range(bench.data.classes))
+    modality = bench.data.modality(arm.modality)
+    student = Student(encoder, probe.head(), modality, [names[c] for c in probe.classes])
+    spec = dict(bench.experiment.networks.get(arm.modality, {}))
+    config = {
+        "format": FORMAT,
+        "crossdistill": __version__,
+        "modality": modality.to_json(),
+        "encoder": {"name": spec.pop("encoder", "auto"), "shape": list(modality.shape), "parameters": spec},
+        "features": probe.weight.shape[1],
+        "class_names": list(student.class_names),
+        "seed": seed,
+    }
+    folder = bench.folder / "student"
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in student.state_dict().items()}
+    with whole_file(folder / "model.safetensors") as temporary:
+        save_file(state, temporary)
+    write_json(folder / "config.json", config)
+    write_text(folder / "README.md", model_card(bench, arm, seed, results))
+    return folder
+
+
+def load_student(folder: str | Path) -> Student:
+    """Rebuild a student from its folder; nothing is unpickled.
+
+    Raises:
+        NetworkError: If a file is missing, damaged or of a newer version.
+    """
+    folder = Path(folder)
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        state = load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        missing = Path(error.filename or "model.safetensors").name
+        raise NetworkError(f"'{folder}' is no student: it has no {missing}; give the DIR/student of a run") from None
+    except Exception as error:
+        raise NetworkError(
+            f"'{folder}' cannot be read: {error}; the file is damaged, run the experiment again"
+        ) from None
+    if config.get("format") != FORMAT:
+        raise NetworkError(
+            f"'{folder}' has format {config.get('format')!r}, this is crossdistill {__version__} which reads {FORMAT}"
+        )
+    try:
+        modality, spec = Modality.from_json(config["modality"]), config["encoder"]
+        with torch.random.fork_rng(devices=[]):
+            encoder = build_encoder(spec["name"], tuple(spec["shape"]), modality.kind, **spec["parameters"])
+        names = config["class_names"]
+        head = nn.Sequential(UnitLength(), nn.Linear(config["features"], len(names)))
+        student = Student(encoder, head, modality, names)
+        student.load_state_dict(state)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise NetworkError(f"'{folder}': config.json and model.safetensors do not belong together: {error}") from None
+    return student.eval()
+
+
+def check_files(files: Sequence[str]) -> None:
+    """Refuse an empty list and files that are not there, all at once.
+
+    Raises:
+        DataError: Naming up to five of them.
+    """
+    missing = [name for name in files if not Path(name).is_file()]
+    if not files or missing:
+        few = ", ".join(f"'{name}'" for name in missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise DataError(f"no such file: {few}" if missing else "give at least one file to predict")
+
+
+def model_card(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) -> str:
+    """Write what the student is, how good it is and what it may be used for, in Markdown."""
+    data, head = results["data"], results["headline"]
+    mine = [
+        row
+        for row in results["rows"]
+        if (row["method"], row["seed"], row["metric"]) == (arm.name, seed, head["metric"])
+    ]
+    scores = "\n".join(f"| {row['evaluation']} | {100 * row['value']:.1f} |" for row in mine)
+    k = bench.experiment.evaluate.labels_per_class
+    return f"""# Student of {arm.modality}, distilled from {bench.experiment.data.source}
+
+{results["sentence"]}
+
+| evaluation of this very student (seed {seed}) | test accuracy, % |
+| --- | --- |
+{scores}
+
+- **Reads** {arm.modality}: {data["name"]} ({data["licence"] or "licence not stated"}). **Gives** one of
+{data["classes"]} classes.
+- **Made by** {arm.title}; {"all labels" if k is None else f"{k} labels per class"} for the classifier, none before it.
+- **Pairs**: {data["pairing"]}{
+        "; they were matched by label, so the pairing itself carries label information"
+        if data["pairing"] == "class"
+        else ""
+    }.
+- **Use**: `crossdistill predict student FILES…`, or `crossdistill.load_student("student")` in Python.
+- **Limits**: measured on the test split of the data above and nothing else.
+
+{data["attribution"]}
+
+crossdistill {__version__}, code {results["environment"]["code"]}.
+"""

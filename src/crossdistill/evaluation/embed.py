@@ -1,0 +1,82 @@
+"""Features of a data set, and the few labelled samples that evaluation may see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from crossdistill.errors import ConfigError, DataError
+from crossdistill.evaluation._checks import Whole, label_column
+from crossdistill.networks.base import as_outputs
+
+
+def embed(encoder: nn.Module, samples: Iterable[Tensor]) -> NDArray[np.float32]:
+    """Encode batches in eval mode and without gradient; every submodule's mode is put back.
+
+    Args:
+        encoder: Module that gives features (b, d), feature maps to be pooled, or `Outputs`.
+        samples: Batches (b, ...), on any device; they are moved to the encoder's.
+
+    Returns:
+        Features (n, d) float32, in the order of the samples.
+
+    Raises:
+        DataError: If there are no samples, or a feature is not finite.
+        NetworkError: If the encoder gives no features.
+    """
+    first = next(encoder.parameters(), None)
+    modes = [(part, part.training) for part in encoder.modules()]
+    rows: list[NDArray[np.float32]] = []
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            for batch in samples:
+                batch = batch if first is None else batch.to(first.device)
+                rows.append(as_outputs(encoder(batch)).features.float().cpu().numpy())
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    if not rows or not sum(map(len, rows)):
+        raise DataError("there is nothing to encode: the samples are empty")
+    features = np.concatenate(rows)
+    if not np.isfinite(features).all():
+        bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        raise DataError(f"the feature of sample {bad} is not finite; the encoder's weights or the sample are broken")
+    return features
+
+
+def few_labels(label: ArrayLike, k: int | None, seed: int) -> Whole:
+    """Choose k labelled samples of each class: a pure function of (label, k, seed).
+
+    One permutation of all samples decides, so that with one seed the choice for k = 1 lies inside the one for k = 5.
+
+    Args:
+        label: Classes (n,), of any type that can be sorted.
+        k: Samples of each class, >= 1; None takes all.
+        seed: >= 0.
+
+    Returns:
+        Positions (k * classes,), ascending.
+
+    Raises:
+        DataError: If a class has fewer than k samples.
+        ConfigError: If k or the seed is out of range.
+    """
+    column = label_column("label", label)
+    if (k is not None and k < 1) or seed < 0:
+        raise ConfigError(f"few labels need k >= 1 (or none for all) and a seed >= 0; received k {k}, seed {seed}")
+    if k is None:
+        return np.arange(len(column), dtype=np.int64)
+    classes, code, count = np.unique(column, return_inverse=True, return_counts=True)
+    if count.min() < k:
+        poor = int(count.argmin())
+        raise DataError(f"class {classes[poor]!s} has {count[poor]} samples, {k} of each class were asked for; lower k")
+    order = np.random.default_rng(seed).permutation(len(column))
+    grouped = order[np.argsort(code[order], kind="stable")]  # class by class, each in the permutation's order
+    start = np.concatenate([[0], count.cumsum()[:-1]])
+    place = np.arange(len(column)) - np.repeat(start, count)
+    return np.sort(grouped[place < k]).astype(np.int64)

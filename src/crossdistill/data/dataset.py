@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,10 @@ class PairedDataset:
         for name in transforms:
             self.modality(name)
         return self._view(transforms={**self.transforms, **transforms})
+
+    def named(self, **facts: Any) -> PairedDataset:
+        """Give this view with other facts: name, pairing, licence, attribution, about, warnings."""
+        return self._view(columns=replace(self.columns, **facts))
 
     def _view(self, **changes: Any) -> PairedDataset:
         view = copy.copy(self)

@@ -66,7 +66,7 @@ def load_array(path: Path) -> np.ndarray:
         raise DataError(f"{path}: there is no such file") from None
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not an array that can be read: {error}") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+    if getattr(getattr(array, "dtype", None), "kind", "") not in tuple("biuf"):
         raise DataError(f"{path}: holds {getattr(array, 'dtype', 'an archive')}, not an array of real numbers")
     return array
 

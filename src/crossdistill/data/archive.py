@@ -1,0 +1,105 @@
+"""One NPZ file as a data set: an array a modality, and `label`, `group`, `split`, `class_names`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crossdistill.data import checks
+from crossdistill.data.assemble import assemble
+from crossdistill.data.checks import Contents, Problems
+from crossdistill.data.dataset import PairedDataset
+from crossdistill.data.modality import Modality
+from crossdistill.data.probe import ReadOptions, array_modality
+from crossdistill.data.tables import RESERVED, Table
+from crossdistill.errors import DataError
+
+
+def load_archive(
+    path: Path, wanted: Sequence[str] | None, options: ReadOptions, problems: Problems, name: str, seed: int
+) -> PairedDataset:
+    """Read one archive: an array a modality, and `label`, `group`, `split`, `class_names`."""
+    arrays = read_archive(path)
+    columns = {key: arrays.pop(key) for key in (*RESERVED, "class_names") if key in arrays}
+    for key in wanted or ():
+        if key not in arrays:
+            raise DataError(f"{path}: no array is called '{key}'; found: {', '.join(arrays) or 'none'}")
+    arrays = {key: array for key, array in arrays.items() if not wanted or key in wanted}
+    counts = {key: len(array) if array.ndim else 0 for key, array in {**arrays, **columns}.items()}
+    counts.pop("class_names", None)
+    if not arrays or len(set(counts.values())) != 1 or not max(counts.values()):
+        told = ", ".join(f"{key} {count}" for key, count in counts.items())
+        raise DataError(f"{path}: all arrays need one row a pair, as many in each; found rows: {told or 'no arrays'}")
+    modalities: dict[str, Modality] = {}
+    contents: dict[str, Contents] = {}
+    for key in list(arrays):
+        try:
+            arrays[key], modalities[key] = array_modality(key, arrays[key], options)
+        except DataError as error:
+            problems.add(str(error))
+            continue
+        for i, sample in enumerate(arrays[key]):
+            wrong = "" if problems.full else checks.check_finite(sample)
+            if wrong:
+                problems.add(f"'{key}', row {i}: {wrong}")
+        contents[key] = checks.hash_rows(arrays[key])
+    rows = [f"row {i}" for i in range(max(counts.values()))]
+    label, group, split = (_words(key, columns.get(key), problems) for key in RESERVED)
+    table = Table(rows=rows, label=label, group=group, split=split)
+    _name_classes(table, columns.get("class_names"), problems)
+    if len(contents) < len(arrays):
+        problems.raise_if_any()
+    return assemble(
+        arrays, modalities, contents, dict.fromkeys(arrays, rows), table, problems, name=name, seed=seed, digests={}
+    )
+
+
+def read_archive(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of a NPZ file once; nothing is ever unpickled.
+
+    Raises:
+        DataError: If it is missing, broken, or holds Python objects.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    key = ""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for key in archive.files:
+                arrays[key] = archive[key]
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for broken archives
+        what = f"array '{key}'" if key else "the archive"
+        raise DataError(f"{path}: {what} cannot be read: {error}; save plain arrays with numpy.savez") from None
+    return arrays
+
+
+def _words(key: str, column: np.ndarray | None, problems: Problems) -> list[str] | None:
+    """Turn a column of an archive into words, as a manifest has them."""
+    if column is None:
+        return None
+    if column.ndim != 1 or column.dtype.kind not in "biuU":
+        problems.add(f"'{key}' must be one whole number or word a row; it is {column.dtype} {column.shape}")
+        return None
+    if key == "split" and column.dtype.kind in "biu":
+        words = dict(enumerate(checks.SPLITS))
+        return [words.get(int(v), str(v)) for v in column.tolist()]
+    return [str(v) for v in column.tolist()]
+
+
+def _name_classes(table: Table, class_names: np.ndarray | None, problems: Problems) -> None:
+    """Check that numbers for classes run from 0 without gaps, and put the class names in their place."""
+    if table.label is None or not all(v.removeprefix("-").isdecimal() for v in table.label):
+        return
+    numbers = [int(v) for v in table.label]
+    count = len(class_names) if class_names is not None else max(numbers) + 1
+    for i, number in enumerate(numbers):
+        if not 0 <= number < count:
+            problems.add(f"{table.rows[i]}: label {number} is not in 0..{count - 1}")
+    gaps = sorted(set(range(count)).difference(numbers))
+    if gaps:
+        problems.add(f"labels must run from 0 to {count - 1} without gaps; {', '.join(map(str, gaps[:5]))} never occur")
+    if class_names is not None:
+        table.class_names = tuple(str(v) for v in class_names)

@@ -1,0 +1,92 @@
+"""Columns of a user's data to a data set: labels, groups and split are read, checked, and the modalities fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from crossdistill.data import checks
+from crossdistill.data.checks import Contents, Problems
+from crossdistill.data.dataset import PairedDataset
+from crossdistill.data.modality import Modality
+from crossdistill.data.splits import make_split
+from crossdistill.data.tables import Table
+
+
+def assemble(
+    arrays: Mapping[str, np.ndarray],
+    modalities: Mapping[str, Modality],
+    contents: Mapping[str, Contents],
+    names: Mapping[str, Sequence[str]],
+    table: Table,
+    problems: Problems,
+    *,
+    name: str,
+    seed: int,
+    digests: Mapping[str, str],
+) -> PairedDataset:
+    """Put a data set together.
+
+    Args:
+        arrays: Stored samples by modality.
+        modalities: What they are, not yet fitted.
+        contents: What the pass over them found.
+        names: Of the samples, by modality, for messages.
+        table: Labels, groups, split and names of the rows.
+        problems: What was found so far; what is found here is added.
+        name: Of the data set.
+        seed: Of the split, where one is made.
+        digests: Content hashes of arrays where they are known.
+
+    Returns:
+        The data set, standardised by its training rows.
+
+    Raises:
+        DataError: With all problems.
+    """
+    label, group, class_names = None, None, table.class_names
+    if table.label is not None:
+        if class_names:
+            label = np.array([int(v) for v in table.label], dtype=np.int64)
+        else:
+            label, class_names = checks.read_labels(table.label, table.rows, problems)
+    if table.group is not None:
+        group = checks.read_groups(table.group, table.rows, problems)
+    split = None if table.split is None else checks.read_split(table.split, table.rows, problems)
+    problems.raise_if_any()
+    about = f"Read from {problems.where}."
+    if split is None:
+        same = [_own_hash(c) for c in contents.values()]
+        split = make_split(len(table.rows), label=label, group=group, same=same, seed=seed)
+        about += f" The split 70/10/20 was made by crossdistill (seed {seed}; stratified by class, groups kept whole)."
+    elif group is not None:
+        checks.check_groups(group, split, table.rows, problems)
+    kinds = {m: modality.kind for m, modality in modalities.items()}
+    checks.check_sizes(split, problems)
+    if label is not None:
+        checks.check_labels(label, class_names, split, problems)
+    checks.check_contents(contents, kinds, names, problems)
+    checks.check_duplicates(contents, kinds, names, split, problems)
+    problems.raise_if_any()
+    train = np.flatnonzero(split == 0)
+    data = PairedDataset(
+        arrays,
+        {m: modality.fitted(arrays[m], train) for m, modality in modalities.items()},
+        name=name,
+        label=label,
+        class_names=class_names,
+        group=group,
+        split=split,
+        about=about,
+        warnings=tuple(problems.warnings),
+    )
+    data.columns.known.update(digests)
+    return data
+
+
+def _own_hash(contents: Contents) -> np.ndarray:
+    """Give content hashes in which constant samples are all different: they are alike without being the same thing."""
+    own = contents.hashes.copy()
+    own[contents.constant] = -1 - np.arange(int(contents.constant.sum()))
+    return own

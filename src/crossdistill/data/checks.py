@@ -1,0 +1,214 @@
+"""The checks at the border: what is wrong with data is said before any training, all of it at once, file by file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crossdistill.data.columns import SPLITS
+from crossdistill.errors import DataError, suggest
+
+SHOWN = 10
+"""Problems that are looked for and shown at once: enough to see a pattern, few enough to read."""
+
+ALIASES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2, "testing": 2}
+"""Words for the splits that are understood in folders and tables."""
+
+
+@dataclass
+class Problems:
+    """What was found wrong (errors) and odd (warnings) in one source of data.
+
+    Attributes:
+        where: The file or folder, for the message.
+        errors: In the order in which they were found.
+        warnings: Likewise.
+    """
+
+    where: str
+    errors: list[str] = field(default_factory=list[str])
+    warnings: list[str] = field(default_factory=list[str])
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no use in looking on."""
+        return len(self.errors) >= SHOWN
+
+    def add(self, text: str) -> None:
+        """Note an error."""
+        self.errors.append(text)
+
+    def warn(self, text: str) -> None:
+        """Note something odd."""
+        self.warnings.append(text)
+
+    def raise_if_any(self) -> None:
+        """Raise all errors as one.
+
+        Raises:
+            DataError: One line an error, at most ten.
+        """
+        if not self.errors:
+            return
+        if len(self.errors) == 1:
+            raise DataError(f"{self.where}: {self.errors[0]}")
+        more = f" (the first {SHOWN} of at least {len(self.errors)})" if len(self.errors) > SHOWN else ""
+        lines = "".join(f"\n  - {error}" for error in self.errors[:SHOWN])
+        raise DataError(f"{self.where}: {len(self.errors)} problems{more}:{lines}")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the one pass over a modality's samples found.
+
+    Attributes:
+        hashes: Of every sample (n,) int64; equal samples have equal ones.
+        constant: Whether all numbers of a sample are equal (n,) bool.
+    """
+
+    hashes: np.ndarray
+    constant: np.ndarray
+
+
+def hash_rows(array: np.ndarray) -> Contents:
+    """Hash every sample of (n, *shape) and see whether it is constant."""
+    hashes, constant = np.empty(len(array), dtype=np.int64), np.empty(len(array), dtype=bool)
+    for i, sample in enumerate(array):
+        hashes[i], constant[i] = hash_sample(sample)
+    return Contents(hashes, constant)
+
+
+def hash_sample(sample: np.ndarray) -> tuple[int, bool]:
+    """Give a sample's 64-bit content hash (signed), and whether it is constant (never for a single number)."""
+    flat = np.ascontiguousarray(sample).reshape(-1)
+    word = hashlib.blake2b(flat.view(np.uint8).data, digest_size=8).digest()
+    return int.from_bytes(word, "little", signed=True), bool(flat.size > 1 and (flat == flat[0]).all())
+
+
+def check_finite(sample: np.ndarray) -> str:
+    """Say what is not finite in a sample, or nothing."""
+    if sample.dtype.kind != "f":
+        return ""
+    wrong = int(sample.size - np.isfinite(sample).sum())
+    return f"{wrong} of {sample.size} numbers are NaN or infinite" if wrong else ""
+
+
+def read_split(values: Sequence[str], rows: Sequence[str], problems: Problems) -> np.ndarray:
+    """Turn words for splits into 0, 1, 2 (n,) uint8; unknown and missing ones become problems."""
+    split = np.zeros(len(values), dtype=np.uint8)
+    for i, value in enumerate(values):
+        place = ALIASES.get(value.strip().lower())
+        if place is None:
+            problems.add(f"{rows[i]}: no split is called '{value}'{suggest(value, SPLITS)}")
+        else:
+            split[i] = place
+    return split
+
+
+def read_labels(values: Sequence[str], rows: Sequence[str], problems: Problems) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Turn class names into numbers 0..c-1 in sorted order, whole numbers by size; missing ones become problems."""
+    for i, value in enumerate(values):
+        if not value:
+            problems.add(f"{rows[i]}: the label is missing; label every row or leave the column out")
+    names = sorted(set(values) - {""}, key=lambda v: (0, int(v), v) if v.isdecimal() else (1, 0, v))
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number.get(v, 0) for v in values], dtype=np.int64), tuple(names)
+
+
+def read_groups(values: Sequence[str], rows: Sequence[str], problems: Problems) -> np.ndarray:
+    """Turn names of groups into numbers (n,) int64; missing ones become problems."""
+    for i, value in enumerate(values):
+        if not value:
+            problems.add(f"{rows[i]}: the group is missing; give every row one or leave the column out")
+    return np.unique(np.array(values), return_inverse=True)[1].astype(np.int64)
+
+
+def check_labels(label: np.ndarray, class_names: Sequence[str], split: np.ndarray, problems: Problems) -> None:
+    """Find classes that training never sees (errors) or the test never asks for (warnings)."""
+    for c, name in enumerate(class_names):
+        counts = np.bincount(split[label == c], minlength=3)
+        if not counts[0]:
+            problems.add(
+                f"class '{name}' has no training rows ({counts[1]} validation, {counts[2]} test); "
+                "move some there, or leave the class out"
+            )
+        elif not counts[2] and (split == 2).any():
+            problems.warn(f"class '{name}' has no test rows: nothing will be measured of it")
+
+
+def check_groups(group: np.ndarray, split: np.ndarray, rows: Sequence[str], problems: Problems) -> None:
+    """Find groups with rows on two sides of a split."""
+    home: dict[int, int] = {}
+    told: set[int] = set()
+    for i, g in enumerate(group.tolist()):
+        first = home.setdefault(g, i)
+        if split[i] != split[first] and g not in told:
+            told.add(g)
+            problems.add(
+                f"a group is on both sides of a split: {rows[first]} is {SPLITS[split[first]]}, {rows[i]} of the same "
+                f"group is {SPLITS[split[i]]}"
+            )
+
+
+def check_sizes(split: np.ndarray, problems: Problems) -> None:
+    """Find splits with too few rows to train or to test."""
+    train, _, test = np.bincount(split, minlength=3)
+    if train < 2:
+        problems.add(f"{train} training rows; at least 2 are needed, and hundreds to learn anything")
+    if not test:
+        problems.warn("no test rows: nothing can be measured at the end")
+
+
+def check_contents(
+    contents: Mapping[str, Contents], kinds: Mapping[str, str], names: Mapping[str, Sequence[str]], problems: Problems
+) -> None:
+    """Find constant samples (warnings) and modalities that say nothing (errors).
+
+    Args:
+        contents: By modality.
+        kinds: Of the modalities.
+        names: Of the samples, by modality, for the message.
+        problems: Where to note them.
+    """
+    for name, found in contents.items():
+        count, n = int(found.constant.sum()), len(found.constant)
+        if n > 1 and (found.hashes == found.hashes[0]).all():
+            problems.add(f"'{name}': all {n} samples are equal; the modality says nothing")
+        elif count * 2 > n:
+            first = names[name][int(np.argmax(found.constant))]
+            problems.add(f"'{name}': {count} of {n} {kinds[name]} samples are constant, the first: {first}")
+        elif count:
+            shown = ", ".join(names[name][int(i)] for i in np.flatnonzero(found.constant)[:3])
+            problems.warn(f"'{name}': {count} of {n} samples are constant: {shown}{', ...' if count > 3 else ''}")
+
+
+def check_duplicates(
+    contents: Mapping[str, Contents],
+    kinds: Mapping[str, str],
+    names: Mapping[str, Sequence[str]],
+    split: np.ndarray,
+    problems: Problems,
+) -> None:
+    """Find equal samples on two sides of a split: a leak.
+
+    Short vectors can be equal by chance, so equal ones are only a warning; constant samples are told elsewhere.
+    """
+    for name, found in contents.items():
+        home: dict[int, int] = {}
+        for i in np.flatnonzero(~found.constant).tolist():
+            first = home.setdefault(int(found.hashes[i]), i)
+            if split[i] == split[first]:
+                continue
+            text = (
+                f"'{name}': the same sample is on both sides of a split: {names[name][first]} "
+                f"({SPLITS[split[first]]}) and {names[name][i]} ({SPLITS[split[i]]})"
+            )
+            if kinds[name] == "vector":
+                problems.warn(text)
+                break
+            problems.add(text)
+            if problems.full:
+                return

@@ -1,0 +1,206 @@
+"""What a user's files are: the modality that a column of paths or an array holds, with the user's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from crossdistill.data.decode import ARRAYS, PICTURES, SOUNDS, frames_of, load_array, picture_facts, sound_facts
+from crossdistill.data.modality import KINDS, STORED, Modality
+from crossdistill.errors import DataError, suggest
+
+LOOKED_AT = 16
+"""Files whose headers are looked at to choose defaults, spread evenly: enough to meet the odd one."""
+
+LARGEST = 64
+"""Longer side of pictures in pixels, by default: what the small encoders are made for."""
+
+LONGEST = 10.0
+"""Seconds of sound at most, by default."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How files become samples. Every option is one value for all modalities, or a mapping from modality to value.
+
+    Attributes:
+        size: Height and width of pictures in pixels, or one number for both; default: the first file's, shrunk to a
+            longer side of 64.
+        channels: 1 (grey) or 3 (colour); default: 3 when any of the files looked at has colour.
+        rate: Sampling rate of sounds in Hz; default: the lowest of the files looked at.
+        seconds: Length of sounds in seconds, cut or padded with silence; default: the longest of the files looked
+            at, at most 10.
+        mels: Bands of the log-mel spectrogram; default 64, the usual choice for small networks.
+        length: Steps of sequences, resampled linearly; default: the median of the files looked at.
+        kinds: Kind of an array modality where its number of axes leaves a doubt.
+    """
+
+    size: Any = None
+    channels: Any = None
+    rate: Any = None
+    seconds: Any = None
+    mels: Any = 64
+    length: Any = None
+    kinds: Any = None
+
+    def of(self, option: str, modality: str, default: T) -> T:
+        """Give an option's value for one modality."""
+        value = getattr(self, option)
+        if isinstance(value, Mapping):
+            value = value.get(modality)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - a user's
+        return default if value is None else value  # pyright: ignore[reportUnknownVariableType] - a user's
+
+
+def guess_modality(name: str, paths: Sequence[Path], options: ReadOptions) -> Modality:
+    """Choose how the files of one modality are decoded.
+
+    Args:
+        name: Of the modality.
+        paths: Its files; missing and broken ones are passed over here and told of when they are decoded.
+        options: The user's.
+
+    Returns:
+        The modality, not yet fitted.
+
+    Raises:
+        DataError: If no file can be read, or an option is wrong.
+    """
+    there = [path for path in paths if path.is_file()]
+    looked_at = there[:: max(1, len(there) // LOOKED_AT)][:LOOKED_AT]
+    first_error: DataError | None = None
+    facts: list[tuple[str, Any]] = []
+    for path in looked_at:
+        try:
+            facts.append(_facts(path))
+        except DataError as error:
+            first_error = first_error or error
+    if not facts:
+        raise first_error or DataError(f"'{name}': none of its {len(paths)} files exists; the first: {paths[0]}")
+    kind = facts[0][0]
+    same = [value for other, value in facts if other == kind]
+    if kind == "image":
+        return _image(name, same, options)
+    if kind == "audio":
+        return _audio(name, same, options)
+    return _array(name, same, options)
+
+
+def _facts(path: Path) -> tuple[str, Any]:
+    ending = path.suffix.lower()
+    if ending in PICTURES:
+        return "image", picture_facts(path)
+    if ending in SOUNDS:
+        return "audio", sound_facts(path)
+    if ending in ARRAYS:
+        array = load_array(path)
+        return "array", (array.shape, array.dtype)
+    known = ", ".join(sorted(PICTURES | SOUNDS | ARRAYS))
+    raise DataError(f"{path}: a file ending in '{ending}' cannot be read; known: {known}")
+
+
+def _image(name: str, facts: Sequence[tuple[int, int, int, str]], options: ReadOptions) -> Modality:
+    height, width = facts[0][:2]
+    shrink = min(1.0, LARGEST / max(height, width))
+    size: Any = options.of("size", name, (max(1, round(height * shrink)), max(1, round(width * shrink))))
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    channels = options.of("channels", name, max(f[2] for f in facts))
+    if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
+        raise DataError(f"'{name}': size is a number of pixels or (height, width); received {size}")
+    if channels not in (1, 3):
+        raise DataError(f"'{name}': channels is 1 (grey) or 3 (colour); received {channels}")
+    deep = any(f[3] == "float32" for f in facts)
+    return Modality(
+        name=name,
+        kind="image",
+        shape=(channels, *size),
+        scale=1.0 if deep else 1 / 255,
+        dtype="float32" if deep else "uint8",
+        channels=("red", "green", "blue") if channels == 3 else ("grey",),
+    )
+
+
+def _audio(name: str, facts: Sequence[tuple[int, float]], options: ReadOptions) -> Modality:
+    rate = options.of("rate", name, min(f[0] for f in facts))
+    seconds = options.of("seconds", name, round(min(LONGEST, max(f[1] for f in facts)), 3))
+    mels = options.of("mels", name, 64)
+    if not (rate >= 1000 and seconds > 0 and mels >= 1):
+        raise DataError(
+            f"'{name}': rate must be >= 1000 Hz, seconds and mels positive; received {rate}, {seconds}, {mels}"
+        )
+    return Modality(
+        name=name,
+        kind="audio",
+        shape=(1, mels, frames_of(rate, seconds)),
+        dtype="float16",  # a log-mel spans -19 to 0; half precision keeps it to 0.01
+        decode={"rate": rate, "seconds": seconds, "mels": mels},
+    )
+
+
+def _array(name: str, facts: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], options: ReadOptions) -> Modality:
+    shape, dtype = facts[0]
+    kinds = {1: "vector", 2: "sequence", 3: "image"}
+    kind = options.of("kinds", name, kinds.get(len(shape), ""))
+    if kind not in KINDS:
+        raise DataError(f"'{name}': an array of shape {shape} is no kind of sample{suggest(kind, KINDS)}")
+    if kind == "sequence" and len(shape) == 2:
+        middle = sorted(f[0][1] for f in facts if len(f[0]) == 2)[len(facts) // 2 :][:1]
+        shape = (shape[0], options.of("length", name, middle[0] if middle else shape[1]))
+    if kind in ("image", "audio") and len(shape) == 2:
+        shape = (1, *shape)
+    stored = str(dtype) if str(dtype) in STORED else "float32"
+    if kind == "sequence" and stored != "float16":
+        stored = "float32"  # resampling in time makes fractions
+    return Modality(name=name, kind=kind, shape=shape, dtype=stored, scale=picture_scale(kind, stored))  # pyright: ignore[reportArgumentType] - both are of the known words, checked above
+
+
+def picture_scale(kind: str, dtype: str) -> float:
+    """Give 1/255 for pictures of 8 bits, else 1."""
+    return 1 / 255 if kind == "image" and dtype == "uint8" else 1.0
+
+
+def array_modality(name: str, array: np.ndarray, options: ReadOptions) -> tuple[np.ndarray, Modality]:
+    """Bring an array (n, ...) to a form that can be stored, and say what it is.
+
+    Two axes are vectors (n, d), three are sequences (n, c, t) or, for uint8, grey pictures (n, h, w), four are pictures
+    (n, c, h, w) or (n, h, w, c) where only the last axis can be one of colours. `kinds` says otherwise.
+
+    Returns:
+        The array (n, *shape), uint8, int16, float16 or float32, and its modality, not yet fitted.
+
+    Raises:
+        DataError: If it holds no real numbers or has too few or too many axes.
+    """
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"'{name}': holds {array.dtype}, not real numbers")
+    picture = array.ndim == 4 or (array.ndim == 3 and array.dtype == np.uint8)
+    guess = {2: "vector", 3: "image" if picture else "sequence", 4: "image"}.get(array.ndim, "")
+    kind: Any = options.of("kinds", name, guess)
+    if kind not in KINDS:
+        raise DataError(f"'{name}': an array of shape {array.shape} is no kind of modality{suggest(kind, KINDS)}")
+    if kind in ("image", "audio") and array.ndim == 3:
+        array = array[:, None]
+    elif kind == "image" and array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
+        array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    array = storable(array)
+    dtype: Any = str(array.dtype)
+    return array, Modality(
+        name=name, kind=kind, shape=tuple(array.shape[1:]), dtype=dtype, scale=picture_scale(kind, dtype)
+    )
+
+
+def storable(array: np.ndarray) -> np.ndarray:
+    """Convert to uint8, int16, float16 or float32, the smallest that keeps the numbers (float64 is rounded)."""
+    if str(array.dtype) in STORED:
+        return array
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    if array.dtype.kind in "iu" and array.size and array.min() >= -32768 and array.max() <= 32767:
+        return array.astype(np.int16)
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is told of with its row
+        return array.astype(np.float32)

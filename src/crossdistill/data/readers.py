@@ -1,0 +1,111 @@
+"""A user's own data: a folder, a manifest or one NPZ file, checked at the border, as a `PairedDataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crossdistill.data.archive import load_archive
+from crossdistill.data.assemble import assemble
+from crossdistill.data.checks import Problems
+from crossdistill.data.dataset import PairedDataset
+from crossdistill.data.modality import Modality
+from crossdistill.data.probe import ReadOptions, guess_modality
+from crossdistill.data.store import Stored, decoded
+from crossdistill.data.tables import Table, read_folder, read_manifest
+from crossdistill.errors import DataError
+
+
+def load_files(
+    source: str | Path,
+    *,
+    modalities: Sequence[str] | None = None,
+    name: str | None = None,
+    split_seed: int = 0,
+    cache: str | Path | None = None,
+    size: int | Sequence[int] | Mapping[str, Any] | None = None,
+    channels: int | Mapping[str, int] | None = None,
+    rate: int | Mapping[str, int] | None = None,
+    seconds: float | Mapping[str, float] | None = None,
+    mels: int | Mapping[str, int] = 64,
+    length: int | Mapping[str, int] | None = None,
+    kinds: Mapping[str, str] | None = None,
+) -> PairedDataset:
+    """Read a folder, a CSV or Parquet manifest, or a NPZ file.
+
+    Files are decoded once into the store and memory-mapped from there. Everything is checked in that pass; up to ten
+    problems are told at once.
+
+    Args:
+        source: The folder or file.
+        modalities: Which to use; default: all.
+        name: Of the data set; default: the folder's or file's.
+        split_seed: Of the 70/10/20 split that is made where the data have none.
+        cache: The store's folder; default: CROSSDISTILL_CACHE, then ~/.cache/crossdistill.
+        size: Of pictures; this and the rest as in `ReadOptions`, each one value or a mapping from modality to value.
+        channels: Of pictures.
+        rate: Of sounds in Hz.
+        seconds: Of sounds.
+        mels: Bands of spectrograms.
+        length: Of sequences.
+        kinds: Of arrays whose axes leave a doubt.
+
+    Returns:
+        The data set, with what is odd but not wrong in `warnings`.
+
+    Raises:
+        DataError: With what is wrong, naming files and rows.
+    """
+    path = Path(source).expanduser()
+    options = ReadOptions(
+        size=size, channels=channels, rate=rate, seconds=seconds, mels=mels, length=length, kinds=kinds
+    )
+    problems = Problems(str(path))
+    if path.suffix.lower() == ".npz":
+        return load_archive(path, modalities, options, problems, name or path.stem, split_seed)
+    if path.is_dir():
+        table = read_folder(path, problems)
+        for wanted in modalities or ():
+            if wanted not in table.files:
+                raise DataError(f"{path}: no modality folder is called '{wanted}'; found: {', '.join(table.files)}")
+        table.files = {k: v for k, v in table.files.items() if not modalities or k in modalities}
+    else:
+        table = read_manifest(path, modalities, problems)
+    if not table.rows:
+        problems.add("there is not a single pair")
+        problems.raise_if_any()
+    return _load_table(table, options, problems, name or path.stem, split_seed, cache)
+
+
+def _load_table(
+    table: Table, options: ReadOptions, problems: Problems, name: str, seed: int, cache: str | Path | None
+) -> PairedDataset:
+    """Decode a table's files and put the data set together."""
+    stored: dict[str, Stored] = {}
+    modalities: dict[str, Modality] = {}
+    for modality, paths in table.files.items():
+        if problems.full:
+            break
+        try:
+            modalities[modality] = guess_modality(modality, paths, options)
+        except DataError as error:
+            problems.add(str(error))
+            continue
+        found = decoded(paths, table.rows, modalities[modality], problems, cache)
+        if found is not None:
+            stored[modality] = found
+    if len(stored) < len(table.files):
+        problems.raise_if_any()
+    names = {m: [f"{row} ({path})" for row, path in zip(table.rows, p, strict=True)] for m, p in table.files.items()}
+    return assemble(
+        {m: s.array for m, s in stored.items()},
+        modalities,
+        {m: s.contents for m, s in stored.items()},
+        names,
+        table,
+        problems,
+        name=name,
+        seed=seed,
+        digests={m: s.digest for m, s in stored.items()},
+    )

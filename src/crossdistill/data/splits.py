@@ -1,0 +1,84 @@
+"""A split for data that came without one: seeded, stratified by class, whole groups on one side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SHARES = (0.7, 0.1, 0.2)
+"""Shares of training, validation and test."""
+
+
+def make_split(
+    n: int,
+    *,
+    label: np.ndarray | None = None,
+    group: np.ndarray | None = None,
+    same: Sequence[np.ndarray] = (),
+    seed: int = 0,
+) -> np.ndarray:
+    """Split rows 70/10/20.
+
+    Units that must stay together (rows of one group, and rows with equal samples) go, in random order and the large
+    ones first, to the split that lacks most of their classes.
+
+    Args:
+        n: Number of rows.
+        label: Classes (n,) to stratify by.
+        group: Groups (n,) that are kept whole.
+        same: Further columns (n,) of content hashes; rows that agree in one are kept together.
+        seed: Of the order.
+
+    Returns:
+        0 train, 1 validation, 2 test (n,) uint8.
+    """
+    rng = np.random.default_rng(seed)
+    unit = _components(n, [*same, *([] if group is None else [group])])
+    label = np.zeros(n, dtype=np.int64) if label is None else label
+    if unit.max(initial=-1) + 1 == n:
+        return _single_rows(label, rng)
+    classes = int(label.max()) + 1
+    counts = np.zeros((int(unit.max()) + 1, classes))
+    np.add.at(counts, (unit, label), 1)
+    target = np.array(SHARES)[:, None] * counts.sum(axis=0)
+    order = rng.permutation(len(counts))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    filled, where = np.zeros_like(target), np.zeros(len(counts), dtype=np.uint8)
+    for u in order:
+        # how much nearer to the target, relative to the split's size, the unit brings each split
+        gain = (counts[u] * (2 * (target - filled) - counts[u]) / np.maximum(target, 1e-9)).sum(axis=1)
+        where[u] = int(np.argmax(gain))
+        filled[where[u]] += counts[u]
+    return where[unit]
+
+
+def _single_rows(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Split every class by itself; a class of three or more rows has one in each of training and test."""
+    split = np.zeros(len(label), dtype=np.uint8)
+    for c in np.unique(label):
+        rows = rng.permutation(np.flatnonzero(label == c))
+        test = max(round(SHARES[2] * len(rows)), int(len(rows) >= 3))
+        validation = round(SHARES[1] * len(rows))
+        split[rows[:test]] = 2
+        split[rows[test : test + validation]] = 1
+    return split
+
+
+def _components(n: int, columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Number the sets of rows (n,) that are linked by equal entries in any column."""
+    parent = list(range(n))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for column in columns:
+        home: dict[int, int] = {}
+        for i, value in enumerate(column.tolist()):
+            first = root(home.setdefault(value, i))
+            parent[root(i)] = first
+    roots = np.array([root(i) for i in range(n)], dtype=np.int64)
+    return np.unique(roots, return_inverse=True)[1]

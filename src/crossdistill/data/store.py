@@ -1,0 +1,158 @@
+"""The store: files decoded once, kept as arrays that are memory-mapped, found again by what they were made from.
+
+CACHE/<key>.npy         samples (n, *shape)
+CACHE/<key>.rows.npy    content hash and constancy of each sample
+CACHE/<key>.json        the modality and the content hash; written last, so that its presence means "complete"
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crossdistill.data.checks import Contents, Problems, check_finite, hash_sample
+from crossdistill.data.columns import hash_array
+from crossdistill.data.modality import Modality
+from crossdistill.errors import DataError
+from crossdistill.files import digest, whole_file, write_json
+
+FORMAT = 1
+"""Raised when decoding changes, so that what older versions stored is not taken for the new."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A modality's decoded samples.
+
+    Attributes:
+        array: (n, *shape), memory-mapped and read-only.
+        contents: What the pass over them found.
+        digest: Content hash, as `hash_array` gives it.
+    """
+
+    array: np.ndarray
+    contents: Contents
+    digest: str
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """Give the store's folder: the argument, CROSSDISTILL_CACHE, or ~/.cache/crossdistill."""
+    chosen = folder or os.environ.get("CROSSDISTILL_CACHE") or Path.home() / ".cache" / "crossdistill"
+    return Path(chosen).expanduser()
+
+
+def store_key(paths: Sequence[Path], modality: Modality) -> str:
+    """Hash what decoded samples are made from: files by path, size and time of change, and how they are decoded."""
+    files: list[tuple[str, int, int]] = []
+    for path in paths:
+        facts = path.stat()
+        files.append((str(path.resolve()), facts.st_size, facts.st_mtime_ns))
+    how = {"kind": modality.kind, "shape": modality.shape, "dtype": modality.dtype, "decode": dict(modality.decode)}
+    return digest(FORMAT, files, how)
+
+
+def decoded(
+    paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems, cache: str | Path | None = None
+) -> Stored | None:
+    """Give the decoded samples of files, from the store where they are there, else decoding each once.
+
+    Args:
+        paths: One file a row.
+        rows: Names of the rows, for messages.
+        modality: How to decode; mean and std do not matter.
+        problems: Where broken files are noted.
+        cache: The store's folder, see `cache_folder`.
+
+    Returns:
+        The samples, or None when a file is broken; nothing is stored then.
+    """
+    there = True
+    for path, row in zip(paths, rows, strict=True):
+        if not path.is_file():
+            there = False
+            problems.add(f"{row}: {path}: there is no such file")
+    base = cache_folder(cache)
+    key = store_key(paths, modality) if there else ""
+    if there and (base / f"{key}.json").is_file():
+        return _open(base, key)
+    before = len(problems.errors)
+    if there:
+        try:
+            with whole_file(base / f"{key}.npy") as temporary:
+                contents = _decode_into(temporary, paths, rows, modality, problems)
+                if len(problems.errors) > before:
+                    raise _BrokenFilesError
+        except _BrokenFilesError:
+            return None
+        _finish(base, key, contents, modality)
+        return _open(base, key)
+    for _ in _samples(paths, rows, modality, problems):  # look for whatever else is wrong, to say it all at once
+        pass
+    return None
+
+
+class _BrokenFilesError(Exception):
+    """Makes `whole_file` drop what was decoded; what is broken stands among the problems."""
+
+
+def _decode_into(
+    file: Path, paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems
+) -> Contents:
+    """Decode all files into a NPY file; broken ones become problems."""
+    shape = (len(paths), *modality.shape)
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(modality.dtype), shape=shape)
+    hashes, constant = np.zeros(len(paths), dtype=np.int64), np.zeros(len(paths), dtype=bool)
+    for i, sample in _samples(paths, rows, modality, problems):
+        array[i] = sample
+        hashes[i], constant[i] = hash_sample(sample)
+    array.flush()
+    return Contents(hashes, constant)
+
+
+def _samples(
+    paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode files, some at a time in threads (Pillow and soundfile let others run meanwhile), until too many fail."""
+
+    def read(i: int) -> np.ndarray | str:
+        try:
+            sample = modality.read(paths[i])
+        except DataError as error:
+            return str(error)
+        wrong = check_finite(sample)
+        return f"{paths[i]}: {wrong}" if wrong else sample
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for start in range(0, len(paths), 256):  # a part at a time, so that memory stays small
+            part = [i for i in range(start, min(start + 256, len(paths))) if paths[i].is_file()]
+            for i, result in zip(part, pool.map(read, part), strict=True):
+                if isinstance(result, str):
+                    problems.add(f"{rows[i]}: {result}")
+                else:
+                    yield i, result
+            if problems.full:
+                return
+
+
+def _finish(base: Path, key: str, contents: Contents, modality: Modality) -> None:
+    facts = np.stack([contents.hashes, contents.constant.astype(np.int64)])
+    with whole_file(base / f"{key}.rows.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, facts)
+    content = hash_array(np.load(base / f"{key}.npy", mmap_mode="r"))
+    write_json(base / f"{key}.json", {"format": FORMAT, "digest": content, "modality": modality.to_json()})
+
+
+def _open(base: Path, key: str) -> Stored:
+    facts = json.loads((base / f"{key}.json").read_text(encoding="utf-8"))
+    try:
+        array = np.load(base / f"{key}.npy", mmap_mode="r", allow_pickle=False)
+        hashes, constant = np.load(base / f"{key}.rows.npy", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{base / key}.npy: a damaged store: {error}; delete the files of that name") from None
+    return Stored(array, Contents(hashes, constant.astype(bool)), facts["digest"])

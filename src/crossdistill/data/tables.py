@@ -1,0 +1,183 @@
+"""Where a user's files are: a folder by layout, or a manifest (CSV or Parquet), as one table of paths."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crossdistill.data.checks import ALIASES, SHOWN, Problems
+from crossdistill.data.decode import ARRAYS, PICTURES, SOUNDS
+from crossdistill.errors import DataError, suggest
+
+READABLE = PICTURES | SOUNDS | ARRAYS
+RESERVED = ("label", "group", "split")
+
+
+@dataclass
+class Table:
+    """One line a pair.
+
+    Attributes:
+        files: Paths by modality, one a row.
+        rows: Names of the rows, for messages.
+        label: Class names, or None; an empty word is a missing label.
+        group: Names of groups, or None.
+        split: Words for splits, or None.
+        class_names: Where labels are numbers that stand for these names.
+    """
+
+    files: dict[str, list[Path]] = field(default_factory=dict[str, list[Path]])
+    rows: list[str] = field(default_factory=list[str])
+    label: list[str] | None = None
+    group: list[str] | None = None
+    split: list[str] | None = None
+    class_names: tuple[str, ...] = ()
+
+
+def read_folder(folder: Path, problems: Problems) -> Table:
+    """Read FOLDER/<modality>/[<split>/][<class>/]<stem>.<ending>; equal paths below the modality make a pair.
+
+        road/image/train/cat/001.png  ┐
+        road/depth/train/cat/001.npy  ┘ one pair of class "cat" in the training split
+
+    Splits are known by their names (train, validation, val, test); any other folder is a class. Names that begin with a
+    dot are passed over, other files that cannot be read are told of as a warning.
+
+    Args:
+        folder: Whose subfolders are the modalities.
+        problems: Where unpaired files and mixed layouts are noted.
+
+    Returns:
+        The table of complete pairs, sorted by path.
+
+    Raises:
+        DataError: If there are no modalities at all.
+    """
+    modalities = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = [p.name for p in modalities]
+    if not modalities or any(name.lower() in ALIASES for name in names):
+        raise DataError(
+            f"{folder}: expected FOLDER/<modality>/[<split>/][<class>/]<file>, the modalities outermost; "
+            f"found {', '.join(names) if names else 'no folders'}"
+        )
+    found: dict[str, dict[str, Path]] = {p.name: _stems(p, problems) for p in modalities}
+    every = {stem for files in found.values() for stem in files}
+    paired = sorted(stem for stem in every if all(stem in files for files in found.values()))
+    unpaired = sorted(every.difference(paired))
+    counts = ", ".join(f"{len(files)} {name}" for name, files in found.items())
+    for stem in unpaired[:SHOWN]:
+        has = [name for name in names if stem in found[name]]
+        lacks = [name for name in names if stem not in found[name]]
+        problems.add(f"{found[has[0]][stem]} has no partner in {', '.join(lacks)} (files: {counts})")
+    table = Table({name: [files[s] for s in paired] for name, files in found.items()}, paired)
+    _places(table, problems)
+    return table
+
+
+def _stems(root: Path, problems: Problems) -> dict[str, Path]:
+    """Map paths below a modality's folder, without their endings, to files."""
+    stems: dict[str, Path] = {}
+    others: list[Path] = []
+    for path in sorted(root.rglob("*")):
+        inside = path.relative_to(root)
+        if not path.is_file() or any(part.startswith(".") for part in inside.parts):
+            continue
+        if path.suffix.lower() not in READABLE:
+            others.append(path)
+            continue
+        stem = inside.with_suffix("").as_posix()
+        if stem in stems:
+            problems.add(f"{path} and {stems[stem]} have the same name; which of them is the sample?")
+        if len(inside.parts) > 3:
+            problems.add(f"{path} lies too deep: expected {root.name}/[<split>/][<class>/]<file>")
+        stems[stem] = path
+    if others:
+        problems.warn(f"'{root.name}': {len(others)} files are passed over, as their endings are unknown: {others[0]}")
+    return stems
+
+
+def _places(table: Table, problems: Problems) -> None:
+    """Take split and class from the folders of each pair."""
+    splits, labels = [""] * len(table.rows), [""] * len(table.rows)
+    for i, row in enumerate(table.rows):
+        folders = row.split("/")[:-1]
+        if folders and folders[0].lower() in ALIASES:
+            splits[i] = folders.pop(0)
+        if len(folders) > 1:
+            problems.add(f"{row}: '{folders[0]}' is no split; expected <modality>/[<split>/][<class>/]<file>")
+        labels[i] = folders[0] if folders else ""
+    table.split = splits if any(splits) else None
+    table.label = labels if any(labels) else None
+
+
+def read_manifest(path: Path, modalities: Sequence[str] | None, problems: Problems) -> Table:
+    """Read a CSV or Parquet table: a column a modality with paths relative to it, and `label`, `group`, `split`.
+
+    Args:
+        path: The manifest.
+        modalities: Columns to use; default: every column but the reserved ones.
+        problems: Where empty cells and unknown columns are noted; rows count from 1, the header apart.
+
+    Returns:
+        The table.
+
+    Raises:
+        DataError: If it cannot be read or has no such columns.
+    """
+    columns = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
+    free = [name for name in columns if name not in RESERVED]
+    for name in modalities or ():
+        if name not in free:
+            raise DataError(f"{path}: no column is called '{name}'{suggest(name, free)}")
+    count = len(next(iter(columns.values()), list[str]()))
+    table = Table(rows=[f"row {i + 1}" for i in range(count)])
+    for name in modalities or free:
+        cells = columns[name]
+        if not modalities and cells and not any(Path(c).suffix.lower() in READABLE for c in cells):
+            problems.add(
+                f"unknown column '{name}' (row 1: '{cells[0]}'): not paths of files that can be read"
+                f"{suggest(name, RESERVED)}; or choose columns with modalities=[...]"
+            )
+            continue
+        for row, cell in zip(table.rows, cells, strict=True):
+            if not cell:
+                problems.add(f"{row}: column '{name}' is empty; every pair needs all modalities")
+        table.files[name] = [path.parent / cell for cell in cells]
+    if not table.files and not problems.errors:
+        raise DataError(f"{path}: no column holds files; columns: {', '.join(columns) or 'none'}")
+    table.label, table.group, table.split = (columns.get(name) for name in RESERVED)
+    return table
+
+
+def _csv(path: Path) -> dict[str, list[str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets begin with a mark
+            lines = list(csv.reader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV table that can be read: {error}") from None
+    lines = [line for line in lines if line]
+    if not lines:
+        raise DataError(f"{path}: the table is empty; its first line names the columns")
+    header = [name.strip() for name in lines[0]]
+    if len(set(header)) < len(header) or not all(header):
+        raise DataError(f"{path}: every column needs a name of its own; received {', '.join(header)}")
+    for number, line in enumerate(lines[1:], start=1):
+        if len(line) != len(header):
+            raise DataError(f"{path}, row {number}: {len(line)} cells for {len(header)} columns")
+    return {name: [line[k].strip() for line in lines[1:]] for k, name in enumerate(header)}
+
+
+def _parquet(path: Path) -> dict[str, list[str]]:
+    try:
+        import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs] - pyarrow has none
+    except ImportError:
+        raise DataError("reading Parquet needs pyarrow; install it with: pip install 'crossdistill[parquet]'") from None
+    parquet: Any = pyarrow.parquet
+    try:
+        columns: dict[str, Iterable[Any]] = parquet.read_table(path).to_pydict()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise DataError(f"{path}: not a Parquet table that can be read: {error}") from None
+    return {name: ["" if cell is None else str(cell) for cell in cells] for name, cells in columns.items()}

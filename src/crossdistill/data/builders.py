@@ -176,9 +176,7 @@ def pothole(files: Files, *, patch: int = 32, least: float = 0.1) -> PairedDatas
     """
     data = files["pothole"]
     if patch < 4 or 64 % patch or not 0 < least <= 1:
-        raise DataError(
-            f"pothole: patch must divide 64, least be in (0, 1]; received {patch} and {least:g}"
-        )
+        raise DataError(f"pothole: patch must divide 64, least be in (0, 1]; received {patch} and {least:g}")
     depth = data["disparity"].astype(np.float32)
     depth -= np.median(depth, axis=(1, 2), keepdims=True)
     pieces = {

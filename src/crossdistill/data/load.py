@@ -47,9 +47,7 @@ def load(source: str | Path, **options: Any) -> PairedDataset:
     path = Path(source).expanduser()
     if not path.exists():
         worlds = [f"synthetic:{world}" for world in WORLDS]
-        raise DataError(
-            f"'{word}' is neither a file nor a folder nor the name of a set{suggest(word, [*names, *worlds])}"
-        )
+        raise DataError(f"'{word}' is neither a file, a folder nor a set{suggest(word, [*names, *worlds])}")
     if path.is_file() and path.suffix.lower() not in (".csv", ".parquet", ".npz"):
         raise DataError(f"{path}: data are a folder, or a .csv, .parquet or .npz file")
     _check_options(word, load_files, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -36,8 +37,7 @@ def small_arrays(data: Mapping[str, np.ndarray], *, size: int = 28, points: int 
     pictures = [Image.fromarray(ink * np.uint8(255)).resize((size, size), Image.Resampling.BOX) for ink in bits]
     offsets = data["offsets"]
     paths = [
-        resample_pen(data["xy"][start:stop], data["stroke"][start:stop], points)
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+        resample_pen(data["xy"][start:stop], data["stroke"][start:stop], points) for start, stop in pairwise(offsets)
     ]
     kept = ("character", "alphabet", "drawer", "split", "character_names", "alphabet_names")
     return {
@@ -70,10 +70,11 @@ def resample_pen(xy: np.ndarray, stroke: np.ndarray, points: int) -> np.ndarray:
         counts[k] += 1  # the largest remainders take what rounding left
     out: list[np.ndarray] = []
     for part, way, count in zip(parts, ways, counts, strict=True):
-        at = np.linspace(0, way[-1], count)
+        at: np.ndarray = np.linspace(0, way[-1], count)
         down = np.full(count, 100.0)
         down[-1] = 0
-        out.append(np.stack([np.interp(at, way, part[:, 0]), np.interp(at, way, part[:, 1]), down]))
+        x, y = (np.asarray(np.interp(at, way, part[:, k]), dtype=np.float64) for k in (0, 1))
+        out.append(np.stack([x, y, down]))
     return np.round(np.concatenate(out, axis=1)).astype(np.int16)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def shared_latent(
     mu = rng.standard_normal((10, 8))
     a1, a2 = rng.standard_normal((8, 64)) / math.sqrt(8), rng.standard_normal((64, 64)) / 8
     b1, b2 = rng.standard_normal((16, 64)) / 4, rng.standard_normal((64, 64)) / 8
-    labels, firsts, seconds = [], [], []
+    labels, firsts, seconds = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
     sizes = (n_pairs, n_test, n_validation)
     for n in sizes:
         y = rng.integers(0, 10, n)
@@ -67,8 +68,8 @@ def shared_latent(
 def digits_views(*, n_pairs: int = 900, n_validation: int = 256, seed: int = 0) -> PairedDataset:
     """Scikit-learn's 1797 real digits: the picture, and its noisy column and row sums.
 
-    The source "image" is the 8 x 8 picture / 16; the target "sums" is its 8 column sums and 8 row sums / 4, plus Gaussian
-    noise of standard deviation 0.15. Numbers are not standardised, so that published figures are comparable.
+    The source "image" is the 8 x 8 picture / 16; the target "sums" is its 8 column sums and 8 row sums / 4, plus
+    Gaussian noise of standard deviation 0.15. Numbers are not standardised, so that published figures are comparable.
 
     Args:
         n_pairs: Training pairs.
@@ -83,7 +84,8 @@ def digits_views(*, n_pairs: int = 900, n_validation: int = 256, seed: int = 0) 
     """
     from sklearn.datasets import load_digits  # half a second to import, for this world alone
 
-    pixels, label = load_digits(return_X_y=True)
+    digits: Any = load_digits()
+    pixels, label = digits.data, digits.target
     images = np.asarray(pixels, dtype=np.float64).reshape(-1, 8, 8) / 16
     if n_pairs < 1 or n_validation < 0 or n_pairs + n_validation >= len(images):
         raise DataError(f"digits_views has {len(images)} digits; {n_pairs} and {n_validation} leave none to test")

@@ -90,7 +90,8 @@ def grid_s1(files: Files, *, slot: str = "digit", frames: int = 16, mels: int = 
     lengths = np.diff(video["offsets"])
     if not 1 <= frames <= lengths.min():
         raise DataError(f"grid_s1: frames must be in 1..{lengths.min()}, the shortest utterance; received {frames}")
-    start: np.ndarray = np.minimum(np.maximum(np.round(middle - frames / 2), 0), lengths - frames).astype(int)
+    latest: np.ndarray = lengths - frames
+    start = np.minimum(np.maximum(np.round(middle - frames / 2), 0), latest).astype(int)
     lips = video["frames"][(video["offsets"][:-1] + start)[:, None] + np.arange(frames)]
     step = RATE // 25
     waves = audio["audio"][(audio["offsets"][:-1] + start * step)[:, None] + np.arange(frames * step)]

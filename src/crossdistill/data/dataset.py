@@ -62,13 +62,14 @@ class PairedDataset:
         about: str = "",
         warnings: tuple[str, ...] = (),
     ) -> None:
+        label = None if label is None else np.asarray(label, dtype=np.int64)
         if label is not None and not class_names:
             class_names = tuple(str(c) for c in range(int(label.max(initial=-1)) + 1))
         self.columns = Columns(
             arrays=dict(arrays),
             modalities=dict(modalities),
             name=name,
-            label=None if label is None else np.asarray(label, dtype=np.int64),
+            label=label,
             class_names=tuple(class_names),
             group=None if group is None else np.asarray(group, dtype=np.int64),
             split=None if split is None else np.asarray(split, dtype=np.uint8),

@@ -95,7 +95,7 @@ def make_history(seeds: int = 3) -> str:
 
 
 def _doodle(label: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A pen path (48, 3) of x, y, pen and its picture (3, 32, 32) in [0, 1]."""
+    """A pen path (3, 48) of x, y, pen and its picture (3, 32, 32) in [0, 1]."""
     t = np.linspace(0, 2 * np.pi, 44)
     a, b, c = 1 + label % 4, 1 + (label * 2) % 5, 0.15 * label
     x, y = np.cos(a * t + c) * (1 + 0.3 * np.cos(3 * t)), np.sin(b * t)
@@ -109,14 +109,14 @@ def _doodle(label: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
     ink = np.exp(-((distance / 0.13) ** 2))
     hue = 0.5 + 0.5 * np.cos(2 * np.pi * (label / 10 + np.array([0, 0.33, 0.67])))
     ground = np.array([0.95, 0.93, 0.88]) - 0.1 * rng.random(3)
-    return sequence, (ground[:, None, None] * (1 - ink) + hue[:, None, None] * ink).astype(np.float32)
+    return sequence.T, (ground[:, None, None] * (1 - ink) + hue[:, None, None] * ink).astype(np.float32)
 
 
 def make_evidence(points: int = 300, queries: int = 5, depth: int = 6, classes: int = 10) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(2)
     labels = rng.integers(classes, size=points)
     spaces = {}
-    for key, width, spread in (("map_teacher", 24, 3.0), ("map_student", 16, 1.7), ("map_control", 16, 0.6)):
+    for key, width, spread in (("map_teacher", 24, 1.2), ("map_student", 16, 0.9), ("map_control", 16, 0.5)):
         centres = rng.normal(size=(classes, width)) * spread
         spaces[key] = (centres[labels] + rng.normal(size=(points, width))).astype(np.float32)
     query_label = rng.integers(min(classes, 10), size=queries)
@@ -125,7 +125,7 @@ def make_evidence(points: int = 300, queries: int = 5, depth: int = 6, classes: 
     items = [[_doodle(int(label), rng) for label in row] for row in found]
     described = {
         "source": {"name": "picture", "kind": "image", "shape": [3, 32, 32]},
-        "target": {"name": "pen", "kind": "sequence", "shape": [48, 3], "channels": ["x", "y", "pen"]},
+        "target": {"name": "pen", "kind": "sequence", "shape": [3, 48], "channels": ["x", "y", "pen"]},
     }
     return {
         "map_label": labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from threadpoolctl import threadpool_limits  # pyright: ignore[reportMissingType
 from crossdistill.report.evidence import Evidence, Maps
 from crossdistill.report.svg import blank, style, to_svg
 
-POINTS = 800  # three maps of this size take about six seconds on one core
+POINTS = 600  # three maps of this size take about five seconds on one core
 CLASSES = 12  # more colours cannot be told apart
 NEIGHBOURS = 10
 COLOURS = (
@@ -52,7 +53,9 @@ class Atlas:
         legend: Classes shown.
         points: Samples shown.
         total: Samples stored.
+        drawn: Samples of the shown classes, if only some of them are shown, else 0.
         classes: Classes stored.
+        neighbours: How many nearest neighbours each agreement is about.
         chance: Share of equal classes among the shown samples if spaces said nothing.
     """
 
@@ -60,14 +63,16 @@ class Atlas:
     legend: list[Legend]
     points: int
     total: int
+    drawn: int
     classes: int
+    neighbours: int
     chance: float
 
 
 def draw_maps(maps: Maps, evidence: Evidence) -> Atlas:
     """Choose the samples, project every space and draw it.
 
-    At most 800 samples and the 12 most frequent classes are shown; which samples is drawn with a fixed seed.
+    At most 600 samples and the 12 most frequent classes are shown; which samples is drawn with a fixed seed.
 
     Args:
         maps: Labels (n,) and spaces (n, d).
@@ -79,22 +84,26 @@ def draw_maps(maps: Maps, evidence: Evidence) -> Atlas:
     classes, counts = np.unique(maps.labels, return_counts=True)
     shown = np.sort(classes[np.argsort(-counts, kind="stable")[:CLASSES]])
     chosen = np.flatnonzero(np.isin(maps.labels, shown))
-    if len(chosen) > POINTS:
+    available = len(chosen)
+    if available > POINTS:
         chosen = np.sort(np.random.default_rng(0).choice(chosen, POINTS, replace=False))
     labels = maps.labels[chosen]
     names = [evidence.class_name(int(label)) for label in shown]
+    same = np.array([np.sum(labels == label) for label in labels])
+    k = max(1, min(NEIGHBOURS, int(same.min()) - 1))  # so that a perfect space reaches 100 % in every class
     drawn: list[Map] = []
     for index, (title, features) in enumerate(maps.spaces.items()):
-        agreement = neighbour_agreement(features[chosen], labels)
+        agreement = neighbour_agreement(features[chosen], labels, k)
         svg = _scatter(project(features[chosen]), labels, shown, names, f"map{index}", title, agreement)
         drawn.append(Map(title=title, svg=svg, agreement=agreement, width=features.shape[1]))
-    same = np.array([np.sum(labels == label) for label in labels])
     return Atlas(
         maps=drawn,
         legend=[Legend(name=name, colour=COLOURS[i], marker=MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)],
         points=len(labels),
         total=len(maps.labels),
+        drawn=available if available > len(labels) else 0,
         classes=len(classes),
+        neighbours=k,
         chance=float(np.mean((same - 1) / max(len(labels) - 1, 1))),
     )
 
@@ -112,33 +121,36 @@ def project(features: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.zeros((n, 2))
     with threadpool_limits(limits=1):
         if d > 2:
-            centred = PCA(min(50, n, d), svd_solver="full").fit_transform(centred / spread)
+            pca: Any = PCA(min(50, n, d), svd_solver="full")
+            centred = np.asarray(pca.fit_transform(centred / spread), dtype=np.float64)
         start = np.zeros((n, 2))
         start[:, : min(2, d)] = centred[:, :2]
         start *= 1e-4 / (float(start[:, 0].std()) or 1.0)
-        tsne = TSNE(init=start.astype(np.float32), perplexity=min(30.0, (n - 1) / 3), max_iter=500, random_state=0)
+        init: Any = start.astype(np.float32)
+        tsne: Any = TSNE(init=init, perplexity=min(30.0, (n - 1) / 3), max_iter=500, random_state=0)
         return np.asarray(tsne.fit_transform(centred), dtype=np.float64)
 
 
-def neighbour_agreement(features: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Share of the 10 nearest neighbours (Euclidean, full space, itself excluded) that have the sample's class.
+def neighbour_agreement(features: NDArray[np.float64], labels: NDArray[np.int64], k: int) -> float:
+    """Share of the k nearest neighbours (Euclidean, full space, itself excluded) that have the sample's class.
 
     Args:
         features: (n, d).
         labels: (n,).
+        k: Number of neighbours, at most n − 1.
 
     Returns:
         A fraction in [0, 1]; 0 for a single sample.
     """
-    n = len(labels)
-    k = min(NEIGHBOURS, n - 1)
+    k = min(k, len(labels) - 1)
     if k < 1:
         return 0.0
     squares = (features**2).sum(1)
     distances = squares[:, None] - 2 * features @ features.T + squares
     np.fill_diagonal(distances, np.inf)
     nearest = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return float(np.mean(labels[nearest] == labels[:, None]))
+    hits: NDArray[np.bool_] = labels[nearest] == labels[:, None]
+    return float(hits.mean())
 
 
 def _scatter(

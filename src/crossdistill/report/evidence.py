@@ -95,7 +95,8 @@ def read_evidence(path: Path) -> Evidence:
     if path.is_file():
         reason = ""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # opened here, since np.load leaves a broken archive open
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             reason = f"{path.name} cannot be read: {error}"

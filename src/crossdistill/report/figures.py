@@ -64,7 +64,7 @@ def _rows(names: Sequence[str], roles: Sequence[str], width: int) -> tuple[Figur
     narrow = width < 500
     row = 46 if narrow else 38
     left = 10 if narrow else min(max(7.2 * max(len(shorten(n, 30)) for n in names), 90) + 16, 240)
-    foot, head, right = 44, 8, 14
+    foot, head, right = 40, 6, 14
     height = head + row * len(names) + foot
     figure = blank(width, height)
     axes = figure.add_axes((left / width, foot / height, (width - left - right) / width, row * len(names) / height))
@@ -76,6 +76,7 @@ def _rows(names: Sequence[str], roles: Sequence[str], width: int) -> tuple[Figur
     for index, (name, role) in enumerate(zip(names, roles, strict=True)):
         place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
         if narrow:
+            place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the chance line runs below names
             axes.annotate(shorten(name, 32), (0, -index), (0, 7), fontsize=11, **place)
             axes.annotate(role, (1, -index), (0, 7), fontsize=10, color=QUIET, ha="right", **place)
         else:
@@ -121,7 +122,7 @@ def bars(table: League, name: str, *, width: int, classes: int | None = None, st
         # 12 % of the axis beyond the longest bar is room for its number
         axes.set_xlim(least, least + (most - least or 1.0) * (1.2 if width < 500 else 1.1))
         if classes and classes > 1 and column.metric == "accuracy":
-            axes.axvline(100 / classes, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.axvline(100 / classes, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
         axes.set_xlabel(column.words + (f" ({column.unit.strip()})" if column.unit else ""))
         label = f"Bar chart of {column.words}. " + "; ".join(tip(entry, column) for entry in entries)
         return to_svg(figure, name, label, tips, standalone=standalone)
@@ -129,13 +130,16 @@ def bars(table: League, name: str, *, width: int, classes: int | None = None, st
 
 def _bar(axes: Axes, entry: Entry, column: Column, y: float, thick: float, gid: str) -> None:
     cell, colour, scale = entry.cells[column], ROLE_COLOURS[entry.role], column.scale
-    (bar,) = axes.barh([y], [cell.mean * scale], height=thick, color=colour, alpha=0.82, linewidth=0)
-    bar.set_gid(gid)
+    drawn: Any = axes.barh([y], [cell.mean * scale], height=thick, color=colour, alpha=0.82, linewidth=0)
+    drawn[0].set_gid(gid)
     if cell.low is not None and cell.high is not None:
         axes.plot([cell.low * scale, cell.high * scale], [y, y], color=INK, linewidth=1.6, solid_capstyle="butt")
         axes.plot([cell.low * scale, cell.high * scale], [y, y], "|", color=INK, markersize=8, markeredgewidth=1.6)
     values = [value * scale for value in cell.values]
-    axes.plot(values, [y] * len(values), "o", markersize=4.2, color="white", markeredgecolor=INK, markeredgewidth=0.9)
+    offsets = [
+        y + thick * (0.36 - 0.72 * (index + 0.5) / len(values)) for index in range(len(values))
+    ]  # not on top of each other
+    axes.plot(values, offsets, "o", markersize=4, color="white", markeredgecolor=INK, markeredgewidth=0.8)
 
 
 def tip(entry: Entry, column: Column) -> str:

@@ -15,11 +15,11 @@ from crossdistill.report import figures
 from crossdistill.report.embedding import Atlas, draw_maps
 from crossdistill.report.evidence import Evidence, Retrieval, read_evidence
 from crossdistill.report.inputs import LossLine, Results, read_history, read_results
-from crossdistill.report.samples import draw_sample
+from crossdistill.report.samples import SIDE, draw_sample
 from crossdistill.report.summary import League, league, learning_curves, strictest
 from crossdistill.report.words import controls, pairing_words
 
-QUERIES, NEIGHBOURS = 8, 6  # 104 pictures of at most 10 kB keep the page below its 3 MB
+QUERIES, NEIGHBOURS = 8, 6  # even 56 pictures of noise and their insets stay below 2 MB
 PANELS = 24  # more learning curves than anybody looks at
 INPUTS = ("results.json", "metrics.jsonl", "experiment.yaml", "evidence.npz")
 
@@ -92,6 +92,7 @@ def render(results: Results | None, history: list[LossLine], broken: int, experi
         if table.columns
         else None,
         forest=_forest(known, table),
+        single_seed=bool(table.entries) and all(c.low is None for e in table.entries for c in e.cells.values()),
         roles={role: figures.ROLE_COLOURS[role] for role in figures.ROLE_COLOURS},
         difference_words=figures.difference_words,
         learned=[(item, Markup(figures.curves(item, f"curve{index}"))) for index, item in enumerate(learned[:PANELS])],
@@ -173,12 +174,13 @@ def _query(evidence: Evidence, found: Retrieval, row: int, depth: int) -> dict[s
     for column in range(depth):
         label = int(found.found_labels[row, column])
         source, target = found.found_source, found.found_target
+        inset = SIDE // 2 if source is not None else SIDE
         items.append(
             {
                 "name": evidence.class_name(label),
                 "right": label == int(found.query_labels[row]),
                 "source": draw_sample(source[row, column], found.source) if source is not None else "",
-                "target": draw_sample(target[row, column], found.target) if target is not None else "",
+                "target": draw_sample(target[row, column], found.target, inset) if target is not None else "",
             }
         )
     name = evidence.class_name(int(found.query_labels[row]))
@@ -200,7 +202,7 @@ def _flat(counts: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
 def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Order what is known of a run's circumstances: what a reader needs to repeat it first."""
     order = ["command", "started", "seconds", "crossdistill", "code", "python", "torch", "platform", "cpu"]
-    words = {"crossdistill": "crossdistill version", "code": "code hash", "seconds": "wall time", "cpu": "processor"}
+    words = {"crossdistill": "crossdistill version", "code": "code version", "seconds": "wall time", "cpu": "processor"}
     keys = [key for key in order if key in environment] + [key for key in environment if key not in order]
     rows: list[tuple[str, str]] = []
     for key in keys:

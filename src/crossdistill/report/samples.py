@@ -13,22 +13,23 @@ from PIL import Image, ImageDraw
 
 from crossdistill.report.evidence import Modality
 
-SIDE = 96  # longest side of a stored picture in pixels; about the size it is shown at
+SIDE = 128  # longest side of a stored picture in pixels; about the size it is shown at
 _LINES = ("#1f6feb", "#c26a00", "#137a3c", "#b42318", "#7a4fbf", "#0f766e", "#9d174d", "#475569")
 _OVERSAMPLE = 3  # lines are drawn larger and reduced: Pillow does not smooth them
 
 Array = NDArray[np.float64]
 
 
-def draw_sample(sample: NDArray[Any], modality: Modality) -> str:
+def draw_sample(sample: NDArray[Any], modality: Modality, side: int = SIDE) -> str:
     """Draw one sample the way its modality is looked at.
 
     Args:
         sample: The raw array, without a batch dimension. Image (h, w), (c, h, w) or (h, w, c), video (t, c, h, w)
-            by its middle frame; sequence (t, c) or (c, t); audio: wave (n,) or (1, n), or spectrogram (bands, t);
-            vector (d,).
+            by its middle frame; sequence (c, t), or (t, c) if the channels' names say so; audio: wave
+            (n,) or (1, n), or spectrogram (bands, t) or (1, bands, t); vector (d,).
             Values that are not finite count as 0.
         modality: Its kind and channels; an unknown kind is drawn as a vector.
+        side: Longest side of the picture in pixels.
 
     Returns:
         A "data:image/png;base64,…" address.
@@ -37,7 +38,11 @@ def draw_sample(sample: NDArray[Any], modality: Modality) -> str:
         return _encode(Image.new("RGB", (SIDE, SIDE), "white"))
     draw = {"image": _image, "sequence": _sequence, "audio": _audio}.get(modality.kind, _vector)
     values = np.nan_to_num(np.asarray(sample, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    return _encode(draw(values, modality))
+    picture = draw(values, modality)
+    if max(picture.size) > side:
+        height, width = (max(1, round(n * side / max(picture.size))) for n in (picture.height, picture.width))
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return _encode(picture)
 
 
 def _encode(picture: Image.Image) -> str:
@@ -49,12 +54,13 @@ def _encode(picture: Image.Image) -> str:
 
 
 def _fit(picture: Image.Image) -> Image.Image:
-    """Shrink to SIDE; small pictures stay small and are enlarged by the browser, pixel by pixel."""
-    scale = SIDE / max(picture.size)
-    if scale >= 1:
-        return picture
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+    """Shrink to SIDE smoothly; enlarge small pictures by a whole factor, so that their pixels stay what they are."""
+    width, height = picture.size
+    scale = SIDE / max(width, height)
+    if scale < 1:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        return picture.resize(size, Image.Resampling.LANCZOS)
+    return picture.resize((width * int(scale), height * int(scale)), Image.Resampling.NEAREST)
 
 
 def _to_bytes(values: Array) -> NDArray[np.uint8]:
@@ -82,13 +88,11 @@ def _image(values: Array, modality: Modality) -> Image.Image:
 
 
 def _time_first(values: Array, channels: int) -> Array:
-    """Give a sequence as (t, c): the axis as long as the list of channel names, else the shorter one, is c."""
+    """Turn a sequence (c, t) into (t, c); one that is (t, c) already is known by its number of channels."""
     if values.ndim != 2:
         return values.reshape(len(values), -1) if values.ndim > 2 else values.reshape(-1, 1)
     rows, columns = values.shape
-    if columns == channels:
-        return values
-    return values.T if rows == channels or rows < columns else values
+    return values if columns == channels != rows else values.T
 
 
 def _sequence(values: Array, modality: Modality) -> Image.Image:
@@ -109,7 +113,8 @@ def _pen(path: Array, pen: Array) -> Image.Image:
     """Draw (t, 2) points, y downwards; the step to a point is in the air where the point's `pen` is 0."""
     side = SIDE * _OVERSAMPLE
     picture = Image.new("L", (side, side), 255)
-    down = pen > 0.5 if pen.max() > 0 else np.zeros(len(pen), dtype=bool)
+    level = (float(pen.min()) + float(pen.max())) / 2 if np.ptp(pen) else 0.0  # right for 0/1 and for standardised pens
+    down = pen > level
     ink = down | np.append(down[1:], False)  # padding and moves in the air do not count for the size
     if not ink.any():
         return picture.resize((SIDE, SIDE))

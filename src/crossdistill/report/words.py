@@ -98,4 +98,4 @@ def pairing_words(pairing: str) -> str:
             "Natural pairs: both halves of a pair come from one event. The pairing carries no label; "
             "what a method gains from it, it gains without labels."
         )
-    return "The run does not say how pairs were made; if they were matched by label, the pairing carries label information."
+    return "The run does not say how pairs were made. If they were matched by label, the pairs carry label information."

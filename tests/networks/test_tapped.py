@@ -129,6 +129,12 @@ def test_works_inside_a_network_and_without_gradients(x):
     assert Tapped(MLP((64,)), x).dim == 64
 
 
+def test_it_can_be_built_where_no_gradient_will_ever_flow(x):
+    module = Backbone()
+    with torch.inference_mode():
+        assert Tapped(module, x, "conv", maps=["norm"]).dim == 4
+
+
 def test_a_shared_submodule_has_all_its_names():
     layer = nn.Linear(3, 3)
     assert Tapped(nn.Sequential(layer, nn.Tanh(), layer), torch.ones(1, 3), "2").dim == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -105,7 +106,5 @@ def _timm(spec: str, shape: tuple[int, ...], parameters: Mapping[str, Any]) -> n
 
 
 def _few(name: str, known: Sequence[str]) -> str:
-    """Suggest among thousands of names: those that share the first letters."""
-    start = name[:4]
-    near = [word for word in known if word.startswith(start)][:8]
-    return suggest(name, near)
+    """Suggest among thousands of names: the nearest alone."""
+    return suggest(name, difflib.get_close_matches(name, known, n=5, cutoff=0.5))

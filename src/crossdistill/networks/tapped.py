@@ -64,7 +64,7 @@ class Tapped(nn.Module):
         with _evaluated(module), torch.no_grad():
             result, tapped = self._run(example.to(_device(module)))
             # an in-place ReLU after the tap would change what was taken; such outputs are copied when they are taken
-            self._changed_later = frozenset(path for path, (value, at) in tapped.items() if value._version != at)
+            self._changed_later = frozenset(path for path, (value, at) in tapped.items() if _version(value) != at)
             self.dim = self._outputs(result, tapped).features.shape[1]
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
@@ -84,7 +84,7 @@ class Tapped(nn.Module):
             def hook(_module: nn.Module, _inputs: Any, result: Any) -> None:
                 value = _tensor(result, path)
                 value = value.clone() if path in self._changed_later else value
-                tapped[path] = (value, 0 if value.is_inference() else value._version)
+                tapped[path] = (value, _version(value))
 
             return hook
 
@@ -141,6 +141,11 @@ def _tensor(result: Any, where: str) -> Tensor:
     raise NetworkError(
         f"{where} gives {type(cast('object', result)).__name__} without a tensor; tap one of its submodules"
     )
+
+
+def _version(value: Tensor) -> int:
+    """Count the in-place changes of a tensor; those of inference mode keep no count."""
+    return 0 if value.is_inference() else value._version
 
 
 def _near(path: str, known: set[str]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from crossdistill.errors import DataError, NetworkError
 from crossdistill.methods.base import Batch, Method, view
 from crossdistill.networks.base import Outputs
+from crossdistill.training.checkpoint import kept_random
 from crossdistill.training.protocols import Loader, TrainingData
 from crossdistill.training.settings import Settings
 from crossdistill.training.store import StoredOutputs, TeacherStore
@@ -83,12 +84,26 @@ class Feed:
             batch if self.device.type == "cpu" else {name: _move(value, self.device) for name, value in batch.items()}
         )
 
-    def check(self, batch: Batch) -> None:
-        """Refuse a batch that lacks what the method reads, or holds the labels of a stage without labels.
+    def epoch(self, loader: Loader, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """Give a loader's batches of an epoch, ready, the first one checked.
+
+        Opening the loader leaves torch's random numbers alone: torch's DataLoader draws when it is opened, and an epoch
+        that is resumed opens it once more than one that ran through.
 
         Raises:
-            DataError: With the names.
+            DataError: If the first batch does not hold what the method reads, or labels that nobody asked for.
         """
+        with kept_random(self.device):
+            batches = iter(loader.epoch(epoch, skip))
+            first = next(batches, None)
+        if first is None:
+            return
+        self._check(first)
+        yield self.ready(first)
+        for batch in batches:
+            yield self.ready(batch)
+
+    def _check(self, batch: Batch) -> None:
         wanted = [view(modality, k) for modality, count in self.views.items() for k in range(count)]
         missing = [name for name in wanted if name not in batch]
         if missing:

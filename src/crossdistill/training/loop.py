@@ -79,7 +79,9 @@ def fit(
     folder = None if folder is None else Path(folder)
     if folder is not None and (record := read_record(folder)):
         refuse_other(record.get("identity", {}), identity, where=f"the finished stage in {folder}")
-        return load_product(method, folder)
+        load_product(method, folder)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)  # left by a kill between the last two files
+        return method.eval()
     home = next((tensor.device for _, tensor in tensors_of(method)), torch.device("cpu"))
     fabric = _start(accelerator, settings.precision)
     method.train()

@@ -44,7 +44,7 @@ class Meter:
             return
         value = total.item()
         if not math.isfinite(value):
-            _refuse({name: float(term) for name, term in losses.terms.items()})
+            _refuse({name: term.item() for name, term in losses.terms.items()})
         self.latest = value
         sums, terms = self._sums, losses.terms
         for name, term in terms.items():
@@ -55,7 +55,7 @@ class Meter:
             entry[1] += 1
         if losses.logged:
             for name, scalar in losses.logged.items():
-                self._count(name, float(scalar), 1)
+                self._count(name, scalar.item(), 1)
         if "loss" not in terms:
             self._count("loss", value, 1)
 
@@ -75,7 +75,7 @@ class Meter:
             for name, value in values.items():
                 self._count(name.removeprefix("\0"), value, count)
         if self._last is not None:
-            self.latest, self._last = float(self._last), None
+            self.latest, self._last = self._last.item(), None
 
     def means(self) -> dict[str, float]:
         """Give the mean of everything since the last `clear`, "loss" first."""
@@ -105,7 +105,7 @@ class Meter:
         named |= {
             f"\0{name}": scalar for name, scalar in (losses.logged or {}).items()
         }  # may be infinite, is only logged
-        values = torch.stack([value.detach().double() for value in named.values()])
+        values = torch.stack([value.detach().float() for value in named.values()])
         key = tuple(named)
         before = self._pending.get(key)
         self._pending[key] = (values, 1) if before is None else (before[0] + values, before[1] + 1)

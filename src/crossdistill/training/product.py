@@ -46,7 +46,7 @@ def save_product(method: Method, folder: Path, record: Mapping[str, Any]) -> Non
     Args:
         method: The trained method.
         folder: Where to.
-        record: JSON values; the versions of what computed them are added.
+        record: JSON values, the hashes of the "teachers" among them; the versions of what computed them are added.
 
     Raises:
         TrainingError: If the method's extra state is neither tensors nor JSON values.
@@ -60,7 +60,7 @@ def save_product(method: Method, folder: Path, record: Mapping[str, Any]) -> Non
             f"the extra state of {type(method).__name__} must be tensors or JSON values: {error}"
         ) from None
     with whole_file(folder / _PRODUCT) as temporary:
-        save_file(tensors, temporary, metadata={"extra": plain, "teachers": json.dumps(teacher_digests(method))})
+        save_file(tensors, temporary, metadata={"extra": plain, "teachers": json.dumps(record["teachers"])})
     versions = {
         "crossdistill": __version__,
         "torch": torch.__version__,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crossdistill.errors import DataError, Interrupted, TrainingError
-from crossdistill.methods.base import Batch, Method
+from crossdistill.methods.base import Method
 from crossdistill.training.checkpoint import (
     Progress,
     kept_random,
@@ -30,7 +30,7 @@ from crossdistill.training.settings import Settings
 from crossdistill.training.state import load_state, state_of, teacher_digests
 from crossdistill.training.step import Stepper
 from crossdistill.training.store import TeacherStore
-from crossdistill.training.watch import Teller, check_unchanged, check_weights, held_out_means, size_of
+from crossdistill.training.watch import Teller, check_unchanged, check_weights, held_out_means, keep_best, size_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -125,8 +125,7 @@ class Stage:
             self.method.eval()
             self.method.before_epoch(self.feed, progress.epoch)
         self.method.train()
-        teller = None if listener is None else Teller(listener, progress)
-        for _ in self._steps(teller):
+        for _ in self._steps(Teller(listener, progress)):
             if stop():
                 self._stop()
             if every and progress.step % every == 0 and progress.batch < self.batches:
@@ -135,10 +134,10 @@ class Stage:
         if every is None or progress.step % every == 0:
             self._save()
 
-    def _steps(self, teller: Teller | None) -> Iterator[None]:
+    def _steps(self, teller: Teller) -> Iterator[None]:
         """Take the steps of an epoch; pauses after each."""
         progress, take, accumulate = self.progress, self.stepper.take, self.settings.accumulate
-        number, batches = progress.batch, self._batches(progress.epoch, progress.batch)
+        number, batches = progress.batch, self.feed.epoch(self.loader, progress.epoch, progress.batch)
         share, clock = 1, time.perf_counter
         started = clock()
         for batch in batches:
@@ -160,28 +159,13 @@ class Stage:
             if place + 1 == share:
                 progress.batch = number
                 progress.step += 1
-                if teller is not None and teller.due(now):
+                if teller.due(now):
                     self._flush()
                     teller.tell(now, self.meter.latest, progress)
                 yield
                 started = clock()
         if number != self.batches:
             raise DataError(f"the loader said {self.batches} batches an epoch, but gave {number}")
-
-    def _batches(self, epoch: int, skip: int) -> Iterator[Batch]:
-        """Give the batches of an epoch; opening the loader leaves the random numbers of training alone.
-
-        Torch's DataLoader draws when it is opened, which a resumed epoch does once more than one that ran through.
-        """
-        with kept_random(self.device):
-            batches = iter(self.loader.epoch(epoch, skip))
-            first = next(batches, None)
-        if first is None:
-            return
-        self.feed.check(first)
-        yield self.feed.ready(first)
-        for batch in batches:
-            yield self.feed.ready(batch)
 
     def _end_epoch(self, listener: Listener | None) -> None:
         progress = self.progress
@@ -196,25 +180,16 @@ class Stage:
         record["data_wait"] = progress.waited / max(progress.running, 1e-9)
         if self.held_out is not None:
             self.method.eval()
+            loader = self.held_out.loader(self.settings, self.seed, training=False)
             with kept_random(self.device), torch.no_grad():
-                loader = self.held_out.loader(self.settings, self.seed, training=False)
                 scores = held_out_means(self.method, self.held_out, loader, self.stepper.autocast)
             record |= {f"held_out/{name}": value for name, value in scores.items()}
-            self._keep_best(scores)
+            if self.settings.keep == "best":
+                keep_best(self.method, progress, scores)
         record = {name: value if math.isfinite(value) else None for name, value in record.items()}
         self.log.add(record)
         if listener is not None:
             listener.epoch_ended(record)
-
-    def _keep_best(self, scores: Mapping[str, float]) -> None:
-        if self.settings.keep != "best":
-            return
-        if "loss" not in scores:
-            raise TrainingError(f'keep is "best", but held_out_step of {type(self.method).__name__} gives no "loss"')
-        best = self.progress.best
-        if best is None or scores["loss"] < best["loss"]:
-            state = state_of(self.method, copy=True)
-            self.progress.best = {"loss": scores["loss"], "epoch": self.progress.epoch, "state": state}
 
     # Saving ----------------------------------------------------------------------------------------------------------
 
@@ -277,7 +252,8 @@ class Stage:
 
     def _place(self) -> str:
         stage = f" of {self.folder.name}" if self.folder is not None else ""
-        return f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}{stage}"
+        upto = "up to " if self.meter.waits else ""  # an accelerator is asked a few times a second only
+        return f"epoch {self.progress.epoch + 1}, step {upto}{self.progress.step + 1}{stage}"
 
     def _placed(self, error: NotFinite) -> TrainingError:
         """Say where it happened and what to try."""

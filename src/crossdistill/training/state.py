@@ -73,7 +73,8 @@ def load_state(method: Method, state: Mapping[str, Any], *, extra: bool, where: 
     try:
         method.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
     except RuntimeError as error:
-        raise TrainingError(f"{where} does not fit {type(method).__name__}: {error}") from None
+        first = str(error).splitlines()[1:2] or [str(error)]  # torch lists them all, one a line, below a title
+        raise TrainingError(f"{where} does not fit {type(method).__name__}: {first[0].strip()}") from None
     missing, surplus = sorted(known - set(state)), sorted(set(state) - known)
     if missing or (surplus and not extra):
         lacks = f"it lacks {missing[0]} ({len(missing)} such)" if missing else f"it holds {surplus[0]} besides"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -60,7 +61,7 @@ class UserData:
             try:
                 self._size = len(self._loader.dataset)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownArgumentType]
             except (AttributeError, TypeError):
-                self._size = sum(_rows(self.named(batch)) for batch in self._loader)
+                self._size = sum(_rows(self.named(batch)) for batch in itertools.islice(self._loader, self._batches))
         return self._size
 
     def fingerprint_of(self, modality: str) -> str:

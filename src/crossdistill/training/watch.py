@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from crossdistill.methods.base import Batch, Method
 from crossdistill.training.checkpoint import Progress
 from crossdistill.training.feed import Feed
 from crossdistill.training.protocols import Listener, Loader
-from crossdistill.training.state import teacher_digests
+from crossdistill.training.state import state_of, teacher_digests
 
 _TELL_EVERY = 0.2  # seconds: as often as an eye follows, and too seldom to cost anything
 
@@ -24,11 +25,11 @@ class Teller:
     """Tells a listener how training goes, a few times a second.
 
     Args:
-        listener: Who is told.
+        listener: Who is told; None is nobody.
         progress: Where the stage is when telling begins.
     """
 
-    def __init__(self, listener: Listener, progress: Progress) -> None:
+    def __init__(self, listener: Listener | None, progress: Progress) -> None:
         self._listener = listener
         self._then = (time.perf_counter(), progress.samples, progress.running, progress.waited)
 
@@ -42,7 +43,8 @@ class Teller:
         self._then = (now, progress.samples, progress.running, progress.waited)
         span = max(progress.running - running, 1e-9)
         rate, wait = (progress.samples - samples) / span, (progress.waited - waited) / span
-        self._listener.stepped(progress.step, loss, rate, wait)
+        if self._listener is not None:
+            self._listener.stepped(progress.step, loss, rate, wait)
 
 
 def size_of(batch: Batch) -> int:
@@ -70,6 +72,19 @@ def held_out_means(
             sums[name] = sums.get(name, 0.0) + float(value) * size
             weights[name] = weights.get(name, 0) + size
     return {name: total / weights[name] for name, total in sums.items()}
+
+
+def keep_best(method: Method, progress: Progress, scores: Mapping[str, float]) -> None:
+    """Copy the weights into the progress if no epoch had a lower held-out loss; one that is not finite is never best.
+
+    Raises:
+        TrainingError: If the method does not say its held-out loss.
+    """
+    if "loss" not in scores:
+        raise TrainingError(f'keep is "best", but held_out_step of {type(method).__name__} gives no "loss"')
+    lowest = math.inf if progress.best is None else progress.best["loss"]
+    if scores["loss"] < lowest:
+        progress.best = {"loss": scores["loss"], "epoch": progress.epoch, "state": state_of(method, copy=True)}
 
 
 def check_weights(method: Method, place: str) -> None:

@@ -1,0 +1,336 @@
+import json
+import random
+
+import pytest
+import torch
+from torch import nn
+from worlds import Alternating, Distil, Momentum, Pairs, Projected, Regression, Small, TwoTerms
+
+from crossdistill.errors import ConfigError, DataError, TrainingError
+from crossdistill.methods.base import Losses
+from crossdistill.training import Settings, TeacherStore, fit
+
+SHORT = Settings(epochs=3, batch_size=16, lr=0.01)
+
+
+def train(method, data=None, settings=SHORT, **how):
+    how.setdefault("seed", 0)
+    return fit(method, data or Pairs(), settings, accelerator="cpu", **how)
+
+
+def same(one, other):
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("kind", [Regression, TwoTerms, Distil, Alternating, Momentum, Projected])
+def test_a_run_is_a_function_of_its_seed(kind):
+    torch.manual_seed(random.randrange(1000))
+    one = train(kind(dropout=0.3))
+    torch.randn(7)
+    assert same(one, train(kind(dropout=0.3)))
+    assert not same(one, train(kind(dropout=0.3), seed=1))
+    assert not one.training
+
+
+def test_the_users_random_numbers_are_left_alone():
+    torch.manual_seed(11)
+    expected = torch.randn(3)
+    torch.manual_seed(11)
+    train(Regression(dropout=0.5), held_out=Pairs(20))
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_training_learns():
+    data = Pairs()
+    trained = train(Regression(), data, Settings(epochs=40, batch_size=16, lr=0.02))
+    loss = [m.training_step(data.arrays).total.item() for m in (Regression(), trained)]
+    assert loss[1] < 0.5 * loss[0]
+
+
+@pytest.mark.parametrize("store", [None, TeacherStore()])
+def test_a_teacher_keeps_every_bit_of_parameters_and_buffers(store):
+    method = Distil()
+    before = {name: value.clone() for name, value in method.teacher.state_dict().items()}
+    train(method, store=store)
+    after = method.teacher.state_dict()
+    assert any("running_var" in name for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_teacher_that_would_learn_or_is_changed_is_refused():
+    method = Distil()
+    method.teacher.requires_grad_(True)
+    with pytest.raises(TrainingError, match="asks for a gradient"):
+        train(method)
+
+    class Training(Distil):
+        def train(self, mode=True):
+            return nn.Module.train(self, mode)
+
+    with pytest.raises(TrainingError, match="in training mode"):
+        train(Training())
+
+    class Meddling(Distil):
+        @torch.no_grad()
+        def after_step(self):
+            self.teacher.head.bias.add_(1e-6)
+
+    with pytest.raises(TrainingError, match="changed the frozen teacher of 'image'"):
+        train(Meddling())
+
+
+def test_labels_are_given_only_where_the_stage_has_them():
+    seen = []
+
+    class Looks(Regression):
+        def before_stage(self, data):
+            seen.extend("label" in batch for batch in data.batches())
+
+        def training_step(self, batch):
+            seen.append("label" in batch)
+            return super().training_step(batch)
+
+    train(Looks(), held_out=Pairs(20))
+    assert not any(seen)
+    seen.clear()
+    train(Looks(), held_out=Pairs(20), labels=True)
+    assert all(seen)
+
+
+def test_labels_that_come_unasked_are_refused():
+    class Leaky(Pairs):
+        def loader(self, views, **how):
+            return super().loader(views, **{**how, "labels": True})
+
+    with pytest.raises(DataError, match="takes no labels"):
+        train(Regression(), Leaky())
+
+
+def test_several_steps_a_batch_run_in_the_promised_order():
+    method = train(Alternating(), settings=Settings(epochs=1, batch_size=48))
+    first, second = [True, True, False, False], [False, False, True, True]
+    assert method.trace == [
+        "loss first", f"gradients {first}", "stepped", "loss second", f"gradients {second}", "stepped",
+    ]  # fmt: skip
+
+
+def test_several_steps_a_batch_cannot_be_accumulated():
+    with pytest.raises(TrainingError, match="set accumulate to 1"):
+        train(Alternating(), settings=Settings(batch_size=16, accumulate=2))
+
+
+def test_the_change_of_the_weights_is_projected():
+    method = train(Projected())
+    change = method.net[3].weight - Projected().net[3].weight
+    inside = change @ method.basis @ method.basis.T
+    assert change.norm() > 1e-3
+    torch.testing.assert_close(change, inside, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rest", [0, 1])
+def test_accumulated_batches_are_one_big_batch(rest):
+    """Also where the last step of an epoch has fewer batches than the rest."""
+    n = 48 + 16 * rest
+    sgd = {"epochs": 2, "optimizer": "sgd", "lr": 0.1, "schedule": "constant", "clip": 0.5}
+
+    class Big(Pairs):
+        def loader(self, views, **how):
+            return super().loader(views, **{**how, "drop_last": False})
+
+    small = train(Projected(), Big(n), Settings(batch_size=16, accumulate=3, **sgd))
+    big = train(Projected(), Big(n), Settings(batch_size=48, **sgd))
+    assert small.calls == big.calls == 2 * (1 + rest)
+    for one, other in zip(small.parameters(), big.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_clip_bounds_the_step():
+    sgd = {"epochs": 1, "batch_size": 48, "optimizer": "sgd", "lr": 1.0, "schedule": "constant", "weight_decay": 0.0}
+    before = torch.cat([p.detach().flatten() for p in Regression().parameters()])
+
+    def moved(clip):
+        method = train(Regression(), settings=Settings(clip=clip, **sgd))
+        return torch.cat([p.detach().flatten() for p in method.parameters()]) - before
+
+    free, clipped = moved(None), moved(1e-3)
+    assert free.norm() > 1e-2
+    assert float(clipped.norm()) == pytest.approx(1e-3, rel=1e-3)
+    torch.testing.assert_close(clipped / clipped.norm(), free / free.norm(), rtol=1e-3, atol=1e-4)
+
+
+class Breaks(Small):
+    """One of two terms becomes `value` at the third step."""
+
+    value = float("nan")
+
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def training_step(self, batch):
+        self.steps += 1
+        square = (self.net(batch["audio"]) - batch["image"]).square().mean()
+        return Losses({"fine": square, "sick": square * (self.value if self.steps == 3 else 1.0)})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_term_that_is_not_finite_is_named_with_its_place(value, tmp_path):
+    method = Breaks()
+    method.value = value
+    with pytest.raises(TrainingError, match=r"epoch 2, step 3 of stage: the loss term 'sick' is .*clip") as caught:
+        train(method, settings=Settings(epochs=3, batch_size=24), folder=tmp_path / "stage")
+    assert "fine" not in str(caught.value)
+    assert all(torch.isfinite(p).all() for p in method.parameters())
+
+
+def test_a_gradient_that_is_not_finite_is_told_from_a_loss():
+    class Root(Small):
+        def training_step(self, batch):
+            return Losses({"root": (self.net(batch["audio"]) * 0).square().sum().sqrt()})
+
+    with pytest.raises(TrainingError, match=r"weights 'net.0.weight' are not finite since an earlier step"):
+        train(Root())
+
+
+def test_a_loss_of_nothing_is_an_error():
+    class Constant(Small):
+        def training_step(self, batch):
+            return Losses({"one": torch.ones(())})
+
+    with pytest.raises(TrainingError, match="depends on a parameter; the terms are one"):
+        train(Constant())
+
+
+def test_a_missing_modality_and_too_few_samples_are_named():
+    class Third(Regression):
+        def inputs(self):
+            return {"audio": 2}
+
+    class Lacking(Pairs):
+        def loader(self, views, **how):
+            return super().loader(dict.fromkeys(views, 1), **how)
+
+    with pytest.raises(DataError, match="lacks audio#1; it has: audio"):
+        train(Third(), Lacking())
+    with pytest.raises(DataError, match="10 samples do not fill one batch of 16"):
+        train(Regression(), Pairs(10))
+
+
+def test_held_out_samples_change_nothing_but_the_log(tmp_path):
+    one = train(Regression(dropout=0.4), folder=tmp_path / "one")
+    other = train(Regression(dropout=0.4), held_out=Pairs(33, seed=8), folder=tmp_path / "other")
+    assert same(one, other)
+    data = Pairs(33, seed=8)
+    record = json.loads((tmp_path / "other" / "metrics.jsonl").read_text().splitlines()[-1])
+    with torch.no_grad():
+        parts = [other.training_step({m: a[k : k + 16] for m, a in data.arrays.items()}).total for k in (0, 16)]
+    assert record["held_out/square"] == pytest.approx(float(sum(parts)) / 2)  # a rest of one sample does not count
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    class Overfits(Regression):
+        """Goes away from the solution from the third epoch on."""
+
+        def before_epoch(self, data, epoch):
+            self.epoch = epoch
+
+        def training_step(self, batch):
+            losses = super().training_step(batch)
+            return losses if not self.training or self.epoch < 2 else Losses({"square": -losses.total})
+
+    sgd = {"batch_size": 16, "optimizer": "sgd", "momentum": 0.0, "lr": 0.05, "schedule": "constant"}
+    settings = Settings(epochs=4, keep="best", **sgd)
+    best = train(Overfits(), settings=settings, held_out=Pairs(20), folder=tmp_path)
+    losses = [json.loads(line)["held_out/loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert losses.index(min(losses)) == 1
+    assert json.loads((tmp_path / "stage.json").read_text())["best_epoch"] == 2
+    two = train(Overfits(), settings=Settings(epochs=2, **sgd))
+    assert same(best, two)
+
+
+def test_best_without_held_out_is_refused():
+    with pytest.raises(ConfigError, match="no held-out"):
+        train(Regression(), settings=Settings(keep="best"))
+
+
+def test_the_log_has_a_line_an_epoch_with_every_term(tmp_path):
+    method = train(TwoTerms(), folder=tmp_path, held_out=Pairs(20))
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2, 3]
+    assert [r["step"] for r in records] == [3, 6, 9]
+    assert {"loss", "square", "size", "largest", "lr", "seconds", "samples_per_second", "data_wait"} < set(records[0])
+    assert records[0]["loss"] == pytest.approx(records[0]["square"] + records[0]["size"], rel=1e-5)
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 4
+    assert lines[0].split(",") == list(records[0])
+    assert float(lines[2].split(",")[lines[0].split(",").index("loss")]) == records[1]["loss"]
+    assert method.student("audio") is method.net
+
+
+def test_the_listener_hears_start_epochs_and_end():
+    heard = []
+
+    class Ear:
+        def started(self, total_steps, first_step):
+            heard.append(("started", total_steps, first_step))
+
+        def stepped(self, step, loss, rate, data_wait):
+            heard.append(("stepped", step))
+            assert loss == loss
+            assert rate > 0
+            assert 0 <= data_wait <= 1
+
+        def epoch_ended(self, record):
+            heard.append(("epoch", record["epoch"]))
+
+        def finished(self):
+            heard.append(("finished",))
+
+    class Slow(Regression):
+        def after_step(self):
+            torch.randn(400, 400).matrix_exp()
+
+    train(Slow(), listener=Ear())
+    heard = [event for event in heard if event[0] != "stepped"]
+    assert heard == [("started", 9, 0), ("epoch", 1), ("epoch", 2), ("epoch", 3), ("finished",)]
+
+
+def test_bf16_autocast_is_on_in_the_step_and_off_for_the_optimiser():
+    on = []
+
+    class Looks(Alternating):
+        def training_steps(self, batch):
+            for losses in super().training_steps(batch):
+                on.append(torch.is_autocast_enabled("cpu"))
+                yield losses
+                on.append(torch.is_autocast_enabled("cpu"))
+
+        def after_step(self):
+            assert not torch.is_autocast_enabled("cpu")
+
+    method = train(Looks(), settings=Settings(epochs=1, batch_size=16, precision="bf16-mixed"))
+    assert on == [True] * 12
+    assert all(p.dtype == torch.float32 for p in method.parameters())
+
+
+def test_hooks_see_every_sample_in_order_without_augmentation():
+    data = Pairs(20, noisy=True)
+    seen = []
+
+    class Looks(Regression):
+        def before_stage(self, data):
+            assert not self.training
+            seen.extend(data.batches())
+            assert len(data) == 20
+
+    train(Looks(), data)
+    for name, array in data.arrays.items():
+        assert torch.equal(torch.cat([batch[name] for batch in seen]), array)
+    assert torch.equal(torch.cat([batch["index"] for batch in seen]), torch.arange(20))
+
+
+def test_several_processes_for_one_run_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="one device"):
+        train(Regression())

@@ -1,0 +1,248 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from worlds import Alternating, Distil, Momentum, Pairs, Projected, Regression
+
+import crossdistill
+from crossdistill.errors import Interrupted, TrainingError
+from crossdistill.training import Settings, TeacherStore, finished, fit, load_product
+
+SETTINGS = Settings(epochs=3, batch_size=12, lr=0.01, checkpoint_every=1)  # 4 steps an epoch, 12 in all
+KINDS = [Regression, Distil, Alternating, Momentum, Projected]
+
+
+def train(method, folder=None, settings=SETTINGS, data=None, **how):
+    how = {"seed": 5, "held_out": Pairs(20, seed=1), **how}
+    return fit(method, data or Pairs(noisy=True), settings, folder=folder, accelerator="cpu", **how)
+
+
+def after(steps):
+    calls = []
+
+    def stop():
+        calls.append(None)
+        return len(calls) == steps
+
+    return stop
+
+
+def same(one, other):
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def records(folder):
+    timed = ("seconds", "samples_per_second", "data_wait")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    table = (folder / "metrics.csv").read_text().splitlines()
+    assert len(table) == len(lines) + 1
+    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("every", [1, None, 5])
+def test_stopped_at_any_step_and_resumed_ends_with_the_same_bits(kind, every, tmp_path):
+    settings = replace(SETTINGS, checkpoint_every=every)
+    whole = train(kind(dropout=0.3), tmp_path / "whole", settings)
+    for step in range(1, 12, 1 if kind is Momentum else 4):
+        folder = tmp_path / f"{step}"
+        with pytest.raises(Interrupted, match=f"step {step} of 12"):
+            train(kind(dropout=0.3), folder, settings, stop=after(step))
+        assert not finished(folder, "")
+        assert same(train(kind(dropout=0.3), folder, settings), whole)
+        assert records(folder) == records(tmp_path / "whole")
+        assert not (folder / "checkpoint.pt").exists()
+
+
+def test_stopped_again_and_again(tmp_path):
+    whole = train(Momentum(dropout=0.3))
+    for _ in range(11):
+        with pytest.raises(Interrupted):
+            train(Momentum(dropout=0.3), tmp_path, stop=after(1))
+    assert same(train(Momentum(dropout=0.3), tmp_path), whole)
+
+
+def test_accumulation_resumes_between_steps(tmp_path):
+    settings = replace(SETTINGS, batch_size=6, accumulate=3)  # 8 batches: steps of 3, 3 and 2
+    whole = train(Regression(dropout=0.3), tmp_path / "whole", settings)
+    with pytest.raises(Interrupted, match="step 5 of 9"):
+        train(Regression(dropout=0.3), tmp_path / "cut", settings, stop=after(5))
+    assert same(train(Regression(dropout=0.3), tmp_path / "cut", settings), whole)
+
+
+def test_the_best_so_far_survives(tmp_path):
+    settings = replace(SETTINGS, keep="best", lr=0.2)
+    whole = train(Regression(), tmp_path / "whole", settings)
+    with pytest.raises(Interrupted):
+        train(Regression(), tmp_path / "cut", settings, stop=after(11))
+    assert same(train(Regression(), tmp_path / "cut", settings), whole)
+
+
+SCRIPT = """
+    import os, signal, sys
+    import torch
+    sys.path.insert(0, sys.argv[1])
+    import worlds
+    from pathlib import Path
+    from crossdistill.training import Settings, TeacherStore, fit
+
+    class Killed(getattr(worlds, sys.argv[3])):
+        calls = 0
+        def after_step(self):
+            super().after_step()
+            Killed.calls += 1
+            if Killed.calls == int(sys.argv[5]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    Killed.__qualname__ = "Killed"
+    torch.set_num_threads(1)
+    settings = Settings(epochs=3, batch_size=12, lr=0.01, checkpoint_every=2, workers=int(sys.argv[4]))
+    fit(Killed(dropout=0.3), worlds.Pairs(noisy=True), settings, seed=5, folder=Path(sys.argv[2]), accelerator="cpu",
+        held_out=worlds.Pairs(20, seed=1), store=TeacherStore())
+"""
+
+
+@pytest.mark.parametrize(("kind", "workers", "kills"), [(Momentum, 2, (6, 3)), (Distil, 0, (1, 9))])
+def test_killed_without_warning_and_resumed_ends_with_the_same_bits(kind, workers, kills, tmp_path):
+    """SIGKILL within a step, here and there; the rerun replays from the last checkpoint."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    source = str(Path(crossdistill.__path__[0]).parent)
+    environment = {**os.environ, "PYTHONPATH": source}
+    folder = tmp_path / "cut"
+    for kill in kills:
+        here = [
+            sys.executable,
+            str(script),
+            str(Path(__file__).parent),
+            str(folder),
+            kind.__name__,
+            str(workers),
+            str(kill),
+        ]
+        assert subprocess.run(here, env=environment, check=False).returncode == -signal.SIGKILL
+        assert not finished(folder, "")
+
+    class Killed(kind):
+        pass
+
+    Killed.__qualname__ = "Killed"
+    settings = replace(SETTINGS, checkpoint_every=2)
+    how = {"store": TeacherStore()}
+    resumed = train(Killed(dropout=0.3), folder, replace(settings, workers=workers), **how)
+    whole = train(Killed(dropout=0.3), tmp_path / "whole", settings, **how)
+    assert same(resumed, whole)
+    assert records(folder) == records(tmp_path / "whole")
+
+
+def test_ctrl_c_is_taken_between_two_steps(tmp_path):
+    class Pressed(Regression):
+        calls = 0
+
+        def after_backward(self):
+            Pressed.calls += 1
+            if Pressed.calls == 5:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="step 5 of 12"):
+        train(Pressed(dropout=0.3), tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = train(Pressed(dropout=0.3), tmp_path, stop=lambda: False)
+    assert same(resumed, train(Regression(dropout=0.3)))
+
+
+def test_ctrl_c_before_the_first_step_is_an_interruption():
+    class Pressed(Regression):
+        def before_stage(self, data):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="nothing is saved"):
+        train(Pressed())
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):
+    with pytest.raises(Interrupted):
+        train(Regression(), tmp_path, key="a", stop=after(3))
+    for other, told in (
+        ({"key": "b"}, "key was 'a', is 'b'"),
+        ({"key": "a", "seed": 6}, "seed was 5, is 6"),
+        ({"key": "a", "settings": replace(SETTINGS, lr=0.5)}, "settings.lr was 0.01, is 0.5"),
+        ({"key": "a", "data": Pairs(47)}, "data was 'pairs 48 .* is 'pairs 47"),
+    ):
+        with pytest.raises(TrainingError, match=rf"checkpoint.pt is of another run: {told}"):
+            train(Regression(), tmp_path, **other)
+    with pytest.raises(TrainingError, match="method was 'Regression', is 'Momentum'"):
+        train(Momentum(), tmp_path, key="a")
+    train(Regression(), tmp_path, key="a", settings=replace(SETTINGS, workers=1, checkpoint_every=7))
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(Interrupted):
+        train(Regression(), tmp_path, stop=after(3))
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(TrainingError, match=r"checkpoint.pt is not a checkpoint of ours"):
+        train(Regression(), tmp_path)
+
+
+def test_a_finished_stage_is_loaded_without_a_look_at_the_data(tmp_path):
+    trained = train(Momentum(), tmp_path, key="k")
+    assert finished(tmp_path, "k")
+    assert not finished(tmp_path, "other")
+    again = Momentum()
+    assert fit(again, None, SETTINGS, seed=5, folder=tmp_path, key="k") is again
+    assert same(again, trained)
+    record = json.loads((tmp_path / "stage.json").read_text())
+    assert record["steps"] == 12
+    assert len(record["history"]) == 3
+    assert record["versions"]["torch"] == torch.__version__
+    with pytest.raises(TrainingError, match=r"finished stage in .* settings.epochs was 3, is 4"):
+        fit(Momentum(), None, replace(SETTINGS, epochs=4), seed=5, folder=tmp_path, key="k")
+
+
+def test_a_product_fits_its_own_method_and_teacher_alone(tmp_path):
+    train(Distil(), tmp_path / "distil")
+    train(Regression(), tmp_path / "regression")
+    with pytest.raises(TrainingError, match=r"another teacher: teacher\.image was"):
+        load_product(Distil(torch.nn.Linear(6, 6)), tmp_path / "distil")
+    with pytest.raises(TrainingError, match=r"is not of this Momentum: it lacks filled .7 such"):
+        load_product(Momentum(), tmp_path / "regression")
+    other = Regression()
+    other.net[3] = torch.nn.Linear(8, 7)
+    with pytest.raises(TrainingError, match=r"does not fit Regression: .*size mismatch"):
+        load_product(other, tmp_path / "regression")
+    with pytest.raises(TrainingError, match="no finished stage"):
+        load_product(Regression(), tmp_path)
+
+
+def test_a_product_leaves_the_teacher_out_and_survives_tied_weights(tmp_path):
+    class Tied(Distil):
+        def __init__(self):
+            super().__init__()
+            self.twin = self.net
+
+        def before_stage(self, data):
+            self.made = torch.nn.Linear(2, 2)  # as objectives do: no part of a fresh method
+
+        def get_extra_state(self):
+            return {"rounds": 3}
+
+        def set_extra_state(self, state):
+            self.rounds = state["rounds"]
+
+    trained = train(Tied(), tmp_path)
+    fresh = load_product(Tied(), tmp_path)
+    assert torch.equal(fresh.net[0].weight, trained.net[0].weight)
+    assert fresh.rounds == 3
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "product.safetensors", framework="pt") as file:
+        assert not any("teacher" in name for name in file.keys())  # noqa: SIM118

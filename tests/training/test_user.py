@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from worlds import Distil, Pairs, Regression
+
+from crossdistill.errors import DataError, Interrupted
+from crossdistill.training import Settings, TeacherStore, UserData, fit
+
+SETTINGS = Settings(epochs=3, lr=0.01, checkpoint_every=1)
+NAMES = ("image", "audio", "label")
+
+
+def tensors():
+    data = Pairs()
+    return data.arrays["image"], data.arrays["audio"], torch.from_numpy(data.label)
+
+
+class Noisy(Dataset):
+    """Draws its augmentation from torch's own generator, as most data sets do."""
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, k):
+        image, audio, label = tensors()
+        return {"image": image[k], "audio": audio[k] + torch.randn(4), "label": label[k]}
+
+
+class Endless:
+    def __iter__(self):
+        return iter([{"image": torch.zeros(4, 6), "audio": torch.zeros(4, 4)}] * 9)
+
+
+def train(data, folder=None, **how):
+    return fit(Regression(dropout=0.3), data, SETTINGS, **{"seed": 0, **how}, folder=folder, accelerator="cpu")
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shuffled_augmented_loader_repeats_and_resumes(workers, tmp_path):
+    def data():
+        return UserData(DataLoader(Noisy(), batch_size=12, shuffle=True, drop_last=True, num_workers=workers))
+
+    whole = train(data())
+    torch.randn(5)
+    assert same(train(data()), whole)
+    assert not same(train(data(), seed=1), whole)
+    calls = []
+    with pytest.raises(Interrupted):
+        train(data(), tmp_path, stop=lambda: calls.append(None) or len(calls) == 6)
+    assert same(train(data(), tmp_path), whole)
+
+
+def test_epochs_differ_and_tuples_get_names():
+    loader = UserData(DataLoader(TensorDataset(*tensors()), batch_size=48, shuffle=True), NAMES).loader(
+        {"audio": 1}, batch_size=1, seed=0
+    )
+    first, second = (next(iter(loader.epoch(e))) for e in (0, 1))
+    assert set(first) == {"audio"}
+    assert not torch.equal(first["audio"], second["audio"])
+    assert torch.equal(first["audio"].sort(0).values, second["audio"].sort(0).values)
+
+
+def test_labels_come_only_where_asked():
+    data = UserData(DataLoader(TensorDataset(*tensors()), batch_size=8), NAMES)
+    assert "label" not in next(iter(data.loader({"image": 1}, batch_size=1, seed=0).epoch(0)))
+    assert "label" in next(iter(data.loader({"image": 1}, batch_size=1, seed=0, labels=True).epoch(0)))
+    assert len(data) == 48
+    assert torch.equal(torch.cat(list(data.samples("audio"))), tensors()[1])
+
+
+def test_a_sampler_is_told_the_epoch():
+    class Sampler(torch.utils.data.Sampler):
+        def __init__(self):
+            self.told = []
+
+        def set_epoch(self, epoch):
+            self.told.append(epoch)
+
+        def __iter__(self):
+            return iter(range(48))
+
+        def __len__(self):
+            return 48
+
+    sampler = Sampler()
+    train(UserData(DataLoader(TensorDataset(*tensors()), batch_size=12, sampler=sampler), NAMES))
+    assert sampler.told == [0, 1, 2]
+
+
+def test_a_list_of_batches_will_do_and_teachers_stay_live():
+    image, audio, _ = tensors()
+    batches = [{"image": image[k : k + 12], "audio": audio[k : k + 12]} for k in range(0, 48, 12)]
+    method = Distil()
+    hooks = []
+    method.before_stage = lambda data: hooks.append((len(data), [len(b["audio"]) for b in data.batches()]))
+    fit(method, UserData(batches), SETTINGS, seed=0, accelerator="cpu", store=TeacherStore())
+    assert not any("stored" in seen for seen in method.seen)
+    assert hooks == [(48, [12] * 4)]
+
+
+def first_batch(**changes):
+    image, audio, _ = tensors()
+    return UserData([{**{"image": image[:9], "audio": audio[:9]}, **changes}])
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (lambda: UserData(iter([])), "read only once"),
+        (lambda: UserData(Endless()), "batches=n"),
+        (lambda: UserData([3]), "must be a dict or a tuple"),
+        (lambda: UserData([(torch.zeros(2), torch.zeros(2))]), "tuple of 2, and UserData was given no names"),
+        (lambda: UserData([(torch.zeros(2),)], ("image", "audio")), "tuple of 1, .* names image, audio"),
+        (
+            lambda: UserData([{"image": torch.zeros(2, 6), "audi": torch.zeros(2, 4)}]),
+            "lacks 'audio'; did you mean 'audi'",
+        ),
+        (lambda: first_batch(audio=np.zeros((9, 4))), "'audio' of the first batch is a ndarray"),
+        (lambda: first_batch(audio=torch.zeros(8, 4)), "different lengths: image 9, audio 8"),
+        (
+            lambda: first_batch(audio=torch.tensor([[0.0] * 4] * 5 + [[float("nan")] * 4] * 4)),
+            "not finite, first in row 5",
+        ),
+        (lambda: UserData(first_batch()._loader, batches=2), "said 2 batches an epoch, but gave 1"),
+    ],
+)
+def test_a_wrong_loader_is_told_what_is_wrong(data, told):
+    with pytest.raises(DataError, match=told):
+        train(data())
+
+
+def test_a_loader_without_a_length_is_told_how_many_batches_to_take():
+    data = UserData(Endless(), batches=3)
+    assert len(list(data.loader({"audio": 1}, batch_size=1, seed=0).epoch(0, skip=1))) == 2
+    assert len(data) == 12

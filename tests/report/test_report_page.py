@@ -238,6 +238,13 @@ def test_results_alone_of_the_smallest_kind(tmp_path: Path):
     assert "there are no scores" in page.text
 
 
+def test_a_stronger_rival_is_told_beside_the_verdict(make_run, results_json, tmp_path):
+    results = results_json(3)
+    results["headline"]["against"] = "target_ssl"
+    page = read(write_report(make_run(tmp_path, results=results, without=INPUTS[1:])))
+    assert "scratch has a higher mean than target_ssl" in page.text
+
+
 def test_duration():
     assert [duration(s) for s in (0.5, 59.96, 60, 3599.6, 11220)] == [
         "0.5 s",

@@ -179,6 +179,20 @@ def strictest(comparisons: Iterable[Comparison], method: str, headline: Headline
     return min(mine, key=lambda c: c.difference, default=None)
 
 
+def stronger_rivals(table: League, headline: Headline | None) -> list[str]:
+    """Name the baselines and controls whose mean passes that of the rival the verdict is measured against."""
+    if headline is None or not table.columns:
+        return []
+    column = table.columns[0]
+    means = {
+        entry.name: entry.cells[column].mean
+        for entry in table.entries
+        if entry.role in ("baseline", "control") and column in entry.cells
+    }
+    bar = means.get(headline.against)
+    return [] if bar is None else [name for name, mean in means.items() if mean > bar]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """A loss against the epoch: mean over seeds, and the lowest and highest seed; lists of equal length."""

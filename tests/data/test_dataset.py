@@ -60,7 +60,7 @@ def test_a_view_of_a_view_counts_positions_of_the_view(data):
     mask = test.label == 2
     assert np.array_equal(test.subset(mask).rows, test.rows[np.flatnonzero(mask)])
     for wrong in (np.array([12]), np.array([-1]), np.array([0.5]), np.zeros(3, dtype=bool)):
-        with pytest.raises(DataError, match="positions in 0..11"):
+        with pytest.raises(DataError, match=r"positions in 0\.\.11"):
             test.subset(wrong)
 
 
@@ -194,7 +194,7 @@ def test_every_pair_comes_once_an_epoch_without_drop_last(data):
 
 
 def test_no_whole_batch_is_refused(data):
-    with pytest.raises(DataError, match="60 pairs here: not one whole batch of 64. Set batch_size to 60"):
+    with pytest.raises(DataError, match=r"60 pairs here: not one whole batch of 64\. Set batch_size to 60"):
         data.loader({"pen": 1}, batch_size=64, seed=0)
     assert len(data.loader({"pen": 1}, batch_size=64, seed=0, drop_last=False)) == 1
 

@@ -23,7 +23,8 @@ class ImageAffine:
         scale: Of the logarithm of the size: 0.1 is about 10 % larger or smaller.
         shift: Share of the picture's height and width.
         shear: Degrees.
-        distribution: "uniform": the four are the largest; "normal": they are standard deviations.
+        stretch: Of the logarithm of the ratio of width to height; the area stays.
+        distribution: "uniform": the five are the largest; "normal": they are standard deviations.
     """
 
     name: ClassVar[str] = "affine"
@@ -32,11 +33,12 @@ class ImageAffine:
     scale: float = 0.1
     shift: float = 0.1
     shear: float = 0.0
+    stretch: float = 0.0
     distribution: Distribution = "uniform"
 
     def __post_init__(self) -> None:
         within(self.name, 0, 180, rotation=self.rotation)
-        within(self.name, 0, 2, scale=self.scale)
+        within(self.name, 0, 2, scale=self.scale, stretch=self.stretch)
         within(self.name, 0, 1, shift=self.shift)
         within(self.name, 0, 60, shear=self.shear)
 
@@ -49,11 +51,14 @@ class ImageAffine:
             right=spread(draws, "right", self.shift, self.distribution),
             down=spread(draws, "down", self.shift, self.distribution),
             shear=spread(draws, "shear", self.shear, self.distribution),
+            ratio=torch.exp(spread(draws, "stretch", self.stretch, self.distribution)),
         )
 
 
-def move_image(x: Tensor, *, rotation: Tensor, size: Tensor, right: Tensor, down: Tensor, shear: Tensor) -> Tensor:
-    """Shear, scale, rotate about the centre, then shift, each picture by its own amount.
+def move_image(
+    x: Tensor, *, rotation: Tensor, size: Tensor, right: Tensor, down: Tensor, shear: Tensor, ratio: Tensor
+) -> Tensor:
+    """Shear, stretch, scale, rotate about the centre, then shift, each picture by its own amount.
 
     Args:
         x: (b, c, h, w).
@@ -62,15 +67,16 @@ def move_image(x: Tensor, *, rotation: Tensor, size: Tensor, right: Tensor, down
         right: Shift as a share of the width (b,).
         down: Shift as a share of the height (b,).
         shear: Degrees (b,).
+        ratio: Of width to height (b,).
 
     Returns:
         (b, c, h, w), bilinear; outside the picture its border goes on.
     """
     height, width = x.shape[-2:]
     angle, slope = torch.deg2rad(rotation), torch.tan(torch.deg2rad(shear))
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    # from a place in the result back to the place it comes from: the inverse of rotation @ size @ shear, in pixels
-    matrix = ((cos + slope * sin) / size, (sin - slope * cos) / size, -sin / size, cos / size)
+    cos, sin, p = torch.cos(angle) / size, torch.sin(angle) / size, ratio.sqrt()
+    # from the result back to where it comes from: the inverse of rotation @ size @ stretch @ shear, in pixels
+    matrix = (cos / p + slope * p * sin, sin / p - slope * p * cos, -p * sin, p * cos)
     a, b, c, d = (entry.float()[:, None, None] for entry in matrix)
     grid_x, grid_y = _places(height, width)
     u = (grid_x - 2 * right.float()[:, None, None]) * (width / 2)

@@ -20,6 +20,12 @@ def _axes(modality: Modality) -> tuple[int, int]:
     return (names.index("x"), names.index("y")) if {"x", "y"} <= set(names) else (0, 1)
 
 
+def _bending(modality: Modality) -> tuple[int, ...]:
+    """Give the places of the channels that are not on and off, as a pen is."""
+    names = modality.channels or ("",) * modality.shape[0]
+    return tuple(place for place, name in enumerate(names) if name != "pen")
+
+
 def _units(modality: Modality) -> tuple[float, float]:
     """Give the standard deviations by which x and y were divided."""
     std = modality.std if len(modality.std) > 1 else modality.std * modality.shape[0]
@@ -39,7 +45,8 @@ class PenAffine:
         scale: Of the logarithm of the size: 0.1 is about 10 % larger or smaller.
         shift: Share of the usual extent, which is taken as four standard deviations of the path.
         shear: Degrees.
-        distribution: "uniform": the four are the largest; "normal": they are standard deviations.
+        stretch: Of the logarithm of the ratio of width to height; the area stays.
+        distribution: "uniform": the five are the largest; "normal": they are standard deviations.
         axes: Places of x and y among the channels; taken from the modality.
         units: Standard deviations of x and y before standardisation; taken from the modality.
     """
@@ -50,13 +57,14 @@ class PenAffine:
     scale: float = 0.1
     shift: float = 0.1
     shear: float = 0.0
+    stretch: float = 0.0
     distribution: Distribution = "uniform"
     axes: tuple[int, int] = field(default=(0, 1), metadata={"of": _axes})
     units: tuple[float, float] = field(default=(1.0, 1.0), metadata={"of": _units})
 
     def __post_init__(self) -> None:
         within(self.name, 0, 180, rotation=self.rotation)
-        within(self.name, 0, 2, scale=self.scale)
+        within(self.name, 0, 2, scale=self.scale, stretch=self.stretch)
         within(self.name, 0, 1, shift=self.shift)
         within(self.name, 0, 60, shear=self.shear)
 
@@ -69,6 +77,7 @@ class PenAffine:
             right=spread(draws, "right", self.shift, self.distribution),
             down=spread(draws, "down", self.shift, self.distribution),
             shear=spread(draws, "shear", self.shear, self.distribution),
+            ratio=torch.exp(spread(draws, "stretch", self.stretch, self.distribution)),
             axes=self.axes,
             units=self.units,
         )
@@ -82,22 +91,53 @@ def move_path(
     right: Tensor,
     down: Tensor,
     shear: Tensor,
+    ratio: Tensor,
     axes: tuple[int, int],
     units: tuple[float, float],
 ) -> Tensor:
-    """Shear, scale, rotate and shift paths (b, c, t); arguments are those of `move_image`, (b,) float64 each."""
+    """Shear, stretch, scale, rotate and shift paths (b, c, t); arguments as in `move_image`, (b,) float64 each."""
     angle, slope = torch.deg2rad(rotation), torch.tan(torch.deg2rad(shear))
     cos, sin = torch.cos(angle) * size, torch.sin(angle) * size
-    ratio = units[1] / units[0]  # of the units of the standardised y and x
+    unit = units[1] / units[0]  # of the standardised y and x
+    p = ratio.sqrt()
     extent = 4 * math.sqrt((units[0] ** 2 + units[1] ** 2) / 2)
-    # rotation @ size @ shear in common units, written for standardised coordinates
-    matrix = (cos, (slope * cos - sin) * ratio, sin / ratio, slope * sin + cos)
+    # rotation @ size @ stretch @ shear in common units, written for standardised coordinates
+    matrix = (p * cos, (p * slope * cos - sin / p) * unit, p * sin / unit, p * slope * sin + cos / p)
     a, b, c, d = (entry.float()[:, None] for entry in matrix)
     old_x, old_y = x[:, axes[0]], x[:, axes[1]]
     moved = x.clone()
     moved[:, axes[0]] = a * old_x + b * old_y + (right * (extent / units[0])).float()[:, None]
     moved[:, axes[1]] = c * old_x + d * old_y + (down * (extent / units[1])).float()[:, None]
     return moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wobble:
+    """Bend a path smoothly: Gaussian noise at a few knots, linear between them, in every channel but the pen's.
+
+    Attributes:
+        std: Standard deviation at a knot, in units of the standardised data.
+        knots: How many, from one end to the other.
+        channels: Places of the channels that bend; taken from the modality.
+    """
+
+    name: ClassVar[str] = "wobble"
+    kinds: ClassVar[tuple[str, ...]] = ("sequence",)
+    std: float = 0.1
+    knots: int = 8
+    channels: tuple[int, ...] = field(default=(0,), metadata={"of": _bending})
+
+    def __post_init__(self) -> None:
+        within(self.name, 0, math.inf, std=self.std)
+        within(self.name, 2, 64, knots=self.knots)
+
+    def __call__(self, x: Tensor, draws: Draws) -> Tensor:
+        """Give x (b, c, t) bent."""
+        knots = draws.normal("wobble", len(self.channels) * self.knots).view(len(x), len(self.channels), self.knots)
+        at = torch.linspace(0, self.knots - 1, x.shape[2]).expand(len(x), -1)
+        bent = x.clone()
+        bent[:, list(self.channels)] += at_times(knots.to(x.dtype), at) * self.std
+        return bent
 
 
 @dataclass(frozen=True, kw_only=True)

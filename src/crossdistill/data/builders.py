@@ -86,7 +86,7 @@ def grid_s1(files: Files, *, slot: str = "digit", frames: int = 16, mels: int = 
     if slot not in slots:
         raise DataError(f"grid_s1 has no slot '{slot}'{suggest(slot, slots)}")
     k = slots.index(slot)
-    middle = facts["word_times"][:, k].mean(axis=1) * 25
+    middle: np.ndarray = facts["word_times"][:, k].mean(axis=1) * 25
     lengths = np.diff(video["offsets"])
     if not 1 <= frames <= lengths.min():
         raise DataError(f"grid_s1: frames must be in 1..{lengths.min()}, the shortest utterance; received {frames}")

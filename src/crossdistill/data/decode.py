@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ SOUNDS = frozenset({".wav", ".flac", ".ogg", ".aiff", ".aif"})
 ARRAYS = frozenset({".npy"})
 WINDOW, HOP = 0.025, 0.010
 """Length and step of a spectrogram's window in seconds: 25 ms and 10 ms, the usual ones for speech."""
+
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for files that are broken, or would unpack to something enormous."""
 
 
 def decode_file(path: Path, *, kind: str, shape: tuple[int, ...], dtype: str, options: Mapping[str, Any]) -> np.ndarray:
@@ -122,7 +126,7 @@ def read_picture(path: Path, *, size: tuple[int, ...], channels: int) -> np.ndar
                     image = image.convert("RGBA")
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                 image = image.convert("L" if channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+        except _BROKEN as error:
             raise DataError(f"{path}: a broken picture: {error}") from None
     height, width = size
     if (image.height, image.width) != (height, width):
@@ -139,7 +143,7 @@ def _opened(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except _BROKEN as error:
         raise DataError(f"{path}: not a picture that Pillow can read: {error}") from None
 
 
@@ -160,6 +164,8 @@ def read_sound(path: Path, *, rate: int, seconds: float) -> Tensor:
         DataError: If the file is missing or broken, or soundfile is not installed.
     """
     soundfile = _soundfile()
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
     try:
         wave, own = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:

@@ -70,7 +70,7 @@ def resample_pen(xy: np.ndarray, stroke: np.ndarray, points: int) -> np.ndarray:
         counts[k] += 1  # the largest remainders take what rounding left
     out: list[np.ndarray] = []
     for part, way, count in zip(parts, ways, counts, strict=True):
-        at = np.arange(count) * (float(way[-1]) / (count - 1))
+        at = np.arange(int(count)) * (float(way[-1]) / (int(count) - 1))
         down = np.full(count, 100.0)
         down[-1] = 0
         x, y = (np.asarray(np.interp(at, way, part[:, k]), dtype=np.float64) for k in (0, 1))

@@ -40,6 +40,7 @@ _CLASSES: tuple[type[Any], ...] = (
     augment_image.Jitter,
     augment_time.PenAffine,
     augment_time.TimeWarp,
+    augment_time.Wobble,
     augment_time.TimeMask,
     augment_time.Amplitude,
     augment_time.SpecMask,

@@ -1,0 +1,458 @@
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crossdistill.data import load
+from crossdistill.data.store import cache_folder
+from crossdistill.errors import ConfigError, DataError
+
+N = 24
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("CROSSDISTILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def picture(seed: int, size: int = 12) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (size, size), dtype=np.uint8)
+
+
+def make_folder(root: Path, n: int = N, split: bool = True) -> Path:
+    """Make root/{image,pen}/<split>/<class>/<stem>: two classes, 16 training, 4 validation and 4 test pairs."""
+    for i in range(n):
+        part = ("train", "train", "val", "test", "train", "train")[i // 2 % 6] if split else "."
+        for modality in ("image", "pen"):
+            place = root / modality / part / f"class{i % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            if modality == "image":
+                Image.fromarray(picture(i)).save(place / f"{i:03}.png")
+            else:
+                np.save(place / f"{i:03}.npy", np.random.default_rng(i).normal(size=(3, 10)).astype(np.float32))
+    return root
+
+
+def make_manifest(root: Path, n: int = N, **columns) -> Path:
+    """Make root/pairs.csv with columns image and pen, and `columns` (lists of words)."""
+    root.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        Image.fromarray(picture(i)).save(root / f"{i}.png")
+        np.save(root / f"{i}.npy", np.random.default_rng(i).normal(size=7).astype(np.float32))
+    with (root / "pairs.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "pen", *columns])
+        writer.writerows([f"{i}.png", f"{i}.npy", *(c[i] for c in columns.values())] for i in range(n))
+    return root / "pairs.csv"
+
+
+def splits(n: int = N) -> list[str]:
+    return [("train", "train", "train", "val", "test", "train")[i // 2 % 6] for i in range(n)]
+
+
+def labels(n: int = N) -> list[str]:
+    return [("cat", "dog")[i % 2] for i in range(n)]
+
+
+def make_npz(path: Path, n: int = N, **changes) -> Path:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "photo": rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8),
+        "sensor": rng.normal(size=(n, 2, 16)),
+        "label": np.arange(n) % 2,
+        "split": np.array([0, 0, 0, 0, 1, 1, 2, 2])[np.arange(n) % 8],
+    }
+    np.savez(path, **{k: v for k, v in {**arrays, **changes}.items() if v is not None})
+    return path
+
+
+# What is right ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder(tmp_path):
+    data = load(make_folder(tmp_path / "road"))
+    assert data.name == "road"
+    assert len(data) == N
+    assert data.class_names == ("class0", "class1")
+    assert {s: len(data.split(s)) for s in data.splits} == {"train": 16, "validation": 4, "test": 4}
+    assert data.modality("image").shape == (1, 12, 12)
+    assert data.modality("pen").shape == (3, 10)
+    row = 5
+    stem = int(Path(sorted(str(p) for p in (tmp_path / "road/image").rglob("*.png"))[row]).stem)
+    assert np.array_equal(data.raw("image", np.array([row]))[0, 0], picture(stem))
+    assert data.label[row] == stem % 2
+    train = torch.cat(list(data.split("train").samples("image")))
+    assert train.mean().abs() < 1e-5
+    assert train.std(correction=0) == pytest.approx(1, abs=1e-4)
+    assert not data.warnings
+
+
+def test_a_folder_without_split_gets_one_and_says_so(tmp_path):
+    data = load(make_folder(tmp_path / "road", n=60, split=False))
+    assert "split 70/10/20 was made by crossdistill (seed 0" in data.about
+    counts = np.array([np.bincount(data.split(s).label) for s in ("train", "validation", "test")])
+    assert counts.tolist() == [[21, 21], [3, 3], [6, 6]]
+    assert np.array_equal(load(tmp_path / "road").rows, data.rows)
+    assert load(tmp_path / "road", split_seed=1).fingerprint != data.fingerprint
+
+
+def test_a_manifest(tmp_path):
+    data = load(make_manifest(tmp_path / "m", label=labels(), split=splits(), group=[str(i // 2) for i in range(N)]))
+    assert data.class_names == ("cat", "dog")
+    assert data.label.tolist() == [i % 2 for i in range(N)]
+    assert data.group.tolist() == np.unique([str(i // 2) for i in range(N)], return_inverse=True)[1].tolist()
+    assert data.modality("pen").kind == "vector"
+
+
+def test_a_parquet_manifest(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow.csv").read_csv(make_manifest(tmp_path / "m", label=labels(), split=splits()))
+    parquet.write_table(table, tmp_path / "m" / "pairs.parquet")
+    data = load(tmp_path / "m" / "pairs.parquet")
+    assert data.fingerprint == load(tmp_path / "m" / "pairs.csv").fingerprint
+
+
+def test_an_archive(tmp_path):
+    data = load(make_npz(tmp_path / "d.npz", class_names=np.array(["no", "yes"])))
+    assert data.modality("photo").shape == (3, 8, 8)
+    assert data.modality("photo").scale == 1 / 255
+    assert data.modality("sensor").kind == "sequence"
+    assert data.modality("sensor").dtype == "float32"
+    assert data.class_names == ("no", "yes")
+    assert len(load(tmp_path / "d.npz", modalities=["photo"]).modalities) == 1
+    assert load(tmp_path / "d.npz", kinds={"sensor": "image"}).modality("sensor").shape == (1, 2, 16)
+
+
+def test_a_deployed_student_reads_new_files_as_the_data_were_read(tmp_path):
+    data = load(make_folder(tmp_path / "road"), size=9)
+    for modality, path in (("image", "image/train/class0/000.png"), ("pen", "pen/train/class0/000.npy")):
+        row = data.split("train").raw(modality, np.array([0]))[0]
+        assert np.array_equal(data.modality(modality).read(tmp_path / "road" / path), row)
+
+
+@pytest.mark.parametrize(("size", "shape"), [(None, (1, 48, 64)), (20, (1, 20, 20)), ((10, 30), (1, 10, 30))])
+def test_size_of_pictures(tmp_path, size, shape):
+    root = make_folder(tmp_path / "road")
+    for path in (root / "image").rglob("*.png"):
+        big = np.kron(picture(int(path.stem), 16)[:12], np.ones((8, 8), dtype=np.uint8))
+        Image.fromarray(big).save(path)
+    assert load(root, size=None if size is None else {"image": size}).modality("image").shape == shape
+
+
+def test_sounds(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    root = make_folder(tmp_path / "road")
+    rng = np.random.default_rng(0)
+    for path in sorted((root / "pen").rglob("*.npy")):
+        seconds = 0.3 + 0.2 * (path.stem == "000")
+        soundfile.write(path.with_suffix(".wav"), 0.1 * rng.normal(size=int(8000 * seconds)), 8000)
+        path.unlink()
+    data = load(root, mels={"pen": 20})
+    assert data.modality("pen").shape == (1, 20, 51)
+    assert dict(data.modality("pen").decode) == {"rate": 8000, "seconds": 0.5, "mels": 20}
+    file = root / "pen/train/class0/002.wav"
+    assert data.modality("pen").read(file).dtype == np.float16
+    assert load(root, rate=4000, seconds=0.2).modality("pen").shape == (1, 64, 21)
+
+
+# The store ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_decoded_once_and_memory_mapped(tmp_path, cache):
+    root = make_folder(tmp_path / "road")
+    first = load(root)
+    assert isinstance(first.columns.arrays["image"], np.memmap)
+    stamps = {p: p.stat().st_mtime_ns for p in cache.iterdir()}
+    assert len(stamps) == 6  # samples, facts of the rows and the note, for each modality
+    again = load(root)
+    assert {p: p.stat().st_mtime_ns for p in cache.iterdir()} == stamps
+    assert again.fingerprint == first.fingerprint
+    assert cache_folder() == cache
+    load(root, size=5)
+    assert len(list(cache.iterdir())) == 9
+
+
+def test_a_changed_file_is_decoded_anew(tmp_path):
+    root = make_folder(tmp_path / "road")
+    first = load(root)
+    path = root / "image/train/class0/000.png"
+    Image.fromarray(picture(99)).save(path)
+    os.utime(path, ns=(1, 1))
+    again = load(root)
+    assert np.array_equal(again.split("train").raw("image", np.array([0]))[0, 0], np.asarray(picture(99)))
+    assert again.fingerprint_of("image") != first.fingerprint_of("image")
+    assert again.fingerprint_of("pen") == first.fingerprint_of("pen")
+
+
+def test_a_failed_decode_leaves_nothing_of_the_modality(tmp_path, cache):
+    root = make_folder(tmp_path / "road")
+    (root / "image/train/class0/000.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    with pytest.raises(DataError, match="not a picture"):
+        load(root)
+    notes = [p.read_text() for p in cache.glob("*.json")]
+    assert len(notes) == 1
+    assert '"pen"' in notes[0]
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_decode_that_was_killed_before_its_note_is_done_again(tmp_path, cache):
+    root = make_folder(tmp_path / "road")
+    first = load(root)
+    for note in cache.glob("*.json"):
+        note.unlink()
+        (cache / f"{note.stem}.npy").write_bytes(b"half")
+    assert load(root).fingerprint == first.fingerprint
+
+
+# What is wrong ------------------------------------------------------------------------------------------------------
+
+
+def refuses(source: Path, *patterns: str, **options) -> str:
+    with pytest.raises(DataError) as caught:
+        load(source, **options)
+    text = str(caught.value)
+    for pattern in patterns:
+        assert pattern in text, text
+    return text
+
+
+def test_a_sample_in_one_modality_only(tmp_path):
+    root = make_folder(tmp_path / "road")
+    (root / "pen/train/class0/000.npy").unlink()
+    refuses(root, "image/train/class0/000.png has no partner in pen", "24 image, 23 pen")
+
+
+def test_a_missing_file_of_a_manifest(tmp_path):
+    path = make_manifest(tmp_path / "m", label=labels(), split=splits())
+    (tmp_path / "m/3.png").unlink()
+    refuses(path, "row 4: ", "m/3.png: there is no such file")
+
+
+def test_several_problems_at_once(tmp_path):
+    path = make_manifest(tmp_path / "m", label=labels(), split=splits())
+    (tmp_path / "m/3.png").unlink()
+    (tmp_path / "m/5.png").write_bytes(b"no picture")
+    np.save(tmp_path / "m/2.npy", np.full(7, np.nan, dtype=np.float32))
+    text = refuses(
+        path, "3 problems:", "row 4: ", "row 6: ", "5.png: not a picture", "row 3: ", "2.npy: 7 of 7 numbers"
+    )
+    assert len(text.splitlines()) == 4
+
+
+def test_at_most_ten_problems_are_told(tmp_path):
+    path = make_manifest(tmp_path / "m", label=labels(), split=splits())
+    for i in range(15):
+        (tmp_path / f"m/{i}.png").write_bytes(b"no picture")
+    text = refuses(path, "the first 10 of at least 15")
+    assert len(text.splitlines()) == 11
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(tmp_path, value):
+    sensor = np.random.default_rng(0).normal(size=(N, 2, 16))
+    sensor[7, 1, 3] = value
+    refuses(make_npz(tmp_path / "d.npz", sensor=sensor), "'sensor', row 7: 1 of 32 numbers are NaN or infinite")
+
+
+def test_numbers_too_large_for_float32(tmp_path):
+    sensor = np.random.default_rng(0).normal(size=(N, 2, 16))
+    sensor[7, 1, 3] = 1e300
+    refuses(make_npz(tmp_path / "d.npz", sensor=sensor), "'sensor', row 7: 1 of 32 numbers are NaN or infinite")
+
+
+def test_a_constant_modality(tmp_path):
+    refuses(make_npz(tmp_path / "d.npz", sensor=np.ones((N, 2, 16))), "'sensor': all 24 samples are equal")
+    rows = np.arange(N)[:, None, None] * np.ones((N, 2, 16))
+    refuses(make_npz(tmp_path / "d.npz", sensor=rows), "'sensor': 24 of 24 sequence samples are constant", "row 0")
+
+
+def test_a_constant_sample_is_a_warning(tmp_path):
+    path = make_manifest(tmp_path / "m", label=labels(), split=splits())
+    Image.new("L", (12, 12), 7).save(tmp_path / "m/3.png")
+    (warning,) = load(path).warnings
+    assert "'image': 1 of 24 samples are constant: row 4" in warning
+    assert "3.png" in warning
+
+
+def test_the_same_sample_on_both_sides_of_a_split(tmp_path):
+    path = make_manifest(tmp_path / "m", label=labels(), split=splits())
+    Image.fromarray(picture(0)).save(tmp_path / "m/8.png")
+    refuses(path, "'image': the same sample is on both sides of a split: row 1 (", "0.png) (train) and row 9", "(test)")
+
+
+def test_the_same_sample_twice_on_one_side_is_fine(tmp_path):
+    path = make_manifest(tmp_path / "m", label=labels(), split=splits())
+    Image.fromarray(picture(0)).save(tmp_path / "m/1.png")
+    assert not load(path).warnings
+
+
+def test_equal_short_vectors_are_a_warning(tmp_path):
+    path = make_manifest(tmp_path / "m", label=labels(), split=splits())
+    np.save(tmp_path / "m/8.npy", np.load(tmp_path / "m/0.npy"))
+    (warning,) = load(path).warnings
+    assert "'pen': the same sample is on both sides" in warning
+
+
+def test_a_split_that_is_made_keeps_equal_samples_together(tmp_path):
+    path = make_manifest(tmp_path / "m", label=labels())
+    for i in range(1, 8):
+        Image.fromarray(picture(0)).save(tmp_path / f"m/{i}.png")
+    data = load(path)
+    assert len(set(data.columns.split[:8].tolist())) == 1
+
+
+def test_a_group_on_both_sides_of_a_split(tmp_path):
+    groups = [f"g{i // 2}" for i in range(N)]
+    groups[8] = "g0"
+    path = make_manifest(tmp_path / "m", label=labels(), split=splits(), group=groups)
+    refuses(path, "a group is on both sides of a split: row 1 is train, row 9 of the same group is test")
+
+
+def test_a_split_that_is_made_keeps_groups_whole(tmp_path):
+    groups = [f"g{i % 8}" for i in range(N)]
+    data = load(make_manifest(tmp_path / "m", label=labels(), group=groups))
+    for group in np.unique(data.group):
+        assert len(set(data.columns.split[data.group == group].tolist())) == 1
+    assert set(data.splits) >= {"train", "test"}
+
+
+def test_unknown_splits(tmp_path):
+    words = splits()
+    words[5] = "tarin"
+    refuses(make_manifest(tmp_path / "m", split=words), "row 6: no split is called 'tarin'; did you mean 'train'?")
+    split = np.zeros(N, dtype=int)
+    split[4] = 3
+    refuses(make_npz(tmp_path / "d.npz", split=split), "row 4: no split is called '3'")
+
+
+def test_missing_labels_and_groups(tmp_path):
+    words = labels()
+    words[2] = ""
+    refuses(make_manifest(tmp_path / "m", label=words), "row 3: the label is missing")
+    refuses(make_manifest(tmp_path / "n", group=words), "row 3: the group is missing")
+
+
+def test_a_class_that_training_never_sees(tmp_path):
+    words = ["owl" if s == "test" else w for s, w in zip(splits(), labels(), strict=True)]
+    refuses(make_manifest(tmp_path / "m", label=words, split=splits()), "class 'owl' has no training rows")
+
+
+def test_a_class_without_test_rows_is_a_warning(tmp_path):
+    words = labels()
+    words[0] = words[1] = "owl"
+    (warning,) = load(make_manifest(tmp_path / "m", label=words, split=splits())).warnings
+    assert "class 'owl' has no test rows" in warning
+
+
+def test_numbers_for_classes_have_no_gaps(tmp_path):
+    label = np.arange(N) % 3 * 2
+    refuses(make_npz(tmp_path / "d.npz", label=label), "labels must run from 0 to 4 without gaps; 1, 3 never occur")
+    label = np.arange(N) % 2
+    label[9] = -1
+    refuses(make_npz(tmp_path / "d.npz", label=label), "row 9: label -1 is not in 0..1")
+    label[9] = 2
+    names = np.array(["no", "yes"])
+    refuses(make_npz(tmp_path / "d.npz", label=label, class_names=names), "row 9: label 2 is not in 0..1")
+
+
+def test_too_few_rows(tmp_path):
+    words = ["test"] * (N - 1) + ["train"]
+    refuses(make_manifest(tmp_path / "m", split=words), "1 training rows; at least 2 are needed")
+    (tmp_path / "empty.csv").write_text("image,pen\n")
+    refuses(tmp_path / "empty.csv", "there is not a single pair")
+    (tmp_path / "blank.csv").write_text("")
+    refuses(tmp_path / "blank.csv", "the table is empty")
+
+
+def test_no_test_rows_is_a_warning(tmp_path):
+    (warning,) = load(make_manifest(tmp_path / "m", split=["train"] * (N - 2) + ["val"] * 2)).warnings
+    assert "no test rows" in warning
+
+
+def test_an_unknown_column(tmp_path):
+    path = make_manifest(tmp_path / "m", lable=labels())
+    refuses(path, "unknown column 'lable' (row 1: 'cat')", "did you mean 'label'?")
+    assert set(load(path, modalities=["image", "pen"]).modalities) == {"image", "pen"}
+    refuses(path, "no column is called 'imgae'; did you mean 'image'?", modalities=["imgae"])
+
+
+def test_an_empty_cell_and_a_short_line(tmp_path):
+    path = make_manifest(tmp_path / "m")
+    path.write_text(path.read_text().replace("4.png,4.npy", "4.png,"))
+    refuses(path, "row 5: column 'pen' is empty")
+    path.write_text(path.read_text().replace("4.png,", "4.png"))
+    refuses(path, "row 5: 1 cells for 2 columns")
+
+
+def test_a_file_of_another_kind(tmp_path):
+    path = make_manifest(tmp_path / "m")
+    np.save(tmp_path / "m/3.npy", np.zeros(9))
+    refuses(path, "row 4: ", "3.npy: the sample has shape (9,), the others (7,)")
+    np.save(tmp_path / "m/3.npy", np.array(["a", "b"]))
+    refuses(path, "3.npy: holds <U1, not an array of real numbers")
+    (tmp_path / "m/3.npy").write_bytes(b"")
+    refuses(path, "3.npy: not an array that can be read")
+
+
+def test_nothing_is_unpickled(tmp_path):
+    refuses(make_npz(tmp_path / "d.npz", sensor=np.array([{}] * N, dtype=object)), "array 'sensor' cannot be read")
+    path = make_manifest(tmp_path / "m")
+    np.save(tmp_path / "m/3.npy", np.array([{}] * 7, dtype=object), allow_pickle=True)
+    refuses(path, "row 4: ", "3.npy: not an array that can be read")
+
+
+def test_unequal_counts_in_an_archive(tmp_path):
+    refuses(make_npz(tmp_path / "d.npz", sensor=np.zeros((5, 3))), "found rows: photo 24, sensor 5, label 24, split 24")
+
+
+def test_arrays_that_are_no_numbers(tmp_path):
+    refuses(make_npz(tmp_path / "d.npz", sensor=np.array(["a"] * N)), "'sensor': holds <U1, not real numbers")
+    refuses(make_npz(tmp_path / "d.npz", sensor=np.zeros(N)), "'sensor': an array of shape (24,) is no kind")
+    refuses(make_npz(tmp_path / "d.npz", label=np.zeros((N, 2))), "'label' must be one whole number or word a row")
+    refuses(make_npz(tmp_path / "d.npz", label=np.zeros(N)), "'label' must be one whole number or word a row")
+
+
+def test_folders_of_another_layout(tmp_path):
+    root = make_folder(tmp_path / "road")
+    (root / "train").mkdir()
+    refuses(root, "expected FOLDER/<modality>/[<split>/][<class>/]<file>", "image, pen, train")
+    (tmp_path / "empty").mkdir()
+    refuses(tmp_path / "empty", "found no folders")
+    deep = make_folder(tmp_path / "deep")
+    for modality, ending in (("image", "png"), ("pen", "npy")):
+        (deep / modality / "train/a/b").mkdir(parents=True)
+        (deep / modality / f"train/class0/000.{ending}").rename(deep / modality / f"train/a/b/000.{ending}")
+    refuses(deep, "train/a/b/000.png lies too deep")
+
+
+def test_two_files_of_one_name(tmp_path):
+    root = make_folder(tmp_path / "road")
+    Image.fromarray(picture(0)).save(root / "image/train/class0/000.bmp")
+    refuses(root, "000.png and ", "000.bmp have the same name")
+
+
+def test_other_files_in_a_folder_are_told_of(tmp_path):
+    root = make_folder(tmp_path / "road")
+    (root / "image/notes.txt").write_text("hello")
+    (root / "image/.hidden").write_text("hello")
+    (warning,) = load(root).warnings
+    assert "1 files are passed over" in warning
+
+
+def test_sources_and_options_that_do_not_exist(tmp_path):
+    refuses("omniglot-smal", "did you mean 'omniglot-small'?")
+    refuses("synthetic:shared", "no world is called 'shared'; did you mean 'shared_latent'?")
+    refuses(tmp_path / "none.csv", "is neither a file, a folder nor a set")
+    (tmp_path / "a.txt").write_text("x")
+    refuses(tmp_path / "a.txt", "data are a folder, or a .csv, .parquet or .npz file")
+    refuses(make_folder(tmp_path / "road"), "channels is 1 (grey) or 3 (colour); received 2", channels=2)
+    refuses(tmp_path / "road", "no modality folder is called 'sound'", modalities=["sound"])
+    with pytest.raises(ConfigError, match="has no option 'sice'; did you mean 'size'"):
+        load(tmp_path / "road", sice=5)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from crossdistill.data.splits import make_split
+
+
+def counts(split: np.ndarray) -> list[int]:
+    return np.bincount(split, minlength=3).tolist()
+
+
+def test_shares_within_every_class():
+    label = np.repeat(np.arange(3), [100, 50, 10])
+    split = make_split(160, label=label)
+    assert [counts(split[label == c]) for c in range(3)] == [[70, 10, 20], [35, 5, 10], [7, 1, 2]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_small_classes_are_trained_first_and_tested_from_three_on(size):
+    split = make_split(size, label=np.zeros(size, dtype=np.int64))
+    assert (split == 0).any()
+    assert (split == 2).any() == (size >= 3)
+
+
+def test_the_split_is_a_function_of_the_seed():
+    assert np.array_equal(make_split(200, seed=4), make_split(200, seed=4))
+    assert not np.array_equal(make_split(200, seed=4), make_split(200, seed=5))
+
+
+def test_groups_stay_whole_and_classes_balanced():
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, 60, 1200)
+    label = (group % 3 + (rng.random(1200) < 0.1)) % 3
+    split = make_split(1200, label=label, group=group)
+    for g in range(60):
+        assert len(set(split[group == g].tolist())) == 1
+    for c in range(3):
+        assert np.array(counts(split[label == c])) / (label == c).sum() == pytest.approx([0.7, 0.1, 0.2], abs=0.05)
+
+
+def test_rows_linked_over_several_columns_stay_together():
+    first = np.arange(100)
+    second = np.arange(100) + 1000
+    first[1], second[2] = first[0], second[1]  # 0 - 1 by the first column, 1 - 2 by the second
+    for seed in range(20):
+        split = make_split(100, same=[first, second], seed=seed)
+        assert split[0] == split[1] == split[2]

@@ -76,6 +76,8 @@ def test_sets_are_as_their_facts_say(facts):
     assert (len(data), data.classes, set(data.modalities)) == (facts.pairs, facts.classes, set(facts.modalities))
     assert (data.pairing, data.licence) == (facts.pairing, facts.licence)
     assert data.splits == ("train", "validation", "test")
+    assert all("the same" in warning for warning in data.warnings)
+    assert bool(data.warnings) == (facts.name in ("emoji", "mfeat"))  # each has one pair on both sides of its split
     if data.group is not None:
         homes = [set(data.split(s).group.tolist()) for s in data.splits]
         assert sum(map(len, homes)) == len(set.union(*homes))

@@ -127,6 +127,9 @@ def test_an_archive(tmp_path):
     assert data.modality("sensor").dtype == "float32"
     assert data.class_names == ("no", "yes")
     assert len(load(tmp_path / "d.npz", modalities=["photo"]).modalities) == 1
+    assert data.pairing == "natural"
+    assert load(tmp_path / "d.npz", pairing="class").pairing == "class"
+    refuses(tmp_path / "d.npz", "pairing is 'natural' or 'class'; received 'label'", pairing="label")
     assert load(tmp_path / "d.npz", kinds={"sensor": "image"}).modality("sensor").shape == (1, 2, 16)
 
 
@@ -298,6 +301,14 @@ def test_equal_short_vectors_are_a_warning(tmp_path):
     np.save(tmp_path / "m/8.npy", np.load(tmp_path / "m/0.npy"))
     (warning,) = load(path).warnings
     assert "'pen': the same sample is on both sides" in warning
+
+
+def test_equal_pairs_of_vectors_are_an_error(tmp_path):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(N, 4)), rng.normal(size=(N, 3))
+    a[6], b[6] = a[0], b[0]
+    path = make_npz(tmp_path / "d.npz", photo=a, sensor=b)
+    refuses(path, "the same pair is on both sides of a split: row 0 (train) and row 6 (test)")
 
 
 def test_a_split_that_is_made_keeps_equal_samples_together(tmp_path):

@@ -194,8 +194,18 @@ def check_duplicates(
 ) -> None:
     """Find equal samples on two sides of a split: a leak.
 
-    Short vectors can be equal by chance, so equal ones are only a warning; constant samples are told elsewhere.
+    Short vectors can be equal by chance, so equal ones are only a warning, unless all modalities of the pair are equal;
+    constant samples are told elsewhere.
     """
+    whole: dict[tuple[int, ...], int] = {}
+    for i, key in enumerate(zip(*(found.hashes.tolist() for found in contents.values()), strict=True)):
+        first = whole.setdefault(key, i)
+        if split[i] != split[first] and set(kinds.values()) == {"vector"}:  # others are told of one by one
+            one = next(iter(names.values()))
+            problems.add(
+                f"the same pair is on both sides of a split: {one[first]} ({SPLITS[split[first]]}) and {one[i]} "
+                f"({SPLITS[split[i]]})"
+            )
     for name, found in contents.items():
         home: dict[int, int] = {}
         for i in np.flatnonzero(~found.constant).tolist():

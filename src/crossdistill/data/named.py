@@ -12,6 +12,7 @@ import numpy as np
 
 from crossdistill.data import builders
 from crossdistill.data.archive import read_archive
+from crossdistill.data.checks import Problems, check_duplicates, hash_rows
 from crossdistill.data.columns import Pairing
 from crossdistill.data.dataset import PairedDataset
 from crossdistill.data.omniglot import ATTRIBUTION, LICENCE
@@ -175,11 +176,24 @@ def load_named(name: str, **options: Any) -> PairedDataset:
     data = facts.build({file: _arrays(facts, file) for file in facts.files}, **options)
     return data.named(
         name=name,
+        warnings=_oddities(data),
         pairing=facts.pairing,
         licence=facts.licence,
         attribution=facts.attribution,
         about=data.about or f"{facts.title}. From {facts.origin}.",
     )
+
+
+def _oddities(data: PairedDataset) -> tuple[str, ...]:
+    """Find samples on both sides of a public set's split: it is used as it is, and what is odd is told."""
+    if data.columns.split is None:
+        return ()
+    problems = Problems(data.name)
+    contents = {name: hash_rows(array) for name, array in data.columns.arrays.items()}
+    kinds = {name: modality.kind for name, modality in data.modalities.items()}
+    rows = [f"row {i}" for i in range(len(data))]
+    check_duplicates(contents, kinds, dict.fromkeys(contents, rows), data.columns.split, problems)
+    return (*problems.errors, *problems.warnings)
 
 
 def _arrays(facts: SetFacts, file: str) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 from crossdistill.data.archive import load_archive
 from crossdistill.data.assemble import assemble
 from crossdistill.data.checks import Problems
+from crossdistill.data.columns import Pairing
 from crossdistill.data.dataset import PairedDataset
 from crossdistill.data.modality import Modality
 from crossdistill.data.probe import ReadOptions, guess_modality
@@ -22,6 +23,7 @@ def load_files(
     *,
     modalities: Sequence[str] | None = None,
     name: str | None = None,
+    pairing: Pairing = "natural",
     split_seed: int = 0,
     cache: str | Path | None = None,
     size: int | Sequence[int] | Mapping[str, Any] | None = None,
@@ -34,6 +36,11 @@ def load_files(
 ) -> PairedDataset:
     """Read a folder, a CSV or Parquet manifest, or a NPZ file.
 
+    A folder: FOLDER/<modality>/[<split>/][<class>/]<file>, pairs by equal paths below the modality. A manifest: a
+    column a modality with paths relative to it, and `label`, `group`, `split` where known. A NPZ file: an array a
+    modality, row i of each one pair, and `label`, `group`, `split`, `class_names` where known. Rows of manifests count
+    from 1 in messages, those of arrays from 0.
+
     Files are decoded once into the store and memory-mapped from there. Everything is checked in that pass; up to ten
     problems are told at once.
 
@@ -41,6 +48,7 @@ def load_files(
         source: The folder or file.
         modalities: Which to use; default: all.
         name: Of the data set; default: the folder's or file's.
+        pairing: "natural" for pairs of one event (the default), "class" where you matched them by label.
         split_seed: Of the 70/10/20 split that is made where the data have none.
         cache: The store's folder; default: CROSSDISTILL_CACHE, then ~/.cache/crossdistill.
         size: Of pictures; this and the rest as in `ReadOptions`, each one value or a mapping from modality to value.
@@ -63,7 +71,8 @@ def load_files(
     )
     problems = Problems(str(path))
     if path.suffix.lower() == ".npz":
-        return load_archive(path, modalities, options, problems, name or path.stem, split_seed)
+        data = load_archive(path, modalities, options, problems, name or path.stem, split_seed)
+        return data.named(pairing=pairing)
     if path.is_dir():
         table = read_folder(path, problems)
         for wanted in modalities or ():
@@ -75,7 +84,8 @@ def load_files(
     if not table.rows:
         problems.add("there is not a single pair")
         problems.raise_if_any()
-    return _load_table(table, options, problems, name or path.stem, split_seed, cache)
+    data = _load_table(table, options, problems, name or path.stem, split_seed, cache)
+    return data.named(pairing=pairing)
 
 
 def _load_table(

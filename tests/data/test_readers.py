@@ -208,10 +208,14 @@ def test_a_failed_decode_leaves_nothing_of_the_modality(tmp_path, cache):
 def test_a_decode_that_was_killed_before_its_note_is_done_again(tmp_path, cache):
     root = make_folder(tmp_path / "road")
     first = load(root)
+    half = cache / ".0123.npy.abcd"
+    half.write_bytes(b"half")
+    os.utime(half, (1, 1))
     for note in cache.glob("*.json"):
         note.unlink()
         (cache / f"{note.stem}.npy").write_bytes(b"half")
     assert load(root).fingerprint == first.fingerprint
+    assert not half.exists()
 
 
 # What is wrong ------------------------------------------------------------------------------------------------------

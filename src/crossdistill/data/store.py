@@ -7,8 +7,10 @@ CACHE/<key>.json        the modality and the content hash; written last, so that
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,6 +83,7 @@ def decoded(
     key = store_key(paths, modality) if there else ""
     if there and (base / f"{key}.json").is_file():
         return _open(base, key)
+    _sweep(base)
     before = len(problems.errors)
     if there:
         try:
@@ -95,6 +98,14 @@ def decoded(
     for _ in _samples(paths, rows, modality, problems):  # look for whatever else is wrong, to say it all at once
         pass
     return None
+
+
+def _sweep(base: Path) -> None:
+    """Remove what decodes that were killed left half done: hidden files that nobody wrote to for a day."""
+    for half in base.glob(".*.npy.*"):
+        with contextlib.suppress(OSError):  # another process sweeps too
+            if time.time() - half.stat().st_mtime > 86400:
+                half.unlink()
 
 
 class _BrokenFilesError(Exception):

@@ -1,5 +1,8 @@
+import numpy as np
 import pytest
 import torch
+
+from crossdistill.data import Modality, PairedDataset
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +14,25 @@ def global_state_is_left_as_it_was():
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """Two views of one latent, four classes: everything trains in a second."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 4, 300)
+    latent = rng.normal(size=(4, 5))[label] + 0.5 * rng.normal(size=(300, 5))
+    arrays = {
+        "rich": (latent @ rng.normal(size=(5, 12))).astype("float32"),
+        "poor": (latent @ rng.normal(size=(5, 8)) + rng.normal(size=(300, 8))).astype("float32"),
+    }
+    modalities = {name: Modality(name=name, kind="vector", shape=x.shape[1:]) for name, x in arrays.items()}
+    split = np.repeat([0, 1, 2], [160, 40, 100])
+    return PairedDataset(arrays, modalities, name="toy", label=label, split=split)
+
+
+@pytest.fixture
+def toy_npz(toy, tmp_path):
+    path = tmp_path / "toy.npz"
+    np.savez(path, **toy.columns.arrays, label=toy.label, split=toy.columns.split)
+    return path

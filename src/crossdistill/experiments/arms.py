@@ -55,7 +55,11 @@ def row_name(objectives: tuple[ObjectiveSpec, ...]) -> str:
 
 
 def list_arms(experiment: Experiment) -> list[Arm]:
-    """Give all rows: the method first, then what it is compared with, then the controls and the ceiling."""
+    """Give all rows: the method first, then what it is compared with, then the controls and the ceiling.
+
+    Raises:
+        ConfigError: If two rows would have one name.
+    """
     main, target = experiment.student, experiment.data.target
     name = row_name(main.objectives) or main.method
     arms = [Arm(name, "method", _title(main.objectives, main.method), target, main)]

@@ -103,7 +103,7 @@ class Bench:
         """Build the random teacher: the teacher's architecture, random weights, batch norms settled on the source."""
         source = self.experiment.data.source
         if stage.module is None:
-            network = self.encoder(source, seed, "random teacher")
+            network = self.method(self.teacher_arm(stage), seed, purpose="random teacher").as_teacher(source)
         else:
             network = self.module(stage.module, stage.name)
             with seeded(seed, "random teacher"):
@@ -153,15 +153,24 @@ class Bench:
         stage = arm.stage
         assert stage is not None
         facts = dataclasses.asdict(dataclasses.replace(stage, name=""))
-        teacher = "untaught" if arm.random_teacher else self._teacher_key(stage, seed)
+        teacher = [arm.random_teacher, self._teacher_key(stage, seed) if stage.teacher else ""]
         data = self.stage_data(arm, seed).fingerprint
         held = self.held_out.fingerprint if self.held_out is not None else ""
-        return digest(code_version(), facts, self.experiment.networks, data, held, seed, teacher, arm.random_teacher)
+        return digest(code_version(), facts, self.experiment.networks, data, held, seed, teacher)
 
     def product(
         self, arm: Arm, seed: int, *, listen: LISTEN | None = None, stop: Callable[[], bool] | None = None
     ) -> nn.Module:
-        """Give the trained encoder of an arm; what is finished already is loaded, not trained again.
+        """Give the trained encoder of an arm, in eval mode; see `trained`."""
+        assert arm.stage is not None
+        if arm.stage.module is not None:
+            return self.module(arm.stage.module, arm.stage.name).eval()
+        return self.trained(arm, seed, listen=listen, stop=stop).student(arm.modality).eval()
+
+    def trained(
+        self, arm: Arm, seed: int, *, listen: LISTEN | None = None, stop: Callable[[], bool] | None = None
+    ) -> Method:
+        """Give the trained method of an arm; what is finished already is loaded, not trained again.
 
         Args:
             arm: With a stage.
@@ -170,24 +179,22 @@ class Bench:
             stop: Asked after every step; when it says True the stage is saved and `Interrupted` raised.
 
         Returns:
-            The encoder, in eval mode.
+            The method, in eval mode.
         """
         from crossdistill.training import TeacherStore, fit
 
         stage = arm.stage
         assert stage is not None
-        if stage.module is not None:
-            return self.module(stage.module, stage.name).eval()
         key = self.key(arm, seed)
         method = self.method(arm, seed)
         listener = None if listen is None else StageListener(listen, arm.name, stage.name, seed)
         held_out = None if arm.labels or self.held_out is None else self._augmented(self.held_out, stage, learnt=False)
-        fit(
+        return fit(
             method,
             self.stage_data(arm, seed),
             self.settings(arm, seed),
             seed=seed,
-            labels="labels" in method.facts.needs,
+            labels=self.reads_labels(stage),
             held_out=held_out,
             folder=self.folder / "stages" / key,
             key=key,
@@ -195,20 +202,19 @@ class Bench:
             stop=stop,
             store=TeacherStore(self.folder / "store"),
         )
-        return method.student(arm.modality).eval()
 
-    def method(self, arm: Arm, seed: int) -> Method:
+    def method(self, arm: Arm, seed: int, *, purpose: str = "teacher") -> Method:
         """Build an arm's method with its networks, untrained; its teacher is trained first if need be."""
         stage = arm.stage
         assert stage is not None
         cls = lookup("crossdistill.methods", stage.method)
         spec = self.experiment.data
         if not stage.teacher:
-            purpose = "student" if arm.modality == spec.target else "teacher"
+            purpose = "student" if arm.modality == spec.target else purpose
             roles: dict[str, Any] = {"modality": arm.modality}
             if "labels" in cls.facts.needs:
                 roles["classes"] = self.data.classes
-            with seeded(seed, f"{stage.method} head"):
+            with seeded(seed, f"{purpose} {stage.method} head"):
                 return cls(self.encoder(arm.modality, seed, purpose), **roles, **stage.parameters)
         objectives = {
             o.name.replace(":", "/").replace(".", "/"): lookup("crossdistill.objectives", o.name)(**o.parameters)
@@ -230,7 +236,12 @@ class Bench:
     def teacher(self, stage: StageSpec, seed: int, *, untaught: bool = False) -> nn.Module:
         """Give the teacher of a stage: the product of the stage that it names, or its random twin."""
         made_by = self.experiment.stages[stage.teacher]
-        return self.untaught(made_by, seed) if untaught else self.product(self.teacher_arm(made_by), seed)
+        if untaught:
+            return self.untaught(made_by, seed)
+        if made_by.module is not None:
+            return self.module(made_by.module, made_by.name)
+        arm = self.teacher_arm(made_by)
+        return self.trained(arm, seed).as_teacher(arm.modality)
 
     def teacher_arm(self, stage: StageSpec) -> Arm:
         """See a teacher's stage as an arm, so that it is trained and found like any other."""
@@ -242,6 +253,29 @@ class Bench:
             where = self.experiment.document.where(("stages", stage.name))
             raise DataError(f"{where}: {stage.method} needs labels, and '{self.data.name}' has none")
         return Arm(stage.name, "ceiling", "the teacher's training", modality, stage)
+
+    def reads_labels(self, stage: StageSpec) -> bool:
+        """Say whether a stage's method or one of its objectives needs labels; no other stage receives them."""
+        classes = [lookup("crossdistill.methods", stage.method)]
+        classes += [lookup("crossdistill.objectives", o.name) for o in stage.objectives]
+        return any("labels" in cls.facts.needs for cls in classes)
+
+    def unmet(self, stage: StageSpec) -> str:
+        """Say which need of a stage's objectives data and teacher cannot serve; empty if there is none."""
+        teacher = self.experiment.stages.get(stage.teacher)
+        with_logits = teacher is not None and teacher.method == "supervised"
+        for objective in stage.objectives:
+            needs = lookup("crossdistill.objectives", objective.name).facts.needs
+            lacking = {
+                "labels": self.train.label is None and "labels, and the data have none",
+                "group": self.train.group is None and "groups, and the data have none",
+                "teacher_logits": not with_logits and "a teacher with logits, and this one gives features alone",
+                "feature_maps": "feature maps, which stages do not tap yet",
+            }
+            for need, reason in lacking.items():
+                if need in needs and reason:
+                    return f"{objective.name} needs {reason}"
+        return ""
 
     def _teacher_key(self, stage: StageSpec, seed: int) -> str:
         if not stage.teacher:

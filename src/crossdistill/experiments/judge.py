@@ -102,7 +102,7 @@ class Judge:
         y = labelled.label
         assert y is not None
         train_x, test_x = features(network, labelled, arm.modality), features(network, test, arm.modality)
-        probe = linear_probe(train_x, y, c=spec.c, normalise=network is not None)
+        probe = linear_probe(train_x, y, c=spec.c)
         if "linear" in spec.ways:
             yield "linear", probe.predict(test_x)
         if "knn" in spec.ways:

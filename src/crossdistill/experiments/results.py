@@ -70,14 +70,17 @@ def _over_items(bench: Bench, method: str, against: str, way: str, seed: int) ->
     return bootstrap_difference(correct[0], correct[1], groups=bench.test.group, seed=seed)
 
 
-def summarise(bench: Bench, arms: Sequence[Arm], rows: Sequence[Row], facts: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(
+    bench: Bench, arms: Sequence[Arm], rows: Sequence[Row], facts: Mapping[str, Any], skipped: Mapping[str, str]
+) -> dict[str, Any]:
     """Build results.json: rows, comparisons, the verdict from the interval against the best control, and the setting.
 
     Args:
         bench: For the data's facts and the predictions.
         arms: All arms of the comparison.
         rows: What the judge gave.
-        facts: What the run adds to the environment: command, start, seconds.
+        facts: What the run adds to the environment: start, seconds, processes.
+        skipped: Rows that could not be served, with the reason.
 
     Returns:
         A JSON-like object; see the fields below.
@@ -109,7 +112,7 @@ def summarise(bench: Bench, arms: Sequence[Arm], rows: Sequence[Row], facts: Map
         "sentence": _sentence(bench, decisive, verdict),
         "headline": {"method": main, "against": best, "evaluation": headline, "metric": METRIC},
         "methods": {arm.name: {"role": arm.role, "title": arm.title} for arm in arms},
-        "skipped": [],
+        "skipped": [{"method": name, "reason": reason} for name, reason in skipped.items()],
         "rows": list(rows),
         "comparisons": comparisons,
         "data": describe(bench),

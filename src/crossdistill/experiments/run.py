@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from crossdistill.data import PairedDataset
-from crossdistill.errors import CrossDistillError, DataError, Interrupted
+from crossdistill.errors import ConfigError, CrossDistillError, DataError, Interrupted
 from crossdistill.experiments.arms import Arm, list_arms
 from crossdistill.experiments.bench import LISTEN, Bench
 from crossdistill.experiments.evidence import write_evidence
@@ -50,12 +50,16 @@ class Plan:
     """What a run will do, before it does it.
 
     Attributes:
+        arms: The rows, the method first.
         tasks: In the order in which they are started.
         steps: Optimiser steps of each task.
+        skipped: Rows that cannot be served, with the reason.
     """
 
+    arms: tuple[Arm, ...]
     tasks: tuple[Task, ...]
     steps: Mapping[tuple[str, int], int]
+    skipped: Mapping[str, str]
 
     @property
     def total_steps(self) -> int:
@@ -72,7 +76,13 @@ def plan(bench: Bench) -> Plan:
     experiment = bench.experiment
     if bench.test.label is None or bench.train.label is None:
         raise DataError(f"'{bench.data.name}' has no labels to evaluate with; add a label column or array")
-    arms, teaching = list_arms(experiment), bench.teacher_arm(experiment.teacher)
+    listed, teaching = list_arms(experiment), bench.teacher_arm(experiment.teacher)
+    reasons = {arm.name: bench.unmet(arm.stage) for arm in listed if arm.stage is not None}
+    skipped = {name: reason for name, reason in reasons.items() if reason}
+    if listed[0].name in skipped:
+        where = experiment.document.where(("stages", experiment.student.name, "objectives"))
+        raise ConfigError(f"{where}: {skipped[listed[0].name]}")
+    arms = [arm for arm in listed if arm.name not in skipped]
     tasks = [Task(teaching, seed, True) for seed in experiment.seeds]
     tasks += [Task(arm, seed) for seed in experiment.seeds for arm in arms]
     for arm in arms:
@@ -87,7 +97,7 @@ def plan(bench: Bench) -> Plan:
                     f"{where}: a batch of {batch} does not fit into {len(data)} training samples; lower batch_size"
                 )
     steps = {(task.arm.name, task.seed): bench.steps(task.arm, task.seed) for task in tasks}
-    return Plan(tuple(tasks), steps)
+    return Plan(tuple(arms), tuple(tasks), steps, skipped)
 
 
 def run_experiment(
@@ -133,13 +143,13 @@ def run_experiment(
     for task, found in execute(tasks):
         rows[task.arm.name, task.seed] = found
         listen("judged", {"row": task.arm.name, "seed": task.seed, "rows": found})
-    arms = list_arms(bench.experiment)
+    arms = list(tasks.arms)
     ordered = [row for seed in experiment.seeds for arm in arms for row in rows[arm.name, seed]]
     listen("closing", {})
     first = experiment.seeds[0]
     write_evidence(bench, arms, first)
     facts = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 1)}
-    results = summarise(bench, arms, ordered, {**facts, "jobs": jobs})
+    results = summarise(bench, arms, ordered, {**facts, "jobs": jobs}, tasks.skipped)
     save_student(bench, arms[0], first, results)
     gather_logs(bench, arms)
     write_json(folder / "results.json", results)

@@ -98,6 +98,14 @@ class Method(nn.Module, ABC):
             NetworkError: If the method trains no student of that modality.
         """
 
+    def as_teacher(self, modality: str) -> nn.Module:
+        """Give what a later stage may be taught by: the encoder, or a network with its embedding or logits too.
+
+        Raises:
+            NetworkError: If the method trains nothing of that modality.
+        """
+        return self.student(modality)
+
     def training_step(self, batch: Batch) -> Losses:
         """Compute the weighted loss terms of one optimiser step; a method of several steps overrides the plural."""
         raise NotImplementedError(f"{type(self).__name__} must define training_step or training_steps")

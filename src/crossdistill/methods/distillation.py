@@ -78,8 +78,7 @@ class Distillation(Method):
         self.projector: nn.Module | None = None
         self._needs_equal = any("equal_widths" in objective.facts.needs for objective in objectives.values())
         self._width: int | None = None
-        width = getattr(teacher, "dim", None)
-        if teacher_reads == "features" and isinstance(width, int):
+        if teacher_reads == "features" and isinstance(width := getattr(teacher, "dim", None), int):
             self._build(width)
 
     def inputs(self) -> Mapping[str, int]:

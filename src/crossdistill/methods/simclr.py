@@ -54,6 +54,11 @@ class SimCLR(Method):
             raise NetworkError(f"this method trains an encoder of '{self.modality}', none of '{modality}'")
         return self.network.encoder
 
+    def as_teacher(self, modality: str) -> nn.Module:
+        """Give the encoder with its projection head, whose embedding may teach."""
+        self.student(modality)
+        return self.network
+
     def training_step(self, batch: Batch) -> Losses:
         """NT-Xent between the two views."""
         first = self.network(batch[view(self.modality, 0)]).embedding

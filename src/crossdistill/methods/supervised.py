@@ -51,6 +51,11 @@ class Supervised(Method):
             raise NetworkError(f"this method trains an encoder of '{self.modality}', none of '{modality}'")
         return self.network.encoder
 
+    def as_teacher(self, modality: str) -> nn.Module:
+        """Give the encoder with its classifier, whose logits may teach."""
+        self.student(modality)
+        return self.network
+
     def training_step(self, batch: Batch) -> Losses:
         """Cross-entropy and, logged, the accuracy."""
         output: Outputs = self.network(batch[self.modality])

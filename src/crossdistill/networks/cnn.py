@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from crossdistill.networks._checks import at_least, check_batch, check_dropout, check_shape, widths
-from crossdistill.networks.blocks import Residual, initialise, stem_step
+from crossdistill.errors import NetworkError
+from crossdistill.networks._checks import at_least, check_batch, check_dropout, check_shape, one_of, widths
+from crossdistill.networks.blocks import Residual, output_norm, stem_step
 from crossdistill.registry import Facts
 
 
@@ -22,6 +23,8 @@ class CNN(nn.Module):
         blocks: Residual blocks in each stage.
         stem_stride: Step of the first convolution; None takes 1 for up to 1600 pixels, 2 above.
         dim: Width of the features.
+        pool: "mean" over space works for any size; "flatten" keeps where things are, for pictures of `shape` alone.
+        norm: End with a batch norm without scale and shift; see `blocks.output_norm`.
         dropout: Share of channels silenced inside the blocks in training.
 
     Raises:
@@ -44,6 +47,8 @@ class CNN(nn.Module):
         blocks: tuple[int, ...] = (1, 1, 1),
         stem_stride: int | None = None,
         dim: int = 128,
+        pool: Literal["mean", "flatten"] = "mean",
+        norm: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -64,11 +69,21 @@ class CNN(nn.Module):
             stages.append(nn.Sequential(first, *(Residual(wide, wide, dropout=dropout) for _ in range(depth - 1))))
             channels = wide
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(channels, dim)
+        one_of("cnn", pool=(pool, ("mean", "flatten")))
+        self.pool = pool
+        size = [self.shape[axis] for axis in (1, 2)]
+        for _ in range(len(stages) + {1: 0, 2: 1, 4: 2}[step]):
+            size = [-(-side // 2) for side in size]
+        self.head = nn.Linear(channels * (size[0] * size[1] if pool == "flatten" else 1), dim)
+        self.norm = output_norm(dim, norm)
         self.dim = dim
-        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a batch (b, channels, h, w) to features (b, dim)."""
         check_batch("cnn", x, 4, self.shape[0])
-        return self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))
+        maps = self.stages(self.stem(x))
+        if self.pool == "mean":
+            return self.norm(self.head(maps.mean(dim=(2, 3))))
+        if x.shape[2:] != self.shape[1:]:
+            raise NetworkError(f"cnn with pool flatten reads {self.shape}; received {tuple(x.shape[1:])}")
+        return self.norm(self.head(maps.flatten(1)))

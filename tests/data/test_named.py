@@ -91,10 +91,10 @@ def test_pens_are_resampled_along_the_ink():
     xy = np.array([[0, 0], [300, 0], [300, 100], [500, 500], [500, 500]])
     stroke = np.array([0, 0, 0, 1, 1])
     x, y, pen = resample_pen(xy, stroke, 7)
-    assert pen.tolist() == [100, 100, 100, 100, 0, 100, 0]
+    assert pen.tolist() == [0, 100, 100, 100, 100, 0, 100]
     assert list(zip(x, y, strict=True)) == [(0, 0), (100, 0), (200, 0), (300, 0), (300, 100), (500, 500), (500, 500)]
 
 
 def test_a_pen_that_never_moved():
     x, y, pen = resample_pen(np.array([[5, 6]]), np.array([0]), 4)
-    assert (x.tolist(), y.tolist(), pen.tolist()) == ([5] * 4, [6] * 4, [100, 100, 100, 0])
+    assert (x.tolist(), y.tolist(), pen.tolist()) == ([5] * 4, [6] * 4, [0, 100, 100, 100])

@@ -58,7 +58,10 @@ WRONG = {
     "network of nobody": (("  poor: {hidden", "  pour: {hidden"), ["networks.pour", "did you mean 'poor'?"]),
     "seeds of nothing": (("seeds: 2", "seeds: 0"), ["seeds", "above 0"]),
     "seeds twice": (("seeds: 2", "seeds: [1, 1]"), ["distinct seeds"]),
-    "labels below one": (("labels_per_class: 3", "labels_per_class: 0"), ["evaluate.labels_per_class", "greater than 0"]),
+    "labels below one": (
+        ("labels_per_class: 3", "labels_per_class: 0"),
+        ["evaluate.labels_per_class", "greater than 0"],
+    ),
     "unknown way": (("fine_tune_steps: 5", "ways: [linaer]"), ["evaluate.ways.0", "'linaer'"]),
     "row named like a control": (("[l2]", "[{scratch: {l2: 1.0}}]"), ["'scratch' is the name of another row"]),
     "changed control": (("seeds: 2", "controls: {teacher: {}}"), ["only these controls take changes"]),

@@ -30,7 +30,7 @@ def small_arrays(data: Mapping[str, np.ndarray], *, size: int = 28, points: int 
 
     Returns:
         `image` (n, 1, size, size) uint8, 255 = ink; `pen` (n, 3, points) int16 in hundredths: x and y in pixels of the
-        105-pixel canvas, and 1 while the pen is down; `character`, `alphabet`, `drawer`, `split` and the names.
+        105-pixel canvas, and whether the pen came there on the paper; `character`, `alphabet`, `drawer`, `split` and the names.
     """
     height, width = (int(v) for v in data["image_shape"])
     bits = np.unpackbits(data["image_bits"], axis=1)[:, : height * width].reshape(-1, height, width)
@@ -50,7 +50,7 @@ def small_arrays(data: Mapping[str, np.ndarray], *, size: int = 28, points: int 
 def resample_pen(xy: np.ndarray, stroke: np.ndarray, points: int) -> np.ndarray:
     """Bring a drawing to a fixed number of points, evenly along the ink.
 
-    Every stroke gets points by its share of the length, two at least; its last one has the pen up.
+    Every stroke gets points by its share of the length, two at least; the pen came to its first one in the air.
 
     Args:
         xy: (t, 2) in hundredths of a pixel.
@@ -72,7 +72,7 @@ def resample_pen(xy: np.ndarray, stroke: np.ndarray, points: int) -> np.ndarray:
     for part, way, count in zip(parts, ways, counts, strict=True):
         at = np.arange(int(count)) * (float(way[-1]) / (int(count) - 1))
         down = np.full(count, 100.0)
-        down[-1] = 0
+        down[0] = 0
         x, y = (np.asarray(np.interp(at, way, part[:, k]), dtype=np.float64) for k in (0, 1))
         out.append(np.stack([x, y, down]))
     return np.round(np.concatenate(out, axis=1)).astype(np.int16)

@@ -64,10 +64,8 @@ def list_arms(experiment: Experiment) -> list[Arm]:
     name = row_name(main.objectives) or main.method
     arms = [Arm(name, "method", _title(main.objectives, main.method), target, main)]
     for row, objectives in experiment.compare.items():
-        if objectives == main.objectives:
-            continue
         if row == name:
-            raise ConfigError(f"compare: '{row}' is the name of the method's own row; choose another")
+            continue  # the method has that row already
         stage = dataclasses.replace(main, objectives=objectives)
         arms.append(Arm(row, "baseline", _title(objectives, main.method), target, stage))
     control: dict[str, Arm] = {

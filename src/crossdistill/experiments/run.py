@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from crossdistill.data import PairedDataset
 from crossdistill.errors import ConfigError, CrossDistillError, DataError, Interrupted
@@ -239,6 +240,7 @@ def _enter(text: str, folder: str, threads: int, news: Any, stop: Any) -> None:
     """Set a worker process up: its share of the cores, its bench, and deaf to Ctrl-C, which the parent answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    threadpool_limits(threads)  # numpy's and scipy's libraries have threads of their own
 
     def tell(word: str, facts: Mapping[str, Any]) -> None:
         news.put((word, dict(facts)))

@@ -12,7 +12,7 @@ from crossdistill.report import write_report
 from crossdistill.report.page import INPUTS, duration
 
 SECTIONS = ["verdict", "league", "table", "differences", "curves", "maps", "retrieval", "run", "skipped", "reading"]
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "wbr", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from crossdistill.report.inputs import Comparison, Headline, LossLine, parse_results
-from crossdistill.report.summary import Column, estimate, league, learning_curves, strictest, stronger_rivals
+from crossdistill.report.summary import Column, estimate, league, learning_curves, strictest, stronger_controls
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -87,10 +87,18 @@ def test_league_keeps_one_setting_and_sorts_by_the_headline():
 
 def test_a_weak_rival_does_not_go_unnoticed():
     value = {
-        "rows": [row("ours", 0.9), row("weak", 0.2), row("strong", 0.5), row("shuffled", 0.3), row("teacher", 0.95)],
+        "rows": [
+            row("ours", 0.9),
+            row("weak", 0.2),
+            row("strong", 0.5),
+            row("shuffled", 0.3),
+            row("better", 0.99),
+            row("teacher", 0.95),
+        ],
         "methods": {
-            "weak": {"role": "baseline"},
-            "strong": {"role": "baseline"},
+            "weak": {"role": "control"},
+            "strong": {"role": "control"},
+            "better": {"role": "baseline"},
             "shuffled": {"role": "control"},
             "teacher": {"role": "ceiling"},
         },
@@ -98,8 +106,8 @@ def test_a_weak_rival_does_not_go_unnoticed():
     for against, stronger in (("weak", ["strong", "shuffled"]), ("strong", []), ("unknown", [])):
         headline = {"method": "ours", "against": against, "evaluation": "linear", "metric": "accuracy"}
         results = parse_results({**value, "headline": headline})
-        assert stronger_rivals(league(results), results.headline) == stronger
-    assert stronger_rivals(league(results), None) == []
+        assert stronger_controls(league(results), results.headline) == stronger
+    assert stronger_controls(league(results), None) == []
 
 
 def test_comparisons_take_seeds_as_number_or_list():

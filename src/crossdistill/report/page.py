@@ -16,7 +16,7 @@ from crossdistill.report.embedding import Atlas, draw_maps
 from crossdistill.report.evidence import Evidence, Retrieval, read_evidence
 from crossdistill.report.inputs import LossLine, Results, read_history, read_results
 from crossdistill.report.samples import SIDE, draw_sample
-from crossdistill.report.summary import League, league, learning_curves, strictest, stronger_rivals
+from crossdistill.report.summary import League, against_baselines, league, learning_curves, strictest, stronger_controls
 from crossdistill.report.words import controls, pairing_words
 
 QUERIES, NEIGHBOURS = 8, 6  # even 56 pictures of noise and their insets stay below 2 MB
@@ -86,7 +86,8 @@ def render(results: Results | None, history: list[LossLine], broken: int, experi
         has_results=results is not None,
         table=table,
         verdict=_verdict(known),
-        stronger=stronger_rivals(table, known.headline),
+        stronger=stronger_controls(table, known.headline),
+        other_losses=against_baselines(known),
         league_chart=_both(
             lambda width, name: figures.bars(table, name, width=width, classes=known.data.classes), "league"
         )

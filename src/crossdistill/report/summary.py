@@ -179,18 +179,31 @@ def strictest(comparisons: Iterable[Comparison], method: str, headline: Headline
     return min(mine, key=lambda c: c.difference, default=None)
 
 
-def stronger_rivals(table: League, headline: Headline | None) -> list[str]:
-    """Name the baselines and controls whose mean passes that of the rival the verdict is measured against."""
+def stronger_controls(table: League, headline: Headline | None) -> list[str]:
+    """Name the controls whose mean passes that of the one the verdict is measured against."""
     if headline is None or not table.columns:
         return []
     column = table.columns[0]
     means = {
         entry.name: entry.cells[column].mean
         for entry in table.entries
-        if entry.role in ("baseline", "control") and column in entry.cells
+        if entry.role == "control" and column in entry.cells
     }
     bar = means.get(headline.against)
     return [] if bar is None else [name for name, mean in means.items() if mean > bar]
+
+
+def against_baselines(results: Results) -> list[Comparison]:
+    """Give the headline method's comparisons with the other objectives, which tell whether the choice of loss matters."""
+    head = results.headline
+    if head is None:
+        return []
+    wanted = (head.method, head.evaluation, head.metric)
+    return [
+        c
+        for c in results.comparisons
+        if (c.method, c.evaluation, c.metric) == wanted and results.role(c.against) == "baseline"
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

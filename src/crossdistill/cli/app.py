@@ -137,13 +137,20 @@ def init(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    chart: Annotated[Path | None, typer.Option("--chart", help="Also write the bar chart alone, as SVG.")] = None,
+) -> None:
     """Write the page of a finished run anew."""
-    from crossdistill.report import write_report
+    from crossdistill.files import write_text
+    from crossdistill.report import league_chart_svg, write_report
 
     if not (folder / "results.json").is_file():
         raise ConfigError(f"'{folder}' has no results.json: give the --out folder of a finished run")
     typer.echo(f"wrote {write_report(folder)}")
+    if chart is not None:
+        write_text(chart, league_chart_svg(folder))
+        typer.echo(f"wrote {chart}")
 
 
 @app.command()
@@ -193,6 +200,6 @@ def _show_plan(file: Path, changes: list[str], out: Path) -> None:
     tasks = plan(bench)
     typer.echo(f"{bench.data.name}: {bench.experiment.data.source} -> {bench.experiment.data.target}")
     for task in tasks.tasks:
-        steps = tasks.steps[task.arm.name, task.seed]
+        steps = tasks.steps[task]
         typer.echo(f"  seed {task.seed}  {task.arm.name:<24} {steps:>7} steps  {task.arm.title}")
     typer.echo(f"{len(tasks.tasks)} tasks, {tasks.total_steps} optimiser steps; nothing was trained")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from crossdistill.experiments.schema import Experiment, ModuleSpec, StageSpec
 from crossdistill.files import digest
 from crossdistill.methods import Method
 from crossdistill.networks import Tapped, build_encoder, load_weights
-from crossdistill.registry import lookup
+from crossdistill.registry import load_dotted, lookup
 from crossdistill.training.settings import Settings
 
 LISTEN = Callable[[str, Mapping[str, Any]], None]
@@ -50,6 +51,14 @@ def code_version() -> str:
     parts = ("data", "methods", "networks", "objectives", "training")
     files = sorted(path for part in parts for path in (root / part).glob("*.py"))
     return digest(*(path.read_bytes() for path in files))
+
+
+def own_code(*names: str) -> list[str]:
+    """Hash the files that a user's own "module:name" come from; names of ours count in `code_version`."""
+    dotted = [name for name in names if ":" in name and not name.startswith("timm:")]
+    homes = [getattr(load_dotted(name), "__module__", None) or name.partition(":")[0] for name in dotted]
+    files = [getattr(sys.modules.get(home), "__file__", None) for home in homes]
+    return [digest(Path(file).read_bytes()) if file else "" for file in files]
 
 
 class Bench:
@@ -146,7 +155,7 @@ class Bench:
             return 0
         settings = self.settings(arm, seed)
         rows = len(self.label_rows(seed)) if arm.labels else len(self.train)
-        return settings.epochs * max(1, rows // settings.batch_size) // settings.accumulate
+        return settings.epochs * -(-max(1, rows // settings.batch_size) // settings.accumulate)
 
     def key(self, arm: Arm, seed: int) -> str:
         """Hash what makes an arm's product: code, method, networks, data, labels, seed, and its teacher's own key."""
@@ -156,7 +165,9 @@ class Bench:
         teacher = [arm.random_teacher, self._teacher_key(stage, seed) if stage.teacher else ""]
         data = self.stage_data(arm, seed).fingerprint
         held = self.held_out.fingerprint if self.held_out is not None else ""
-        return digest(code_version(), facts, self.experiment.networks, data, held, seed, teacher)
+        networks = self.experiment.networks
+        named = [stage.method, *(o.name for o in stage.objectives), *(n.get("encoder", "") for n in networks.values())]
+        return digest(code_version(), own_code(*named), facts, networks, data, held, seed, teacher)
 
     def product(
         self, arm: Arm, seed: int, *, listen: LISTEN | None = None, stop: Callable[[], bool] | None = None
@@ -285,7 +296,7 @@ class Bench:
             return self.key(self.teacher_arm(made_by), seed)
         weights = made_by.module.weights
         stored = Path(weights).read_bytes() if weights is not None and Path(weights).is_file() else b""
-        return digest(dataclasses.asdict(made_by.module), stored)
+        return digest(dataclasses.asdict(made_by.module), own_code(made_by.module.module), stored)
 
     def _augmented(self, rows: PairedDataset, stage: StageSpec, *, learnt: bool = True) -> PairedDataset:
         """Attach a stage's transforms; on held-out pairs a distilling stage sees both sides as they are."""

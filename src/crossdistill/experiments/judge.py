@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,8 +69,10 @@ class Judge:
         Returns:
             A row for each way of evaluation and metric.
         """
-        path = self.bench.folder / "evaluations" / f"{self.key(arm, seed)}.json"
-        if path.is_file():
+        key = self.key(arm, seed)
+        path = self.bench.folder / "evaluations" / f"{key}.json"
+        kept = self.bench.folder / "predictions" / f"{arm.name.replace('/', '_')}-{seed}.npz"
+        if path.is_file() and _key_of(kept) == key:  # another setting in this folder may have left others there
             return json.loads(path.read_text(encoding="utf-8"))
         label = self.bench.test.label
         assert label is not None
@@ -77,9 +81,8 @@ class Judge:
         for way, predicted in predictions.items():
             for metric, value in (("accuracy", accuracy(predicted, label)), ("macro_f1", macro_f1(predicted, label))):
                 found.append(self._row(arm, seed, way, metric, float(value)))
-        name = f"{arm.name.replace('/', '_')}-{seed}.npz"
-        with whole_file(self.bench.folder / "predictions" / name) as temporary, temporary.open("wb") as file:
-            arrays: dict[str, Any] = {"label": label, "rows": self.bench.test.rows, **predictions}
+        with whole_file(kept) as temporary, temporary.open("wb") as file:
+            arrays: dict[str, Any] = {"key": np.array(key), "label": label, "rows": self.bench.test.rows, **predictions}
             np.savez_compressed(file, **arrays)
         write_json(path, found)
         return found
@@ -113,3 +116,12 @@ class Judge:
             with torch.no_grad():
                 logits: Tensor = head(torch.from_numpy(features(tuned, test, arm.modality)))
             yield "fine_tune", probe.classes[logits.argmax(dim=1).numpy()]
+
+
+def _key_of(kept: Path) -> str:
+    """Say which verdict a file of predictions belongs to; nothing where there is none, or a broken one."""
+    try:
+        with np.load(kept, allow_pickle=False) as arrays:
+            return str(arrays["key"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return ""

@@ -29,7 +29,7 @@ from crossdistill.experiments.student import save_student
 from crossdistill.files import write_json, write_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """One arm under one seed; `teaching` trains the teacher alone, which others wait for."""
 
@@ -59,7 +59,7 @@ class Plan:
 
     arms: tuple[Arm, ...]
     tasks: tuple[Task, ...]
-    steps: Mapping[tuple[str, int], int]
+    steps: Mapping[Task, int]
     skipped: Mapping[str, str]
 
     @property
@@ -97,7 +97,7 @@ def plan(bench: Bench) -> Plan:
                 raise DataError(
                     f"{where}: a batch of {batch} does not fit into {len(data)} training samples; lower batch_size"
                 )
-    steps = {(task.arm.name, task.seed): bench.steps(task.arm, task.seed) for task in tasks}
+    steps = {task: bench.steps(task.arm, task.seed) for task in tasks}
     return Plan(tuple(arms), tuple(tasks), steps, skipped)
 
 
@@ -142,8 +142,9 @@ def run_experiment(
     rows: dict[tuple[str, int], list[Row]] = {}
     execute = _here(bench, listen) if jobs == 1 else _pool(bench, jobs, max(1, cores // jobs), listen)
     for task, found in execute(tasks):
-        rows[task.arm.name, task.seed] = found
-        listen("judged", {"row": task.arm.name, "seed": task.seed, "rows": found})
+        if not task.teaching:  # a stage may be called like a row
+            rows[task.arm.name, task.seed] = found
+            listen("judged", {"row": task.arm.name, "seed": task.seed, "rows": found})
     arms = list(tasks.arms)
     ordered = [row for seed in experiment.seeds for arm in arms for row in rows[arm.name, seed]]
     listen("closing", {})

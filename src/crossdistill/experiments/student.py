@@ -108,7 +108,7 @@ def save_student(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) 
     probe = linear_probe(features(encoder, labelled, arm.modality), y, c=bench.experiment.evaluate.c)
     names = bench.data.class_names or tuple(str(c) for c in range(bench.data.classes))
     modality = bench.data.modality(arm.modality)
-    student = Student(encoder, probe.head(), modality, [names[c] for c in probe.classes])
+    student = Student(encoder, probe.head(), modality, [names[int(c)] for c in probe.classes.tolist()])
     spec = dict(bench.experiment.networks.get(arm.modality, {}))
     config = {
         "format": FORMAT,

@@ -5,6 +5,7 @@ Every system of the literature that is only a new loss is this method with that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
@@ -65,6 +66,8 @@ class Distillation(Method):
         if unknown := set(weights) - set(objectives):
             raise ConfigError(f"weights name {', '.join(sorted(unknown))}, which is no objective of this method")
         self.weights = {name: float(weights.get(name, 1.0)) for name in objectives}
+        if not all(map(math.isfinite, self.weights.values())):
+            raise ConfigError(f"weights must be finite; received {self.weights}")
         if not any(self.weights.values()):
             raise ConfigError("there is nothing to learn: give at least one objective with a weight other than 0")
         if projector not in ("auto", "none", "linear", "mlp"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -35,7 +36,7 @@ class SimCLR(Method):
 
     def __init__(self, encoder: nn.Module, *, modality: str, tau: float = 0.2, embedding: int = 64) -> None:
         super().__init__()
-        if tau <= 0 or embedding < 1:
+        if not (math.isfinite(tau) and tau > 0) or embedding < 1:
             raise ConfigError(f"simclr needs tau > 0 and embedding >= 1; received {tau} and {embedding}")
         network = Network(encoder)
         projector = nn.Sequential(

@@ -9,7 +9,8 @@ All training is Adam at 1e-3, constant, without weight decay. Students of one se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,17 @@ def settings(epochs: int, batch_size: int) -> Settings:
     )
 
 
+@contextlib.contextmanager
+def drawn_from(seed: int) -> Generator[None]:
+    """Make weights that are drawn here depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def encoder(data: PairedDataset, modality: str, start: int) -> MLP:
     """Build the one encoder of these experiments, from the weights that `start` decides."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(start)
+    with drawn_from(start):
         return MLP(data.modality(modality).shape, hidden=(128, 128), dim=64, norm=True)
 
 
@@ -50,7 +58,8 @@ def self_supervised(
     net: nn.Module, data: PairedDataset, modality: str, *, epochs: int, batch_size: int, seed: int
 ) -> nn.Module:
     """Train an encoder by SimCLR on one modality, which the data augment."""
-    method = SimCLR(net, modality=modality, tau=0.2, embedding=64)
+    with drawn_from(seed):  # its head is random
+        method = SimCLR(net, modality=modality, tau=0.2, embedding=64)
     fit(method, data, settings(epochs, batch_size), seed=seed, accelerator="cpu")
     return method.student(modality)
 
@@ -104,8 +113,7 @@ def raw(labelled: PairedDataset, test: PairedDataset, modality: str) -> float:
 
 def tuned(net: nn.Module, labelled: PairedDataset, test: PairedDataset, modality: str, *, seed: int) -> float:
     """Fine-tuning as one first tries it: 60 steps at 1e-3 on all labels at once, a random head, batch norms moving."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         head = nn.Linear(64, 10)
     net, head = fine_tune(
         net,
@@ -125,7 +133,8 @@ def from_scratch(
     net: nn.Module, labelled: PairedDataset, test: PairedDataset, modality: str, *, steps: int, seed: int
 ) -> float:
     """Supervised training on the labels alone, all of them in each step."""
-    method = Supervised(net, modality=modality, classes=10)
+    with drawn_from(seed):
+        method = Supervised(net, modality=modality, classes=10)
     fit(method, labelled, settings(steps, len(labelled)), seed=seed, labels=True, accelerator="cpu")
     assert method.network.head is not None
     return _judged(nn.Sequential(method.student(modality), method.network.head), test, modality)

@@ -106,7 +106,7 @@ def run_experiment(
     folder: str | Path,
     *,
     data: PairedDataset | None = None,
-    jobs: int | None = None,
+    jobs: int | None = 1,
     listen: LISTEN | None = None,
 ) -> dict[str, Any]:
     """Run an experiment and write its results, evidence, student and logs into a folder.
@@ -117,7 +117,8 @@ def run_experiment(
         experiment: Checked.
         folder: Where everything goes; made if it is not there.
         data: The data set, if it is at hand; then everything runs in this process.
-        jobs: Processes, at most one a seed and arm; None takes one a core. Each uses its share of the cores.
+        jobs: Processes, at most one a seed and arm; None takes one a core. Each uses its share of the cores. More than
+            one needs a script that guards its own start (`if __name__ == "__main__":`), as they import it again.
         listen: Told what happens, for progress.
 
     Returns:

@@ -128,7 +128,12 @@ class Bench:
         """Give the few labelled pairs of the training split: the same for every arm of a seed."""
         if self.train.label is None:
             raise DataError(f"'{self.data.name}' has no labels to evaluate with; add a label column or array")
-        return self.train.subset(few_labels(self.train.label, self.experiment.evaluate.labels_per_class, seed))
+        try:
+            rows = few_labels(self.train.label, self.experiment.evaluate.labels_per_class, seed)
+        except DataError as error:
+            where = self.experiment.document.where(("evaluate", "labels_per_class"))
+            raise DataError(f"{where}: {error}") from None
+        return self.train.subset(rows)
 
     def stage_data(self, arm: Arm, seed: int) -> PairedDataset:
         """Give what an arm's stage is trained on, augmented."""

@@ -1,4 +1,4 @@
-"""Running an experiment: what it writes, that it is a function of its file and data, and that no arm has an advantage."""
+"""Running an experiment: what it writes, that file and data decide it, and that no arm has an advantage."""
 
 import json
 import sys
@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from toy_experiment import EXPERIMENT
 
 from crossdistill.data import PairedDataset
 from crossdistill.errors import ConfigError, DataError, Interrupted
 from crossdistill.experiments import Bench, parse_experiment, plan, read_results, run_experiment
 from crossdistill.experiments.arms import list_arms
 from crossdistill.experiments.schema import CONTROLS
-from toy_experiment import EXPERIMENT
 
 SMALL = EXPERIMENT.replace("seeds: 2", "seeds: 1")
 LEAN = SMALL.replace("compare: [l2]", "compare: []").replace("fine_tune_steps: 5", "ways: [linear]")

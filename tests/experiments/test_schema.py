@@ -1,11 +1,11 @@
 """The experiment file: what reads back, what is filled in, and what is refused with file, line and key."""
 
 import pytest
+from toy_experiment import EXPERIMENT
 
 from crossdistill.errors import ConfigError
 from crossdistill.experiments import parse_experiment, read_experiment, to_yaml
 from crossdistill.experiments.yaml_lines import override, parse_document
-from toy_experiment import EXPERIMENT
 
 
 def test_defaults_are_filled_in_and_the_resolved_file_reads_back_to_the_same():

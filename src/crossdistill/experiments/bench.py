@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,27 @@ class Bench:
         except CrossDistillError as error:
             raise type(error)(f"{self.experiment.document.where(('stages', name))}: {error}") from None
         return network
+
+    def rehearse(self, arms: Sequence[Arm]) -> None:
+        """Build the method of every arm once, the teacher untrained, so that what does not fit is told of at once.
+
+        Raises:
+            CrossDistillError: Naming file and stage.
+        """
+        made_by = self.experiment.teacher
+        source, seed = self.experiment.data.source, self.experiment.seeds[0]
+        try:
+            if made_by.module is None:
+                teacher = self.method(self.teacher_arm(made_by), seed).as_teacher(source)
+            else:
+                teacher = self.module(made_by.module, made_by.name)
+            for arm in arms:
+                if arm.stage is not None:
+                    self.method(arm, seed, teacher=teacher)
+        except CrossDistillError as error:
+            where = self.experiment.document.where(("stages",))
+            known = str(error).startswith(self.experiment.document.name)
+            raise error if known else type(error)(f"{where}: {error}") from None
 
     def untaught(self, stage: StageSpec, seed: int) -> nn.Module:
         """Build the random teacher: the teacher's architecture, random weights, batch norms settled on the source."""
@@ -219,8 +240,8 @@ class Bench:
             store=TeacherStore(self.folder / "store"),
         )
 
-    def method(self, arm: Arm, seed: int, *, purpose: str = "teacher") -> Method:
-        """Build an arm's method with its networks, untrained; its teacher is trained first if need be."""
+    def method(self, arm: Arm, seed: int, *, purpose: str = "teacher", teacher: nn.Module | None = None) -> Method:
+        """Build an arm's method with its networks, untrained; its teacher, if none is given, is trained if need be."""
         stage = arm.stage
         assert stage is not None
         cls = lookup("crossdistill.methods", stage.method)
@@ -237,7 +258,9 @@ class Bench:
             for o in stage.objectives
         }
         weights = {name: o.weight for name, o in zip(objectives, stage.objectives, strict=True)}
-        student, teacher = self.encoder(spec.target, seed), self.teacher(stage, seed, untaught=arm.random_teacher)
+        student = self.encoder(spec.target, seed)
+        if teacher is None:
+            teacher = self.teacher(stage, seed, untaught=arm.random_teacher)
         with seeded(seed, f"{stage.method} head"):
             return cls(
                 student,
@@ -281,7 +304,10 @@ class Bench:
         teacher = self.experiment.stages.get(stage.teacher)
         with_logits = teacher is not None and teacher.method == "supervised"
         for objective in stage.objectives:
-            needs = lookup("crossdistill.objectives", objective.name).facts.needs
+            cls = lookup("crossdistill.objectives", objective.name)
+            needs, reads = cls.facts.needs, cls.reads
+            if reads == "logits":
+                return f"{objective.name} needs a student with logits, and students give features alone"
             lacking = {
                 "labels": self.train.label is None and "labels, and the data have none",
                 "group": self.train.group is None and "groups, and the data have none",

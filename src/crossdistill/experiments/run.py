@@ -84,6 +84,7 @@ def plan(bench: Bench) -> Plan:
         where = experiment.document.where(("stages", experiment.student.name, "objectives"))
         raise ConfigError(f"{where}: {skipped[listed[0].name]}")
     arms = [arm for arm in listed if arm.name not in skipped]
+    bench.rehearse(arms)
     tasks = [Task(teaching, seed, True) for seed in experiment.seeds]
     tasks += [Task(arm, seed) for seed in experiment.seeds for arm in arms]
     for arm in arms:

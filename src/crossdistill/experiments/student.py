@@ -18,7 +18,7 @@ from torch import nn
 
 from crossdistill._version import __version__
 from crossdistill.data import Modality
-from crossdistill.errors import DataError, NetworkError
+from crossdistill.errors import CrossDistillError, DataError, NetworkError
 from crossdistill.evaluation import UnitLength, linear_probe
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
@@ -82,7 +82,11 @@ class Student(nn.Module):
         found: list[Prediction] = []
         for start in range(0, len(files), batch_size):
             names = files[start : start + batch_size]
-            raw = torch.from_numpy(np.stack([self.modality.read(name) for name in names]))
+            samples = [self.modality.read(name) for name in names]
+            for name, sample in zip(names, samples, strict=True):
+                if not np.isfinite(sample).all():
+                    raise DataError(f"{name}: holds NaN or infinite numbers; nothing can be said of it")
+            raw = torch.from_numpy(np.stack(samples))
             for name, row in zip(names, self(raw).softmax(dim=1), strict=True):
                 best = int(row.argmax())
                 named = {label: float(p) for label, p in zip(self.class_names, row, strict=True)}
@@ -145,20 +149,23 @@ def load_student(folder: str | Path) -> Student:
         raise NetworkError(
             f"'{folder}' cannot be read: {error}; the file is damaged, run the experiment again"
         ) from None
-    if config.get("format") != FORMAT:
-        raise NetworkError(
-            f"'{folder}' has format {config.get('format')!r}, this is crossdistill {__version__} which reads {FORMAT}"
-        )
+    given = config.get("format") if isinstance(config, dict) else None  # pyright: ignore[reportUnnecessaryIsInstance] - a file's
+    if given != FORMAT:
+        raise NetworkError(f"'{folder}' has format {given!r}, this is crossdistill {__version__} which reads {FORMAT}")
     try:
-        modality, spec = Modality.from_json(config["modality"]), config["encoder"]
-        with torch.random.fork_rng(devices=[]):
-            encoder = build_encoder(spec["name"], tuple(spec["shape"]), modality.kind, **spec["parameters"])
-        names = config["class_names"]
+        return _rebuilt(config, state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, CrossDistillError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split()[:30])
+        raise NetworkError(f"'{folder}': config.json and model.safetensors do not belong together: {reason}") from None
+
+
+def _rebuilt(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Student:
+    modality, spec, names = Modality.from_json(config["modality"]), config["encoder"], config["class_names"]
+    with torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(spec["name"], tuple(spec["shape"]), modality.kind, **spec["parameters"])
         head = nn.Sequential(UnitLength(), nn.Linear(config["features"], len(names)))
-        student = Student(encoder, head, modality, names)
-        student.load_state_dict(state)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise NetworkError(f"'{folder}': config.json and model.safetensors do not belong together: {error}") from None
+    student = Student(encoder, head, modality, names)
+    student.load_state_dict(state)
     return student.eval()
 
 

@@ -65,7 +65,7 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     key = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for key in archive.files:
                 arrays[key] = archive[key]
     except FileNotFoundError:

@@ -87,19 +87,28 @@ def plan(bench: Bench) -> Plan:
     bench.rehearse(arms)
     tasks = [Task(teaching, seed, True) for seed in experiment.seeds]
     tasks += [Task(arm, seed) for seed in experiment.seeds for arm in arms]
-    for arm in arms:
-        bench.label_rows(experiment.seeds[0])
-        if arm.stage is not None:
-            bench.settings(arm, experiment.seeds[0])
-            data = bench.stage_data(arm, experiment.seeds[0])
-            batch = bench.settings(arm, experiment.seeds[0]).batch_size
-            if len(data) < batch:
-                where = experiment.document.where(("stages", arm.stage.name))
-                raise DataError(
-                    f"{where}: a batch of {batch} does not fit into {len(data)} training samples; lower batch_size"
-                )
+    bench.label_rows(experiment.seeds[0])
+    for arm in (teaching, *arms):
+        _check_loop(bench, arm)
     steps = {task: bench.steps(task.arm, task.seed) for task in tasks}
     return Plan(tuple(arms), tuple(tasks), steps, skipped)
+
+
+def _check_loop(bench: Bench, arm: Arm) -> None:
+    """Refuse batches that the data do not fill, and "best" weights that nothing held out decides."""
+    if arm.stage is None or arm.stage.module is not None:
+        return
+    seed, document = bench.experiment.seeds[0], bench.experiment.document
+    part = "stages" if arm.stage.name in bench.experiment.stages else "controls"
+    settings, data = bench.settings(arm, seed), bench.stage_data(arm, seed)
+    if len(data) < settings.batch_size:
+        where = document.where((part, arm.stage.name, "batch_size"))
+        raise DataError(
+            f"{where}: a batch of {settings.batch_size} does not fit into {len(data)} training samples; lower it"
+        )
+    if settings.keep == "best" and (arm.labels or bench.held_out is None):
+        where = document.where((part, arm.stage.name, "keep"))
+        raise ConfigError(f"{where}: there are no held-out pairs that say which weights are best; keep last")
 
 
 def run_experiment(

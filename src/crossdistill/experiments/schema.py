@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -150,7 +150,7 @@ _positive = Field(gt=0)
 _EVALUATE: dict[str, tuple[Any, Any]] = {
     "labels_per_class": (int | None, Field(default=5, gt=0)),
     "ways": (list[Literal["linear", "knn", "fine_tune"]], Field(default=["linear", "knn", "fine_tune"], min_length=1)),
-    "c": (float | Literal["cv"], 10.0),
+    "c": (Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["cv"], 10.0),
     "neighbours": (int, Field(default=5, gt=0)),
     "fine_tune_steps": (int, Field(default=100, gt=0)),
 }
@@ -195,6 +195,9 @@ def check_experiment(document: Document) -> Experiment:
         if name not in (data.source, data.target):
             known = suggest(name, (data.source, data.target))
             raise ConfigError(f"{document.where(('networks', name))}: no such modality here{known}")
+        if not isinstance(encoder := top["networks"][name].get("encoder", "auto"), str):
+            place = document.where(("networks", name, "encoder"))
+            raise ConfigError(f"{place}: write the name of a network, or auto; received {encoder!r}")
     compare = _comparisons(top["compare"], document)
     for name in top["controls"]:
         if name not in ("scratch", "target_ssl"):
@@ -312,7 +315,8 @@ def _check_order(stages: Mapping[str, StageSpec], data: DataSpec, document: Docu
         if stage.modality and stage.modality not in (data.source, data.target):
             hint = suggest(stage.modality, (data.source, data.target))
             raise ConfigError(
-                f"{document.where(('stages', name, 'modality'))}: no modality '{stage.modality}' here{hint}"
+                f"{document.where(('stages', name, 'modality'))}: no modality '{stage.modality}' here{hint} "
+                "(data.source and data.target)"
             )
         for modality in stage.augment:
             if modality not in (data.source, data.target):

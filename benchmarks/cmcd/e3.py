@@ -18,7 +18,8 @@ from scipy.stats import spearmanr
 from crossdistill.evaluation import accuracy, linear_probe
 
 SHARES = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)
-TV = dict(zip(SHARES, (0.784, 0.688, 0.558, 0.466, 0.413, 0.356), strict=True))  # seed 0 of the prototype
+# the reference figures are of one seed
+TV = dict(zip(SHARES, (0.784, 0.688, 0.558, 0.466, 0.413, 0.356), strict=True))
 CMD = dict(zip(SHARES, (10.4, 36.7, 59.3, 69.2, 74.1, 79.0), strict=True))
 SSL = dict(zip(SHARES, (9.9, 12.5, 30.1, 53.4, 65.1, 76.6), strict=True))
 
@@ -56,7 +57,7 @@ def run(seed: int) -> dict[str, float]:
 def main() -> None:
     seeds = seeds_from(__doc__ or "", 3)
     found = run_seeds(run, seeds)
-    reference = {f"{what} at {rho:g}": Reference(values[rho], seeds=2) for rho in SHARES
+    reference = {f"{what} at {rho:g}": Reference(values[rho], seeds=1) for rho in SHARES
                  for what, values in (("TV", TV), ("CMD 0.1", CMD), ("SSL on target", SSL))}  # fmt: skip
 
     def pooled(what: str) -> np.ndarray:

@@ -44,7 +44,7 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
         _leave(0)
     except OSError as error:
-        full = error.errno == errno.ENOSPC
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         cure = "; free some space and start again: finished stages are kept" if full else ""
         _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{cure}")
         _leave(2)

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from crossdistill.data import PairedDataset
-from crossdistill.errors import ConfigError, CrossDistillError, DataError, Interrupted
+from crossdistill.errors import ConfigError, CrossDistillError, DataError, Interrupted, TrainingError
 from crossdistill.experiments.arms import Arm, list_arms
 from crossdistill.experiments.bench import LISTEN, Bench
 from crossdistill.experiments.evidence import write_evidence
@@ -215,6 +216,10 @@ def _pool(bench: Bench, jobs: int, threads: int, listen: LISTEN) -> Execute:
             except BaseException as error:
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
+                if isinstance(error, BrokenProcessPool):
+                    raise TrainingError(
+                        "a process was killed, perhaps for want of memory; start again with fewer --jobs, it goes on"
+                    ) from None
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted("stopped; everything finished is kept") from None
                 raise

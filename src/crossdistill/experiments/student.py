@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType] - half annotated
+from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType] - half annotated
 from torch import nn
 
 from crossdistill._version import __version__
@@ -126,7 +126,7 @@ def save_student(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) 
     folder = bench.folder / "student"
     state = {name: tensor.detach().clone().contiguous() for name, tensor in student.state_dict().items()}
     with whole_file(folder / "model.safetensors") as temporary:
-        save_file(state, temporary)
+        temporary.write_bytes(save(state))  # an error of the disk stays an OSError
     write_json(folder / "config.json", config)
     write_text(folder / "README.md", model_card(bench, arm, seed, results))
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,8 +50,10 @@ class Progress:
 
 def save_checkpoint(path: Path, identity: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     """Write a checkpoint, whole or not at all."""
+    written = io.BytesIO()  # torch's own writer does not say that the disk is full, ours does
+    torch.save({"identity": dict(identity), **content}, written)
     with whole_file(path) as temporary:
-        torch.save({"identity": dict(identity), **content}, temporary)
+        temporary.write_bytes(written.getbuffer())
 
 
 def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

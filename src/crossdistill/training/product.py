@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType] - untyped
+from safetensors.torch import save  # pyright: ignore[reportUnknownVariableType] - untyped
 from torch import Tensor
 
 from crossdistill._version import __version__
@@ -59,8 +59,9 @@ def save_product(method: Method, folder: Path, record: Mapping[str, Any]) -> Non
         raise TrainingError(
             f"the extra state of {type(method).__name__} must be tensors or JSON values: {error}"
         ) from None
+    metadata = {"extra": plain, "teachers": json.dumps(record["teachers"])}
     with whole_file(folder / _PRODUCT) as temporary:
-        save_file(tensors, temporary, metadata={"extra": plain, "teachers": json.dumps(record["teachers"])})
+        temporary.write_bytes(save(tensors, metadata))  # an error of the disk stays an OSError
     versions = {
         "crossdistill": __version__,
         "torch": torch.__version__,

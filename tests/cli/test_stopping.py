@@ -1,0 +1,169 @@
+"""Stopped by Ctrl-C, killed, or out of space: the same command again goes on and ends as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy_experiment import EXPERIMENT
+
+import crossdistill
+from crossdistill.experiments import parse_experiment, read_experiment, read_results, run_experiment
+
+TEXT = (
+    EXPERIMENT.replace("seeds: 2", "seeds: 1")
+    .replace("compare: [l2]", "compare: []")
+    .replace("fine_tune_steps: 5", "ways: [linear]")
+    .replace("epochs: 2", "epochs: 12, checkpoint_every: 7", 1)
+    .replace("    epochs: 2\n", "    epochs: 12\n    checkpoint_every: 7\n")
+)
+PROGRAM = """if True:
+    import os, resource, sys
+    os.cpu_count = lambda: 2  # one core a process, whatever this machine has
+    limit = int(sys.argv.pop(1))
+    if limit:
+        import signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing then fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    from crossdistill.cli import main
+    main()
+"""
+
+
+def start(folder, *arguments, limit=0):
+    home = str(Path(crossdistill.__file__).parents[1])  # the one under test, wherever it runs
+    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-c", PROGRAM, str(limit), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def file(toy_npz, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(TEXT.replace("name: toy", f"name: {toy_npz.name}"))
+    return path
+
+
+def whole(file, folder):
+    torch.set_num_threads(1)
+    before = os.getcwd()
+    os.chdir(file.parent)
+    try:
+        results = run_experiment(read_experiment(file), folder, jobs=1)
+    finally:
+        os.chdir(before)
+    return results, (folder / "student" / "model.safetensors").read_bytes()
+
+
+def wait_until_training(process, out, number):
+    """Wait until the n-th stage has a checkpoint or a product: training is under way."""
+    for _ in range(6000):
+        stages = {path.parent for name in ("checkpoint.pt", "stage.json") for path in out.glob(f"stages/*/{name}")}
+        if len(stages) >= number:
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.01)
+    raise AssertionError(f"it ended before stage {number}: {process.communicate()}")
+
+
+def end(process):
+    out, err = process.communicate(timeout=100)
+    return process.returncode, out, err
+
+
+def test_ctrl_c_leaves_with_130_and_the_next_start_ends_the_same(file, tmp_path):
+    process = start(tmp_path, "run", file, "--out", "cut", "--jobs", 1)
+    wait_until_training(process, tmp_path / "cut", 2)
+    process.send_signal(signal.SIGINT)
+    code, out, err = end(process)
+    assert (code, out) == (130, "")
+    complaint = err.splitlines()[-1]
+    assert complaint.startswith("error: stopped")
+    assert "Traceback" not in err
+    assert not (tmp_path / "cut" / "results.json").exists()
+    expected, student = whole(file, tmp_path / "whole")
+    results, again = whole(file, tmp_path / "cut")
+    assert results["rows"] == expected["rows"]
+    assert again == student
+
+
+def group_of(process):
+    """Give the command lines of the processes that it started and that still live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == process.pid and fields[0] != "Z":
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_killed_and_started_again_it_ends_with_the_same_bits(jobs, file, tmp_path):
+    process = start(tmp_path, "run", file, "--out", "cut", "--jobs", jobs)
+    wait_until_training(process, tmp_path / "cut", 3)
+    os.killpg(process.pid, signal.SIGKILL)  # its own session: it and its workers, nobody else
+    code, _, _ = end(process)
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "results.json").exists()
+    expected, student = whole(file, tmp_path / "whole")
+    results, again = whole(file, tmp_path / "cut")
+    assert results["rows"] == expected["rows"]
+    assert again == student
+    assert not list((tmp_path / "cut").rglob("checkpoint.pt"))
+
+
+def test_ctrl_c_stops_all_processes(file, tmp_path):
+    process = start(tmp_path, "run", file, "--out", "cut", "--jobs", 2)
+    wait_until_training(process, tmp_path / "cut", 2)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
+    code, out, err = end(process)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1].startswith("error: stopped")
+    assert "Traceback" not in err
+    for _ in range(100):
+        if not group_of(process):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"processes are left over: {group_of(process)}")
+
+
+def test_a_full_disk_says_so_and_leaves_no_half_file(file, tmp_path):
+    process = start(tmp_path, "run", file, "--out", "full", "--jobs", 1, limit=4000)
+    code, out, err = end(process)
+    assert (code, out) == (2, "")
+    complaint = err.splitlines()[-1]
+    assert complaint.startswith("error: ")
+    assert "Traceback" not in err
+    assert "internal error" not in err
+    assert "large" in complaint or "space" in complaint
+    assert not [path for path in (tmp_path / "full").rglob(".*") if path.is_file()]
+    expected, student = whole(file, tmp_path / "whole")
+    results, again = whole(file, tmp_path / "full")
+    assert results["rows"] == expected["rows"]
+    assert again == student
+
+
+def test_results_are_written_last(file, tmp_path):
+    results, _ = whole(file, tmp_path / "out")
+    made = (tmp_path / "out" / "results.json").stat().st_mtime_ns
+    others = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "results.json"]
+    assert all(path.stat().st_mtime_ns <= made for path in others)
+    assert read_results(tmp_path / "out") == results
+    assert parse_experiment((tmp_path / "out" / "experiment.yaml").read_text()).seeds == (0,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from crossdistill.data import PairedDataset
-from crossdistill.errors import DataError, NetworkError
+from crossdistill.errors import ConfigError, DataError, NetworkError, suggest
 from crossdistill.methods import Distillation
 from crossdistill.networks import Tapped
 from crossdistill.objectives import Objective
@@ -54,6 +55,9 @@ def distill(
     Raises:
         CrossDistillError: If something does not fit: what was wrong, and what to do.
     """
+    if source == target:
+        raise ConfigError(f"source and target are both '{source}'; distillation goes from one modality to another")
+    chosen = _settings(settings)
     data = pairs if isinstance(pairs, PairedDataset) else UserData(pairs, names=(source, target))
     first = {name: next(data.samples(name), None) for name in (source, target)}
     for name, batch in first.items():
@@ -71,7 +75,7 @@ def distill(
     fit(
         method,
         data,
-        Settings(**settings),
+        chosen,
         seed=seed,
         folder=None if folder is None else Path(folder),
         listener=listener,
@@ -100,5 +104,16 @@ def _objectives(given: str | Mapping[str, float | Objective]) -> tuple[dict[str,
     weights: dict[str, float] = {}
     for name, value in named.items():
         made[name] = value if isinstance(value, Objective) else lookup("crossdistill.objectives", name)()
-        weights[name] = 1.0 if isinstance(value, Objective) else float(value)
+        try:
+            weights[name] = 1.0 if isinstance(value, Objective) else float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"objective '{name}': give a weight or an Objective; received {value!r}") from None
     return made, weights
+
+
+def _settings(given: Mapping[str, Any]) -> Settings:
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"there is no setting '{name}'{suggest(name, known)}")
+    return Settings(**given)

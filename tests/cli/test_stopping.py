@@ -1,5 +1,6 @@
 """Stopped by Ctrl-C, killed, or out of space: the same command again goes on and ends as if nothing had happened."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -59,12 +60,8 @@ def file(toy_npz, tmp_path):
 
 def whole(file, folder):
     torch.set_num_threads(1)
-    before = os.getcwd()
-    os.chdir(file.parent)
-    try:
+    with contextlib.chdir(file.parent):
         results = run_experiment(read_experiment(file), folder, jobs=1)
-    finally:
-        os.chdir(before)
     return results, (folder / "student" / "model.safetensors").read_bytes()
 
 

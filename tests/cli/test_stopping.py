@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toy_experiment import EXPERIMENT
@@ -53,8 +54,20 @@ def start(folder, *arguments, limit=0):
 
 @pytest.fixture
 def file(toy_npz, tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(TEXT.replace("name: toy", f"name: {toy_npz.name}"))
+    return written(toy_npz, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(toy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    np.savez(folder / "toy.npz", **toy.columns.arrays, label=toy.label, split=toy.columns.split)
+    file = written(folder / "toy.npz", folder)
+    return *whole(file, folder / "out"), folder / "out"
+
+
+def written(data, folder):
+    path = folder / "mine.yaml"
+    path.write_text(TEXT.replace("name: toy", f"name: {data.name}"))
     return path
 
 
@@ -82,22 +95,6 @@ def end(process):
     return process.returncode, out, err
 
 
-def test_ctrl_c_leaves_with_130_and_the_next_start_ends_the_same(file, tmp_path):
-    process = start(tmp_path, "run", file, "--out", "cut", "--jobs", 1)
-    wait_until_training(process, tmp_path / "cut", 2)
-    process.send_signal(signal.SIGINT)
-    code, out, err = end(process)
-    assert (code, out) == (130, "")
-    complaint = err.splitlines()[-1]
-    assert complaint.startswith("error: stopped")
-    assert "Traceback" not in err
-    assert not (tmp_path / "cut" / "results.json").exists()
-    expected, student = whole(file, tmp_path / "whole")
-    results, again = whole(file, tmp_path / "cut")
-    assert results["rows"] == expected["rows"]
-    assert again == student
-
-
 def group_of(process):
     """Give the command lines of the processes that it started and that still live."""
     found = []
@@ -112,36 +109,34 @@ def group_of(process):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_killed_and_started_again_it_ends_with_the_same_bits(jobs, file, tmp_path):
+def test_stopped_then_killed_then_started_again_it_ends_with_the_same_bits(jobs, file, tmp_path, uninterrupted):
     process = start(tmp_path, "run", file, "--out", "cut", "--jobs", jobs)
-    wait_until_training(process, tmp_path / "cut", 3)
-    os.killpg(process.pid, signal.SIGKILL)  # its own session: it and its workers, nobody else
-    code, _, _ = end(process)
-    assert code == -signal.SIGKILL
-    assert not (tmp_path / "cut" / "results.json").exists()
-    expected, student = whole(file, tmp_path / "whole")
-    results, again = whole(file, tmp_path / "cut")
-    assert results["rows"] == expected["rows"]
-    assert again == student
-    assert not list((tmp_path / "cut").rglob("checkpoint.pt"))
-
-
-def test_ctrl_c_stops_all_processes(file, tmp_path):
-    process = start(tmp_path, "run", file, "--out", "cut", "--jobs", 2)
-    wait_until_training(process, tmp_path / "cut", 2)
+    wait_until_training(process, tmp_path / "cut", 1)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
     code, out, err = end(process)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].startswith("error: stopped")
     assert "Traceback" not in err
-    for _ in range(100):
+    for _ in range(100):  # helpers of Python's own take a moment to leave
         if not group_of(process):
-            return
+            break
         time.sleep(0.1)
-    raise AssertionError(f"processes are left over: {group_of(process)}")
+    assert not group_of(process)
+    assert not (tmp_path / "cut" / "results.json").exists()
+
+    process = start(tmp_path, "run", file, "--out", "cut", "--jobs", jobs)
+    wait_until_training(process, tmp_path / "cut", 4)
+    os.killpg(process.pid, signal.SIGKILL)  # its own session: it and its workers, nobody else
+    assert end(process)[0] == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "results.json").exists()
+
+    results, student = whole(file, tmp_path / "cut")
+    assert results["rows"] == uninterrupted[0]["rows"]
+    assert student == uninterrupted[1]
+    assert not list((tmp_path / "cut").rglob("checkpoint.pt"))
 
 
-def test_a_full_disk_says_so_and_leaves_no_half_file(file, tmp_path):
+def test_a_full_disk_says_so_and_leaves_no_half_file(file, tmp_path, uninterrupted):
     process = start(tmp_path, "run", file, "--out", "full", "--jobs", 1, limit=4000)
     code, out, err = end(process)
     assert (code, out) == (2, "")
@@ -151,16 +146,15 @@ def test_a_full_disk_says_so_and_leaves_no_half_file(file, tmp_path):
     assert "internal error" not in err
     assert "large" in complaint or "space" in complaint
     assert not [path for path in (tmp_path / "full").rglob(".*") if path.is_file()]
-    expected, student = whole(file, tmp_path / "whole")
-    results, again = whole(file, tmp_path / "full")
-    assert results["rows"] == expected["rows"]
-    assert again == student
+    results, student = whole(file, tmp_path / "full")
+    assert results["rows"] == uninterrupted[0]["rows"]
+    assert student == uninterrupted[1]
 
 
-def test_results_are_written_last(file, tmp_path):
-    results, _ = whole(file, tmp_path / "out")
-    made = (tmp_path / "out" / "results.json").stat().st_mtime_ns
-    others = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "results.json"]
+def test_results_are_written_last(uninterrupted):
+    results, _, out = uninterrupted
+    made = (out / "results.json").stat().st_mtime_ns
+    others = [path for path in out.rglob("*") if path.is_file() and path.name != "results.json"]
     assert all(path.stat().st_mtime_ns <= made for path in others)
-    assert read_results(tmp_path / "out") == results
-    assert parse_experiment((tmp_path / "out" / "experiment.yaml").read_text()).seeds == (0,)
+    assert read_results(out) == results
+    assert parse_experiment((out / "experiment.yaml").read_text()).seeds == (0,)

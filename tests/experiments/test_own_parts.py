@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from toy_experiment import EXPERIMENT
 
 from crossdistill.data import PairedDataset
-from crossdistill.errors import ConfigError, CrossDistillError, NetworkError
+from crossdistill.errors import ConfigError, CrossDistillError, NetworkError, TrainingError
 from crossdistill.experiments import Bench, parse_experiment, plan, run_experiment
 from crossdistill.experiments.arms import list_arms
 
@@ -206,6 +206,28 @@ def test_a_method_that_cannot_be_served_is_an_error_with_its_place(toy, tmp_path
     text = LEAN.replace("{similarity: 1.0}", f'{{"{name}:WantsLogits": 1.0}}')
     with pytest.raises(ConfigError, match=r"line 10, stages.student.objectives: .*needs a teacher with logits"):
         run_experiment(parse_experiment(text), tmp_path, data=toy)
+
+
+def test_a_process_that_is_killed_is_told_of_and_ends_the_run(toy_npz, tmp_path, own):
+    name = own(
+        """
+        import multiprocessing, os
+        from crossdistill.objectives import Objective
+        from crossdistill.registry import Facts
+
+        class Fatal(Objective):
+            facts = Facts(name="fatal", title="t", paper="ours")
+            def parts(self, student, teacher, **_):
+                if multiprocessing.parent_process() is not None:
+                    os._exit(9)  # as when memory runs out
+                return {"near": (student.mean(1) - teacher.mean(1)).square().mean()}
+        """
+    )
+    text = LEAN.replace("name: toy", f"name: {toy_npz}").replace("{similarity: 1.0}", f'{{"{name}:Fatal": 1.0}}')
+    with pytest.raises(TrainingError, match=r"a process was killed, .* fewer --jobs"):
+        run_experiment(parse_experiment(text), tmp_path / "out", jobs=2)
+    assert not (tmp_path / "out" / "results.json").exists()
+    assert run_experiment(parse_experiment(text), tmp_path / "out", jobs=1)["methods"]["Fatal"]["role"] == "method"
 
 
 def test_parameters_of_ones_own_objective_are_checked_like_ours(own):

@@ -22,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+STOPPED = "stopped; start the same command again and it goes on where it was"
+
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the run makes; runs go on in theirs.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; one a core if not said.")]
 
@@ -31,9 +33,11 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # typer's own answer to Ctrl-C
+            _complain(STOPPED)
         _leave(code if isinstance(code, int) else 0)
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
-        _complain(str(error) or "stopped; start the same command again and it goes on where it was")
+        _complain(str(error) or STOPPED)
         _leave(130)
     except CrossDistillError as error:
         _complain(str(error))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -207,7 +208,9 @@ def _pool(bench: Bench, jobs: int, threads: int, listen: LISTEN) -> Execute:
 
     def execute(tasks: Plan) -> Iterator[tuple[Task, list[Row]]]:
         context = multiprocessing.get_context("spawn")
-        with context.Manager() as manager:
+        with contextlib.ExitStack() as stack:
+            with _deaf_children():
+                manager = stack.enter_context(context.Manager())
             news, stop = manager.Queue(), manager.Event()
             setting = (to_yaml(bench.experiment), str(bench.folder), threads, news, stop)
             pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_enter, initargs=setting)
@@ -231,9 +234,7 @@ def _pool(bench: Bench, jobs: int, threads: int, listen: LISTEN) -> Execute:
 def _schedule(pool: ProcessPoolExecutor, tasks: Plan, news: Any, listen: LISTEN) -> Iterator[tuple[Task, list[Row]]]:
     waiting = [task for task in tasks.tasks if task.waits]
     running: dict[Future[list[Row]], Task] = {
-        pool.submit(_perform, task): task
-        for task in sorted(tasks.tasks, key=lambda t: not t.teaching)
-        if not task.waits
+        _submit(pool, task): task for task in sorted(tasks.tasks, key=lambda t: not t.teaching) if not task.waits
     }
     while running:
         done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -245,8 +246,26 @@ def _schedule(pool: ProcessPoolExecutor, tasks: Plan, news: Any, listen: LISTEN)
             if task.teaching:
                 for free in [t for t in waiting if t.seed == task.seed]:
                     waiting.remove(free)
-                    running[pool.submit(_perform, free)] = free
+                    running[_submit(pool, free)] = free
             yield task, found
+
+
+def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[list[Row]]:
+    with _deaf_children():  # the pool may start a process now
+        return pool.submit(_perform, task)
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Generator[None]:
+    """Hold Ctrl-C back while processes start: they inherit that, and the parent, which gets it after, answers it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _WORKER: dict[str, Any] = {}

@@ -115,7 +115,7 @@ def test_the_verdict_is_that_of_the_interval_against_the_best_control(done):
         np.mean(accuracy("similarity")) - np.mean(accuracy(head["against"]))
     )
     assert results["verdict"] == ("helped" if low > 0 else "hurt" if high < 0 else "undecided")
-    assert decisive[0]["over"] == "seeds"
+    assert decisive[0]["over"] == "seeds and test items"
     assert decisive[0]["seeds"] == 2
 
 

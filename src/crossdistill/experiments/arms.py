@@ -11,6 +11,7 @@ from crossdistill.data import PairedDataset, available_transforms, build_transfo
 from crossdistill.errors import ConfigError, CrossDistillError
 from crossdistill.experiments.schema import CONTROLS, Experiment, ObjectiveSpec, StageSpec
 from crossdistill.experiments.signatures import at, check, parameters_of
+from crossdistill.experiments.yaml_lines import Document
 from crossdistill.registry import lookup
 
 Role = Literal["method", "baseline", "control", "ceiling"]
@@ -124,26 +125,41 @@ def with_augmentation(experiment: Experiment, data: PairedDataset) -> Experiment
     Raises:
         ConfigError: Naming file, line and key, if a transform does not fit its modality.
     """
+    document = experiment.document
     stages = dict(experiment.stages)
     for name, stage in stages.items():
-        if stage.module:
-            continue
-        learnt = stage.modality or experiment.data.target
-        augment = dict(stage.augment)
-        if learnt not in augment:
-            augment[learnt] = DEFAULT_AUGMENT[data.modality(learnt).kind]
-        for modality, spec in augment.items():
-            try:
-                build_transforms(spec, data.modality(modality))
-            except CrossDistillError as error:
-                place = ("stages", name, "augment", modality)
-                raise ConfigError(f"{experiment.document.where(place)}: {error}") from None
-        if stage.method == "simclr" and not augment[learnt]:
-            place = ("stages", name, "augment", learnt)
-            known = ", ".join(t.name for t in available_transforms() if data.modality(learnt).kind in t.kinds)
-            raise ConfigError(
-                f"{experiment.document.where(place)}: simclr compares two augmented views; without a transform "
-                f"they are equal. Known: {known}"
+        if stage.module is None:
+            learnt = stage.modality or experiment.data.target
+            augment = {learnt: list(DEFAULT_AUGMENT[data.modality(learnt).kind]), **stage.augment}
+            _check_augment(
+                augment, data, document, ("stages", name), contrast=learnt if stage.method == "simclr" else ""
             )
-        stages[name] = dataclasses.replace(stage, augment=augment)
-    return dataclasses.replace(experiment, stages=stages)
+            stages[name] = dataclasses.replace(stage, augment=augment)
+    target, controls = experiment.data.target, dict(experiment.controls)
+    plain = not list(stages.values())[-1].augment.get(target)
+    for name in ("target_ssl", "scratch"):
+        given: dict[str, Any] = dict(controls.get(name, {}))
+        if name == "target_ssl" and plain:  # a student may do without; two equal views would teach the control nothing
+            given["augment"] = {target: DEFAULT_AUGMENT[data.modality(target).kind], **given.get("augment", {})}
+            controls[name] = given
+        if isinstance(given.get("augment"), dict):
+            contrast = target if name == "target_ssl" else ""
+            _check_augment(given["augment"], data, document, ("controls", name), contrast=contrast)
+    return dataclasses.replace(experiment, stages=stages, controls=controls)
+
+
+def _check_augment(
+    augment: Mapping[str, Any], data: PairedDataset, document: Document, place: tuple[str, ...], *, contrast: str
+) -> None:
+    """Build every transform once; `contrast` names the modality whose two views must differ, if one does."""
+    for modality, spec in augment.items():
+        try:
+            build_transforms(spec, data.modality(modality))
+        except CrossDistillError as error:
+            raise ConfigError(f"{document.where((*place, 'augment', modality))}: {error}") from None
+        if modality == contrast and not spec:
+            known = ", ".join(t.name for t in available_transforms() if data.modality(modality).kind in t.kinds)
+            raise ConfigError(
+                f"{document.where((*place, 'augment', modality))}: simclr compares two augmented views; without a "
+                f"transform they are equal. Known: {known}"
+            )

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,14 @@ from crossdistill.errors import ConfigError, CrossDistillError, DataError
 from crossdistill.evaluation import few_labels
 from crossdistill.experiments.arms import Arm, with_augmentation
 from crossdistill.experiments.schema import Experiment, ModuleSpec, StageSpec
+from crossdistill.experiments.signatures import check, parameters_of
+from crossdistill.experiments.sources import code_version, own_code
+from crossdistill.experiments.untaught import forget, settle
 from crossdistill.files import digest
 from crossdistill.methods import Method
-from crossdistill.networks import Tapped, build_encoder, load_weights
-from crossdistill.registry import load_dotted, lookup
+from crossdistill.networks import build_encoder, load_weights
+from crossdistill.networks.build import DEFAULTS
+from crossdistill.registry import lookup
 from crossdistill.training.settings import Settings
 
 LISTEN = Callable[[str, Mapping[str, Any]], None]
@@ -42,23 +44,6 @@ def seeded(seed: int, purpose: str) -> Generator[None]:
         yield
     finally:
         torch.set_rng_state(state)
-
-
-@functools.cache
-def code_version() -> str:
-    """Hash of the sources that decide what a stage makes: a changed loss makes a new product."""
-    root = Path(__file__).parents[1]
-    parts = ("data", "methods", "networks", "objectives", "training")
-    files = sorted(path for part in parts for path in (root / part).glob("*.py"))
-    return digest(*(path.read_bytes() for path in files))
-
-
-def own_code(*names: str) -> list[str]:
-    """Hash the files that a user's own "module:name" come from; names of ours count in `code_version`."""
-    dotted = [name for name in names if ":" in name and not name.startswith("timm:")]
-    homes = [getattr(load_dotted(name), "__module__", None) or name.partition(":")[0] for name in dotted]
-    files = [getattr(sys.modules.get(home), "__file__", None) for home in homes]
-    return [digest(Path(file).read_bytes()) if file else "" for file in files]
 
 
 class Bench:
@@ -80,20 +65,37 @@ class Bench:
         self.train, self.test = self.data.split("train"), self.data.split("test")
         held_out = "validation" in self.data.splits and len(self.data.split("validation")) > 1
         self.held_out = self.data.split("validation") if held_out else None
-        for modality in (experiment.data.source, experiment.data.target):
+        self.networks = {m: self._network(m) for m in (experiment.data.source, experiment.data.target)}
+        for modality in self.networks:
             self.encoder(modality, 0)
 
     # Networks ------------------------------------------------------------------------------------------------------
 
     def encoder(self, modality: str, seed: int, purpose: str = "student") -> nn.Module:
         """Build the encoder of a modality from a random start that (seed, purpose) decides."""
-        kind, spec = self.data.modality(modality), dict(self.experiment.networks.get(modality, {}))
+        kind, (name, parameters) = self.data.modality(modality), self.networks[modality]
         try:
             with seeded(seed, f"{purpose} {modality}"):
-                return build_encoder(spec.pop("encoder", "auto"), kind.shape, kind.kind, **spec)
+                return build_encoder(name, kind.shape, kind.kind, **parameters)
         except CrossDistillError as error:
             where = self.experiment.document.where(("networks", modality))
             raise type(error)(f"{where}: {error}") from None
+
+    def _network(self, modality: str) -> tuple[str, dict[str, Any]]:
+        """Give the name and the checked parameters of a modality's network, every default filled in."""
+        place, document = ("networks", modality), self.experiment.document
+        given = dict(self.experiment.networks.get(modality, {}))
+        name: Any = given.pop("encoder", "auto")
+        if not isinstance(name, str):
+            raise ConfigError(f"{document.where((*place, 'encoder'))}: a network is named by a word; received {name!r}")
+        name = DEFAULTS.get(self.data.modality(modality).kind, name) if name == "auto" else name
+        if ":" in name:
+            return name, given
+        try:
+            fields = parameters_of(lookup("crossdistill.networks", name), frozenset({"shape"}))
+        except CrossDistillError as error:
+            raise ConfigError(f"{document.where((*place, 'encoder'))}: {error}") from None
+        return name, check(fields, given, document, place)
 
     def module(self, spec: ModuleSpec, name: str) -> nn.Module:
         """Build the user's own teacher and load its weights."""
@@ -135,12 +137,9 @@ class Bench:
         if stage.module is None:
             network = self.method(self.teacher_arm(stage), seed, purpose="random teacher").as_teacher(source)
         else:
-            network = self.module(stage.module, stage.name)
+            network = self.module(dataclasses.replace(stage.module, weights=None), stage.name)
             with seeded(seed, "random teacher"):
-                for part in network.modules():
-                    reset: Any = getattr(part, "reset_parameters", None)
-                    if callable(reset):
-                        reset()
+                forget(network)
         return settle(network, self.train, source)
 
     # Stages --------------------------------------------------------------------------------------------------------
@@ -172,8 +171,8 @@ class Bench:
             return settings
         rows = len(self.label_rows(seed))
         batch = min(settings.batch_size, rows)
-        steps = settings.epochs * max(1, len(self.train) // settings.batch_size)
-        return dataclasses.replace(settings, batch_size=batch, epochs=-(-steps // max(1, rows // batch)))
+        steps = settings.epochs * _steps(len(self.train), settings)
+        return dataclasses.replace(settings, batch_size=batch, accumulate=1, epochs=-(-steps // max(1, rows // batch)))
 
     def steps(self, arm: Arm, seed: int) -> int:
         """Count the optimiser steps of an arm's own stage (0 without one), for progress."""
@@ -181,19 +180,19 @@ class Bench:
             return 0
         settings = self.settings(arm, seed)
         rows = len(self.label_rows(seed)) if arm.labels else len(self.train)
-        return settings.epochs * -(-max(1, rows // settings.batch_size) // settings.accumulate)
+        return settings.epochs * _steps(rows, settings)
 
     def key(self, arm: Arm, seed: int) -> str:
         """Hash what makes an arm's product: code, method, networks, data, labels, seed, and its teacher's own key."""
         stage = arm.stage
         assert stage is not None
-        facts = dataclasses.asdict(dataclasses.replace(stage, name=""))
-        teacher = [arm.random_teacher, self._teacher_key(stage, seed) if stage.teacher else ""]
+        kept = {k: v for k, v in stage.settings.items() if k not in ("workers", "checkpoint_every")}  # change no weight
+        facts = dataclasses.asdict(dataclasses.replace(stage, name="", settings=kept))
+        teacher = [arm.random_teacher, self.teacher_key(stage, seed)]
         data = self.stage_data(arm, seed).fingerprint
         held = self.held_out.fingerprint if self.held_out is not None else ""
-        networks = self.experiment.networks
-        named = [stage.method, *(o.name for o in stage.objectives), *(n.get("encoder", "") for n in networks.values())]
-        return digest(code_version(), own_code(*named), facts, networks, data, held, seed, teacher)
+        named = [stage.method, *(o.name for o in stage.objectives), *(name for name, _ in self.networks.values())]
+        return digest(code_version(), own_code(*named), facts, self.networks, data, held, seed, teacher)
 
     def product(
         self, arm: Arm, seed: int, *, listen: LISTEN | None = None, stop: Callable[[], bool] | None = None
@@ -226,6 +225,8 @@ class Bench:
         method = self.method(arm, seed)
         listener = None if listen is None else StageListener(listen, arm.name, stage.name, seed)
         held_out = None if arm.labels or self.held_out is None else self._augmented(self.held_out, stage, learnt=False)
+        if held_out is not None and arm.shuffled:
+            held_out = held_out.shuffled(self.experiment.data.source, seed)  # no true pair may choose its best epoch
         return fit(
             method,
             self.stage_data(arm, seed),
@@ -319,7 +320,8 @@ class Bench:
                     return f"{objective.name} needs {reason}"
         return ""
 
-    def _teacher_key(self, stage: StageSpec, seed: int) -> str:
+    def teacher_key(self, stage: StageSpec, seed: int) -> str:
+        """Hash what makes the teacher of a stage, weights files and the user's own sources included."""
         if not stage.teacher:
             return ""
         made_by = self.experiment.stages[stage.teacher]
@@ -327,7 +329,7 @@ class Bench:
             return self.key(self.teacher_arm(made_by), seed)
         weights = made_by.module.weights
         stored = Path(weights).read_bytes() if weights is not None and Path(weights).is_file() else b""
-        return digest(dataclasses.asdict(made_by.module), own_code(made_by.module.module), stored)
+        return digest(code_version(), dataclasses.asdict(made_by.module), own_code(made_by.module.module), stored)
 
     def _augmented(self, rows: PairedDataset, stage: StageSpec, *, learnt: bool = True) -> PairedDataset:
         """Attach a stage's transforms; on held-out pairs a distilling stage sees both sides as they are."""
@@ -359,26 +361,9 @@ def load_data(experiment: Experiment) -> PairedDataset:
     return data
 
 
-def settle(network: nn.Module, rows: PairedDataset, modality: str) -> nn.Module:
-    """Fill a random network's batch-norm statistics with those of the data, as a trained one's would be."""
-    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over all batches
-    network.train()
-    with torch.no_grad():
-        for x in rows.samples(modality):
-            if len(x) > 1:
-                network(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return network.eval()
-
-
-def encoder_of(network: nn.Module) -> nn.Module:
-    """Give the module inside a tap, or the network itself."""
-    return network.net if isinstance(network, Tapped) else network
+def _steps(rows: int, settings: Settings) -> int:
+    """Count the optimiser steps of an epoch."""
+    return -(-max(1, rows // settings.batch_size) // settings.accumulate)
 
 
 class StageListener:

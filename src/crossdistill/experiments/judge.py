@@ -23,6 +23,7 @@ from crossdistill.evaluation import (
 )
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
+from crossdistill.experiments.sources import JUDGING, code_version
 from crossdistill.files import digest, whole_file, write_json
 
 Row = dict[str, Any]
@@ -52,11 +53,12 @@ class Judge:
 
     def key(self, arm: Arm, seed: int) -> str:
         """Hash of what the verdict on an arm depends on."""
-        made = self.bench.key(arm, seed) if arm.stage is not None else [self.bench.data.fingerprint, arm.name]
-        if arm.role == "ceiling":
-            teacher = self.bench.experiment.teacher
-            made = [made, dict(vars(teacher)), self.bench.experiment.networks]
-        return digest(made, arm.modality, vars(self.spec), self.bench.test.fingerprint, seed)
+        bench = self.bench
+        made = bench.key(arm, seed) if arm.stage is not None else bench.train.fingerprint
+        teacher = bench.teacher_key(bench.experiment.student, seed) if arm.role == "ceiling" else ""
+        labels = bench.label_rows(seed).fingerprint
+        code = code_version(JUDGING)
+        return digest(code, made, teacher, arm.modality, vars(self.spec), labels, bench.test.fingerprint, seed)
 
     def rows(self, arm: Arm, seed: int, network: nn.Module | None) -> list[Row]:
         """Evaluate an arm, or find that it was; predictions go to DIR/predictions.

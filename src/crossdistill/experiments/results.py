@@ -17,10 +17,14 @@ import torch
 from crossdistill._version import __version__
 from crossdistill.evaluation import Interval, bootstrap_difference, paired_difference, sign_verdict
 from crossdistill.experiments.arms import Arm
-from crossdistill.experiments.bench import Bench, code_version
+from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.judge import Row
+from crossdistill.experiments.sources import JUDGING, code_version
 
 METRIC = "accuracy"
+LEAST_GROUPS = 10
+"""A bootstrap over fewer groups than this says too little of their spread; items are resampled instead."""
+
 NAMES = {"linear": "linear evaluation", "knn": "k-nearest neighbours", "fine_tune": "fine-tuning"}
 PLAIN = {
     "raw_features": "raw features",
@@ -38,36 +42,51 @@ def by_seed(rows: Sequence[Row], method: str, way: str) -> dict[int, float]:
 
 
 def compare(bench: Bench, rows: Sequence[Row], method: str, against: str, way: str) -> dict[str, Any]:
-    """Compare two methods under one evaluation, paired over seeds; with a single seed, over test items.
+    """Compare two methods under one evaluation, paired over seeds and over test items.
+
+    Two intervals are made: Student's over the seeds' differences, and a paired bootstrap over test items (over groups
+    where there are ten or more) of the differences averaged over seeds. The one reported reaches as far as either on
+    each side, so that neither lucky seeds nor a lucky test set pass for a difference.
 
     Returns:
         The difference in accuracy (method minus against) with its 95 % interval.
     """
     a, b = by_seed(rows, method, way), by_seed(rows, against, way)
     seeds = sorted(set(a) & set(b))
-    interval = paired_difference([a[s] for s in seeds], [b[s] for s in seeds])
-    over = "seeds"
-    if len(seeds) == 1:
-        interval, over = _over_items(bench, method, against, way, seeds[0]), "test items"
+    over_seeds = paired_difference([a[s] for s in seeds], [b[s] for s in seeds])
+    over_items = _over_items(bench, method, against, way, seeds)
+    low, high = (
+        [x for x in side if x is not None] for side in zip(_sides(over_seeds), _sides(over_items), strict=True)
+    )
     return {
         "method": method,
         "against": against,
         "evaluation": way,
         "metric": METRIC,
-        "difference": interval.value,
-        "low": interval.low,
-        "high": interval.high,
+        "difference": over_seeds.value,
+        "low": min(low, default=None),
+        "high": max(high, default=None),
         "seeds": len(seeds),
-        "over": over,
+        "over": "seeds and test items" if len(seeds) > 1 else "test items",
     }
 
 
-def _over_items(bench: Bench, method: str, against: str, way: str, seed: int) -> Interval:
-    correct: list[np.ndarray] = []
+def _sides(interval: Interval) -> tuple[float | None, float | None]:
+    return interval.low, interval.high
+
+
+def _over_items(bench: Bench, method: str, against: str, way: str, seeds: Sequence[int]) -> Interval:
+    mean: list[np.ndarray] = []
     for name in (method, against):
-        with np.load(bench.folder / "predictions" / f"{name.replace('/', '_')}-{seed}.npz", allow_pickle=False) as kept:
-            correct.append((kept[way] == kept["label"]).astype(np.float64))
-    return bootstrap_difference(correct[0], correct[1], groups=bench.test.group, seed=seed)
+        correct: list[np.ndarray] = []
+        for seed in seeds:
+            kept = bench.folder / "predictions" / f"{name.replace('/', '_')}-{seed}.npz"
+            with np.load(kept, allow_pickle=False) as arrays:
+                correct.append((arrays[way] == arrays["label"]).astype(np.float64))
+        mean.append(np.mean(correct, axis=0))
+    group = bench.test.group
+    groups = group if group is not None and len(np.unique(group)) >= LEAST_GROUPS else None
+    return bootstrap_difference(mean[0], mean[1], groups=groups, seed=0)
 
 
 def summarise(
@@ -132,7 +151,7 @@ def _sentence(bench: Bench, decisive: Mapping[str, Any], verdict: str) -> str:
     )
     k = spec.evaluate.labels_per_class
     labels = "all labels" if k is None else f"{k} label{'s' if k > 1 else ''} per class"
-    over = f"{decisive['seeds']} seeds" if decisive["over"] == "seeds" else "test items, one seed"
+    over = f"over {decisive['seeds']} seeds and test items" if decisive["seeds"] > 1 else "over test items, one seed"
     return (
         f"{start}: the {spec.data.target} student taught by {spec.data.source} is {points} points "
         f"(95 % interval {low} to {high}, {over}) against the best control, {PLAIN[decisive['against']]}, "
@@ -160,7 +179,7 @@ def environment() -> dict[str, Any]:
     """Say what ran the experiment: versions and machine, no paths, no host name."""
     return {
         "crossdistill": __version__,
-        "code": code_version(),
+        "code": code_version(JUDGING),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

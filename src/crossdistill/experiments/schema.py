@@ -131,6 +131,9 @@ class Experiment:
         return self.stages[self.student.teacher]
 
 
+Whole = Annotated[int, Field(strict=True)]
+"""Neither true nor 3.0."""
+
 _TOP: dict[str, tuple[Any, Any]] = {
     "data": (dict[str, Any], ...),
     "networks": (dict[str, dict[str, Any]], {}),
@@ -138,7 +141,7 @@ _TOP: dict[str, tuple[Any, Any]] = {
     "compare": (list[str | dict[str, dict[str, Any]]], ["l2", "cosine"]),
     "controls": (dict[str, dict[str, Any]], {}),
     "evaluate": (dict[str, Any], {}),
-    "seeds": (int | list[int], 3),
+    "seeds": (Whole | list[Whole], 3),
 }
 _DATA: dict[str, tuple[Any, Any]] = {
     "name": (str, ...),

@@ -68,7 +68,11 @@ def explain(error: ValidationError, document: Document, place: Sequence[str | in
     """Turn pydantic's errors into one line: where, what was wrong, what is allowed."""
     problems = error.errors()
     first = problems[0]
-    inner = tuple(key for key in first["loc"] if not (isinstance(key, str) and ("[" in key or "-" in key)))
+    inner: list[str | int] = []
+    for key in first["loc"]:  # pydantic puts the names of a union's members between the keys; they are no keys
+        tag = isinstance(key, str) and ("[" in key or "-" in key or key in ("str", "int", "float", "bool"))
+        if not tag or (*place, *inner, key) in document.lines:
+            inner.append(key)
     path: Place = (*place, *inner)
     where = document.where(path)
     more = f" (and {len(problems) - 1} more)" if len({p["loc"][:1] for p in problems}) > 1 else ""

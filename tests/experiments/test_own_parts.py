@@ -138,7 +138,7 @@ OBJECTIVES = """
         def __init__(self, power: float = 2.0):
             super().__init__()
             self.power = power
-        def parts(self, student, teacher, *, label=None, index=None, group=None):
+        def parts(self, student, teacher, context):
             return {"near": (student.mean(1) - teacher.mean(1)).abs().pow(self.power).mean()}
 
     class WantsLogits(Base):
@@ -156,15 +156,15 @@ OBJECTIVES = """
 
     class WantsLabels(Base):
         facts = Facts(name="wants_labels", title="t", paper="ours", needs=frozenset({"labels"}))
-        def parts(self, student, teacher, *, label=None, index=None, group=None):
-            assert label is not None
-            return super().parts(student, teacher)
+        def parts(self, student, teacher, context):
+            assert context.label is not None
+            return super().parts(student, teacher, context)
 
     class Blind(Base):
         facts = Facts(name="blind", title="t", paper="ours")
-        def parts(self, student, teacher, *, label=None, index=None, group=None):
-            assert label is None
-            return super().parts(student, teacher)
+        def parts(self, student, teacher, context):
+            assert context.label is None
+            return super().parts(student, teacher, context)
 """
 
 
@@ -217,7 +217,7 @@ def test_a_process_that_is_killed_is_told_of_and_ends_the_run(toy_npz, tmp_path,
 
         class Fatal(Objective):
             facts = Facts(name="fatal", title="t", paper="ours")
-            def parts(self, student, teacher, **_):
+            def parts(self, student, teacher, context):
                 if multiprocessing.parent_process() is not None:
                     os._exit(9)  # as when memory runs out
                 return {"near": (student.mean(1) - teacher.mean(1)).square().mean()}

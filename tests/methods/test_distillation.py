@@ -233,9 +233,9 @@ def test_positions_labels_and_groups_reach_the_objective():
     seen = {}
 
     class Curious(L2):
-        def parts(self, student, teacher, *, label=None, index=None, group=None):
-            seen.update(label=label, index=index, group=group)
-            return super().parts(student, teacher)
+        def parts(self, student, teacher, context):
+            seen.update(vars(context))
+            return super().parts(student, teacher, context)
 
     batch = {**batch_of(4), "label": torch.tensor([1, 0, 1, 2]), "group": torch.arange(4)}
     distillation({"mine": Curious()}).training_step(batch)
@@ -248,7 +248,7 @@ def test_positions_labels_and_groups_reach_the_objective():
 
 def test_an_objective_with_several_parts_logs_each_under_its_name():
     class Two(L2):
-        def parts(self, student, teacher, **_):
+        def parts(self, student, teacher, context):
             return {"near": (student - teacher).square().mean(), "small": student.square().mean()}
 
     terms = distillation({"mine": Two()}, weights={"mine": 3.0}).training_step(batch_of()).terms
@@ -259,7 +259,7 @@ def test_a_logits_objective_reads_both_networks_logits_and_says_when_there_are_n
     class Soft(L2):
         reads = "logits"
 
-        def parts(self, student, teacher, **_):
+        def parts(self, student, teacher, context):
             return {"soft": (student - teacher).square().mean()}
 
     with pytest.raises(NetworkError, match="gives no logits"):

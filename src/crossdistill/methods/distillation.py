@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
 from crossdistill.networks.base import Network, Outputs
-from crossdistill.objectives.base import Objective
+from crossdistill.objectives.base import Context, Objective
 from crossdistill.objectives.cmcd import kernel_distances
 from crossdistill.registry import Facts
 
@@ -131,13 +131,16 @@ class Distillation(Method):
         """Weighted parts of all objectives on one batch of pairs."""
         student, teacher = self._outputs(batch)
         terms: dict[str, Tensor] = {}
+        context = Context(
+            label=batch.get("label"),
+            index=index_of(batch, self.target) if "index" in batch else None,
+            group=batch.get("group"),
+        )
         for name, objective in self._objectives():
             parts = objective.parts(
                 student.read("features" if objective.reads == "embedding" else objective.reads),
                 teacher.read(self.teacher_reads if objective.reads == "features" else objective.reads),
-                label=batch.get("label"),
-                index=index_of(batch, self.target) if "index" in batch else None,
-                group=batch.get("group"),
+                context,
             )
             for part, value in parts.items():
                 terms[part if part == name else f"{name}/{part}"] = self.weights[name] * value

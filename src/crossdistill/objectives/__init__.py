@@ -4,7 +4,7 @@ Every class here with `facts` is a choice of the experiment file by its facts' n
 folder.
 """
 
-from crossdistill.objectives.base import Objective, unit
+from crossdistill.objectives.base import Context, Objective, unit
 from crossdistill.objectives.cmcd import (
     CrossModalContrastive,
     SimilarityDistillation,
@@ -19,6 +19,7 @@ from crossdistill.objectives.regression import L2, Cosine
 
 __all__ = [
     "L2",
+    "Context",
     "Cosine",
     "CrossModalContrastive",
     "Objective",

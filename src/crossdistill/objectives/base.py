@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -12,6 +13,21 @@ from crossdistill.errors import ObjectiveError
 from crossdistill.registry import Facts
 
 Reads = Literal["features", "embedding", "logits", "maps"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a batch says of its rows beside the networks' outputs; None where it does not.
+
+    Attributes:
+        label: Classes (b,) int64, for objectives that need labels.
+        index: Positions of the samples in the data set (b,) int64, for objectives with a memory.
+        group: Rows of one group (b,) int64 must not count as negatives of each other.
+    """
+
+    label: Tensor | None = None
+    index: Tensor | None = None
+    group: Tensor | None = None
 
 
 class Objective(nn.Module, ABC):
@@ -28,23 +44,13 @@ class Objective(nn.Module, ABC):
     reads: ClassVar[Reads] = "features"
 
     @abstractmethod
-    def parts(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        *,
-        label: Tensor | None = None,
-        index: Tensor | None = None,
-        group: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
         """Compute the named parts, whose sum is the loss.
 
         Args:
             student: What the student gave for a batch, (b, d_s); the gradient flows through it.
             teacher: What the teacher gave for the partners, (b, d_t); it is detached.
-            label: Classes (b,) int64, for objectives that need labels.
-            index: Positions of the samples in the data set (b,) int64, for objectives with a memory.
-            group: What must not count as a negative of its own kind (b,) int64: rows of one group.
+            context: What else is known of the rows.
 
         Returns:
             Name of the part to its scalar.
@@ -63,7 +69,7 @@ class Objective(nn.Module, ABC):
         group: Tensor | None = None,
     ) -> Tensor:
         """Give the loss: the sum of `parts`, a scalar (float32, or float64 for float64 input)."""
-        parts = self.parts(student, teacher, label=label, index=index, group=group)
+        parts = self.parts(student, teacher, Context(label, index, group))
         return torch.stack(list(parts.values())).sum()
 
     def prepare(self, *, student_width: int, teacher_width: int, pairs: int) -> None:

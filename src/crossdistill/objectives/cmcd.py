@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, ObjectiveError
-from crossdistill.objectives.base import Objective, check_pair, mask_logits, unit
+from crossdistill.objectives.base import Context, Objective, check_pair, mask_logits, unit
 from crossdistill.objectives.gather import gather_rows
 from crossdistill.registry import Facts
 
@@ -238,15 +238,7 @@ class SimilarityDistillation(Objective):
         self.queue = torch.zeros(self.queue_size, teacher_width, device=self.queue.device)
         self.filled.zero_()
 
-    def parts(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        *,
-        label: Tensor | None = None,
-        index: Tensor | None = None,
-        group: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
         """Give {"similarity": cross-entropy of the kernels}; (b, d_s) and (b, d_t)."""
         if self.target == "within":
             taus = {"tau_student": self.tau_student, "tau_teacher": self.tau_teacher}
@@ -303,23 +295,15 @@ class CrossModalContrastive(Objective):
             self.register_buffer("log_scale", log_scale)
         self.tau = tau
 
-    def parts(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        *,
-        label: Tensor | None = None,
-        index: Tensor | None = None,
-        group: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
         """Give {"contrastive": the InfoNCE}; student and teacher (b, d).
 
         Raises:
             ObjectiveError: If groups are to be masked and none are given.
         """
-        if self.mask_groups and group is None:
+        if self.mask_groups and context.group is None:
             raise ObjectiveError("contrastive: mask_groups needs a group for each sample, and the data have none")
         tau = 1 / self.log_scale.exp().clamp(max=MAX_INVERSE_TAU) if self.learnable_tau else self.tau
-        groups = group if self.mask_groups else None
+        groups = context.group if self.mask_groups else None
         loss = cross_modal_contrastive(student, teacher, tau=tau, symmetric=self.symmetric, group=groups)
         return {"contrastive": loss}

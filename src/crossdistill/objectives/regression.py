@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from crossdistill.objectives.base import Objective, check_pair, unit
+from crossdistill.objectives.base import Context, Objective, check_pair, unit
 from crossdistill.registry import Facts, Need
 
 _NEEDS: frozenset[Need] = frozenset({"pairs", "equal_widths"})
@@ -33,15 +33,7 @@ class L2(Objective):
         super().__init__()
         self.normalise = normalise
 
-    def parts(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        *,
-        label: Tensor | None = None,
-        index: Tensor | None = None,
-        group: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
         """Give {"l2": the mean}; student and teacher (b, d)."""
         check_pair(student, teacher, name="l2", equal_widths=True)
         student, teacher = student.float() if student.itemsize < 4 else student, teacher.detach()
@@ -57,15 +49,7 @@ class Cosine(Objective):
         name="cosine", title="angle to the teacher's features", paper="standard feature regression", needs=_NEEDS
     )
 
-    def parts(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        *,
-        label: Tensor | None = None,
-        index: Tensor | None = None,
-        group: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
         """Give {"cosine": the mean}; student and teacher (b, d)."""
         check_pair(student, teacher, name="cosine", equal_widths=True)
         return {"cosine": 1 - (unit(student) * unit(teacher.detach())).sum(dim=1).mean()}

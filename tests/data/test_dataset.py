@@ -250,3 +250,32 @@ def test_columns_that_do_not_fit_are_refused(data):
         PairedDataset(arrays, modalities, label=np.arange(60), class_names=("a", "b"))
     with pytest.raises(DataError, match="did you mean 'image'"):
         data.loader({"imgae": 1}, batch_size=4, seed=0)
+
+
+def test_pairs_without_label(data):
+    label = np.where(np.arange(60) % 3 == 0, np.arange(60) % 5, -1)
+    label[48:] = np.arange(12) % 5
+    half = PairedDataset(data.columns.arrays, data.modalities, label=label, split=data.columns.split)
+    assert half.classes == 5
+    train = half.split("train")
+    assert np.array_equal(train.labelled, np.arange(40) % 3 == 0)
+    with pytest.raises(DataError, match=r"reads rows without labels \(26 of 40\).*np\.flatnonzero\(data\.labelled\)"):
+        train.loader({"pen": 1}, batch_size=4, seed=0, labels=True)
+    assert "label" not in next(train.loader({"pen": 1}, batch_size=4, seed=0).epoch(0))
+    known = train.subset(np.flatnonzero(train.labelled))
+    assert known.labelled.all()
+    for batch in known.loader({"pen": 1}, batch_size=4, seed=0, labels=True).epoch(0):
+        assert torch.equal(batch["label"], torch.from_numpy(known.label)[batch["index"]])
+    assert train.subset(~train.labelled).label.tolist() == [-1] * 26
+
+
+def test_labels_that_must_be_there(data):
+    label = np.arange(60) % 5
+    label[50] = -1
+    with pytest.raises(DataError, match="'data': row 50: a test row needs its label"):
+        PairedDataset(data.columns.arrays, data.modalities, label=label, split=data.columns.split)
+    assert not PairedDataset(data.columns.arrays, data.modalities, label=label).labelled[50]
+    label[50] = -2
+    with pytest.raises(DataError, match="or be -1 for none"):
+        PairedDataset(data.columns.arrays, data.modalities, label=label)
+    assert not PairedDataset(data.columns.arrays, data.modalities).labelled.any()

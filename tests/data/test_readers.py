@@ -165,6 +165,106 @@ def test_sounds(tmp_path):
     assert load(root, rate=4000, seconds=0.2).modality("pen").shape == (1, 64, 21)
 
 
+# Few labels ---------------------------------------------------------------------------------------------------------
+
+
+def a_third() -> list[str]:
+    """Labels of a third of the training rows and of the whole test split; none in the validation split."""
+    train = [i for i, part in enumerate(splits()) if part == "train"]
+    kept = {i for k, i in enumerate(train) if k % 3 == 0} | {i for i, part in enumerate(splits()) if part == "test"}
+    return [word if i in kept else "" for i, word in enumerate(labels())]
+
+
+def test_a_manifest_with_a_third_of_its_training_rows_labelled(tmp_path):
+    words = a_third()
+    data = load(make_manifest(tmp_path / "m", label=words, split=splits()))
+    assert not data.warnings
+    assert data.class_names == ("cat", "dog")
+    assert data.label.tolist() == [{"": -1, "cat": 0, "dog": 1}[word] for word in words]
+    train = data.split("train")
+    assert (len(train), int(train.labelled.sum())) == (16, 6)
+    assert "2 classes, 6 labelled" in repr(train)
+    assert "labelled" not in repr(data.split("test"))
+    assert not data.split("validation").labelled.any()
+    assert set(train.subset(train.labelled).label.tolist()) == {0, 1}
+    everything = load(make_manifest(tmp_path / "n", label=labels(), split=splits()))
+    assert data.fingerprint != everything.fingerprint
+    assert data.fingerprint_of("pen") == everything.fingerprint_of("pen")
+
+
+def test_an_archive_with_missing_labels(tmp_path):
+    label = np.array([{"": -1, "cat": 0, "dog": 1}[word] for word in a_third()])
+    split = np.array([("train", "val", "test").index(s) for s in splits()])
+    data = load(make_npz(tmp_path / "d.npz", label=label, split=split))
+    assert np.array_equal(data.label, label)
+    assert data.class_names == ("0", "1")
+    named = load(make_npz(tmp_path / "d.npz", label=label, split=split, class_names=np.array(["no", "yes"])))
+    assert np.array_equal(named.label, label)
+    assert named.class_names == ("no", "yes")
+    floats = np.where(label < 0, np.nan, label)
+    assert load(make_npz(tmp_path / "d.npz", label=floats, split=split)).fingerprint == data.fingerprint
+    words = load(make_npz(tmp_path / "d.npz", label=np.array(a_third()), split=split))
+    assert np.array_equal(words.label, label)
+
+
+def test_a_parquet_manifest_with_missing_labels(tmp_path):
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    number = {"": None, "cat": 3, "dog": 12}
+    cells = [number[word] for word in a_third()]
+    numbers = ["" if cell is None else str(cell) for cell in cells]
+    expected = load(make_manifest(tmp_path / "m", label=numbers, split=splits()))
+    assert expected.class_names == ("3", "12")
+    table = pytest.importorskip("pyarrow.csv").read_csv(tmp_path / "m/pairs.csv")
+    for column in (cells, [np.nan if cell is None else float(cell) for cell in cells]):
+        table = table.set_column(2, "label", arrow.array(column, from_pandas=False))
+        parquet.write_table(table, tmp_path / "m/pairs.parquet")
+        data = load(tmp_path / "m/pairs.parquet")
+        assert data.class_names == ("3", "12")
+        assert data.fingerprint == expected.fingerprint
+
+
+def test_files_beside_class_folders_are_unlabelled(tmp_path):
+    root = make_folder(tmp_path / "road")
+    for modality, ending in (("image", "png"), ("pen", "npy")):
+        for stem in ("002", "008"):
+            file = root / modality / f"train/class0/{stem}.{ending}"
+            file.rename(file.parent.parent / file.name)
+    data = load(root)
+    assert data.class_names == ("class0", "class1")
+    assert np.bincount(data.split("train").label + 1).tolist() == [2, 6, 8]
+
+
+def test_a_split_that_is_made_trains_what_has_no_label(tmp_path):
+    words = [word if i < 20 else "" for i, word in enumerate(labels(60))]
+    data = load(make_manifest(tmp_path / "m", n=60, label=words))
+    assert "Rows without label, and what must stay with them, are in its training part." in data.about
+    assert [int((data.split(s).label == 0).sum()) for s in data.splits] == [7, 1, 2]
+    assert (data.columns.split[~data.labelled] == 0).all()
+    groups = [f"g{i % 20}" for i in range(60)]
+    assert (
+        "every group has rows without label"
+        in load(make_manifest(tmp_path / "n", n=60, label=words, group=groups)).warnings[0]
+    )
+
+
+@pytest.mark.parametrize("empty", [[""] * N, np.full(N, -1), np.full(N, np.nan)])
+def test_a_column_without_a_single_label_is_none(tmp_path, empty):
+    if isinstance(empty, list):
+        data = load(make_manifest(tmp_path / "m", label=empty, split=splits()))
+    else:
+        data = load(make_npz(tmp_path / "d.npz", label=empty))
+    assert data.label is None
+    assert not data.labelled.any()
+    assert data.classes == 0
+    assert data.warnings == ("not one row has a label: the data are taken as unlabelled",)
+
+
+def test_a_duplicate_across_splits_is_found_without_labels(tmp_path):
+    path = make_manifest(tmp_path / "m", label=a_third(), split=splits())
+    Image.fromarray(picture(1)).save(tmp_path / "m/6.png")
+    refuses(path, "'image': the same sample is on both sides of a split: row 2 (", "(train) and row 7")
+
+
 # The store ----------------------------------------------------------------------------------------------------------
 
 
@@ -347,11 +447,32 @@ def test_unknown_splits(tmp_path):
     refuses(make_npz(tmp_path / "d.npz", split=split), "row 4: no split is called '3'")
 
 
-def test_missing_labels_and_groups(tmp_path):
+def test_a_missing_group(tmp_path):
     words = labels()
     words[2] = ""
-    refuses(make_manifest(tmp_path / "m", label=words), "row 3: the label is missing")
     refuses(make_manifest(tmp_path / "n", group=words), "row 3: the group is missing")
+
+
+def test_a_test_row_without_label(tmp_path):
+    words = labels()
+    words[2] = words[8] = words[9] = ""
+    path = make_manifest(tmp_path / "m", label=words, split=splits())
+    text = refuses(path, "pairs.csv: 2 problems:", "row 9: a test row needs its label", "row 10: a test row needs")
+    assert "row 3" not in text
+    label = np.arange(N) % 2
+    label[6] = -1
+    refuses(make_npz(tmp_path / "d.npz", label=label), "d.npz: row 6: a test row needs its label")
+    root = make_folder(tmp_path / "road")
+    for modality, ending in (("image", "png"), ("pen", "npy")):
+        file = root / modality / f"test/class0/006.{ending}"
+        file.rename(file.parent.parent / file.name)
+    refuses(root, "road: test/006: a test row needs its label")
+
+
+def test_a_class_whose_training_rows_are_unlabelled(tmp_path):
+    words = ["" if s == "train" and w == "dog" else w for s, w in zip(splits(), labels(), strict=True)]
+    path = make_manifest(tmp_path / "m", label=words, split=splits())
+    refuses(path, "class 'dog' has no labelled training rows (2 validation, 2 test)")
 
 
 def test_a_class_that_training_never_sees(tmp_path):
@@ -369,9 +490,11 @@ def test_a_class_without_test_rows_is_a_warning(tmp_path):
 def test_numbers_for_classes_have_no_gaps(tmp_path):
     label = np.arange(N) % 3 * 2
     refuses(make_npz(tmp_path / "d.npz", label=label), "labels must run from 0 to 4 without gaps; 1, 3 never occur")
+    label[label == 0] = -1
+    refuses(make_npz(tmp_path / "d.npz", label=label), "labels must run from 0 to 4 without gaps; 0, 1, 3 never occur")
     label = np.arange(N) % 2
-    label[9] = -1
-    refuses(make_npz(tmp_path / "d.npz", label=label), "row 9: label -1 is not in 0..1")
+    label[9] = -2
+    refuses(make_npz(tmp_path / "d.npz", label=label), "row 9: label -2 is not in 0..1")
     label[9] = 2
     names = np.array(["no", "yes"])
     refuses(make_npz(tmp_path / "d.npz", label=label, class_names=names), "row 9: label 2 is not in 0..1")
@@ -431,7 +554,9 @@ def test_arrays_that_are_no_numbers(tmp_path):
     refuses(make_npz(tmp_path / "d.npz", sensor=np.array(["a"] * N)), "'sensor': holds <U1, not real numbers")
     refuses(make_npz(tmp_path / "d.npz", sensor=np.zeros(N)), "'sensor': an array of shape (24,) is no kind")
     refuses(make_npz(tmp_path / "d.npz", label=np.zeros((N, 2))), "'label' must be one whole number or word a row")
-    refuses(make_npz(tmp_path / "d.npz", label=np.zeros(N)), "'label' must be one whole number or word a row")
+    for wrong in (0.5, np.inf):
+        refuses(make_npz(tmp_path / "d.npz", label=np.full(N, wrong)), "'label' must be one whole number or word a row")
+    refuses(make_npz(tmp_path / "d.npz", group=np.zeros(N)), "'group' must be one whole number or word a row")
 
 
 def test_folders_of_another_layout(tmp_path):

@@ -46,3 +46,22 @@ def test_rows_linked_over_several_columns_stay_together():
     for seed in range(20):
         split = make_split(100, same=[first, second], seed=seed)
         assert split[0] == split[1] == split[2]
+
+
+def test_rows_without_label_train_and_the_rest_is_split_as_if_alone():
+    label = np.repeat([0, 1, -1], [100, 50, 70])
+    split = make_split(220, label=label)
+    assert [counts(split[label == c]) for c in (0, 1, -1)] == [[70, 10, 20], [35, 5, 10], [70, 0, 0]]
+    assert np.array_equal(split[:150], make_split(150, label=label[:150]))
+
+
+def test_units_with_a_row_without_label_train_whole():
+    group = np.arange(300) // 3
+    label = np.arange(300) // 3 % 2
+    label[::30] = -1  # one row of every tenth group
+    split = make_split(300, label=label, group=group)
+    assert (split.reshape(100, 3) == split[::3, None]).all()
+    assert (split[np.isin(group, group[label == -1])] == 0).all()
+    for c in range(2):
+        assert np.array(counts(split[label == c])) / (label == c).sum() == pytest.approx([0.7, 0.1, 0.2], abs=0.05)
+    assert not make_split(10, label=np.full(10, -1), group=np.arange(10) // 2).any()

@@ -89,8 +89,31 @@ def test_few_labels_are_drawn_evenly(label):
 
 def test_few_labels_borders(label):
     assert np.array_equal(few_labels(label, None, 0), np.arange(20))
-    with pytest.raises(DataError, match="class a has 5 samples, 6"):
+    with pytest.raises(DataError, match="class a has 5 labelled samples, 6 were asked for"):
         few_labels(label, 6, 0)
     for k, seed in ((0, 0), (1, -1)):
         with pytest.raises(ConfigError, match="k >= 1"):
             few_labels(label, k, seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.float64])
+def test_few_labels_pass_over_rows_without_one(seed, dtype):
+    full = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [5, 9, 6])).astype(dtype)
+    known = np.sort(np.random.default_rng(2).permutation(60)[:20])
+    column = np.full(60, -1, dtype=dtype)
+    column[known] = full
+    for k in (1, 2, 5, None):
+        assert np.array_equal(few_labels(column, k, seed), known[few_labels(full, k, seed)])
+    assert set(few_labels(column, 2, seed)) < set(few_labels(column, 5, seed)) < set(few_labels(column, None, seed))
+
+
+def test_few_labels_name_the_poor_class():
+    column = np.array([0, 0, 0, 0, 0, 1, -1, 1, -1, 1, 2, 2, 2, 2, 2])
+    with pytest.raises(DataError, match=r"class 'cat' \(1\) has 3 labelled samples, 5 were asked for"):
+        few_labels(column, 5, 0, names=("owl", "cat", "dog"))
+    with pytest.raises(DataError, match="class 1 has 3 labelled samples"):
+        few_labels(column, 5, 0, names=("owl",))
+    for k in (1, None):
+        with pytest.raises(DataError, match="none of 4 samples is labelled"):
+            few_labels(np.full(4, -1), k, 0)

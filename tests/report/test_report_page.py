@@ -231,6 +231,23 @@ def test_large_run_stays_small_on_disk(make_run, evidence_arrays, tmp_path):
     assert "the first 8 are shown" in page.text
 
 
+def test_items_without_label_are_shown_and_not_counted(make_run, evidence_arrays, tmp_path):
+    evidence = small(evidence_arrays)
+    asked = evidence["query_label"][:, None]
+    evidence["retrieved_label"] = np.where([[1, 0, 1], [0, 1, 0]], -1, asked)
+    evidence["retrieved_label"][1, 2] = (asked[1, 0] + 1) % 10
+    page = read(write_report(make_run(tmp_path / "some", evidence=evidence, without=INPUTS[1:3])))
+    assert "2 of 3 labelled items found (67\xa0%) are of their query's class (3 more have no label" in page.text
+    assert "a grey frame: an item without label" in page.text
+    states = [tag["class"].split()[1] for tag in page.all("li") if "sample" in tag.get("class", "")]
+    assert states == ["unlabelled", "right", "unlabelled", "right", "unlabelled", "wrong"]
+    assert [tag["alt"] for tag in page.all("img")].count("picture: no label") == 3
+    assert (page.text.count("✓ "), page.text.count("✗ ")) == (2 + 1, 1 + 1)  # once each in the explanation
+    evidence["retrieved_label"][:] = -1
+    page = read(write_report(make_run(tmp_path / "none", evidence=evidence, without=INPUTS[1:3])))
+    assert "0 of 0 labelled items found are of their query's class (6 more have no label" in page.text
+
+
 def test_results_alone_of_the_smallest_kind(tmp_path: Path):
     (tmp_path / "results.json").write_text("{}", encoding="utf-8")
     page = read(write_report(tmp_path))

@@ -1,4 +1,7 @@
-"""One NPZ file as a data set: an array a modality, and `label`, `group`, `split`, `class_names`."""
+"""One NPZ file as a data set: an array a modality, and `label`, `group`, `split`, `class_names`.
+
+A label of -1 or NaN, or an empty word, is a missing one.
+"""
 
 from __future__ import annotations
 
@@ -80,25 +83,32 @@ def _words(key: str, column: np.ndarray | None, problems: Problems) -> list[str]
     """Turn a column of an archive into words, as a manifest has them."""
     if column is None:
         return None
+    if key == "label" and column.ndim == 1 and column.dtype.kind == "f":  # integers that NaN has made floats
+        known = np.where(np.isnan(column), -1, column)
+        if np.isfinite(known).all() and (known == np.round(known)).all():
+            column = known.astype(np.int64)
     if column.ndim != 1 or column.dtype.kind not in "biuU":
         problems.add(f"'{key}' must be one whole number or word a row; it is {column.dtype} {column.shape}")
         return None
     if key == "split" and column.dtype.kind in "biu":
         words = dict(enumerate(checks.SPLITS))
         return [words.get(int(v), str(v)) for v in column.tolist()]
+    if key == "label" and column.dtype.kind == "i":
+        return ["" if v == -1 else str(v) for v in column.tolist()]
     return [str(v) for v in column.tolist()]
 
 
 def _name_classes(table: Table, class_names: np.ndarray | None, problems: Problems) -> None:
     """Check that numbers for classes run from 0 without gaps, and put the class names in their place."""
-    if table.label is None or not all(v.removeprefix("-").isdecimal() for v in table.label):
+    given = {i: word for i, word in enumerate(table.label or ()) if word}
+    if not given or not all(word.removeprefix("-").isdecimal() for word in given.values()):
         return
-    numbers = [int(v) for v in table.label]
-    count = len(class_names) if class_names is not None else max(numbers) + 1
-    for i, number in enumerate(numbers):
+    numbers = {i: int(word) for i, word in given.items()}
+    count = len(class_names) if class_names is not None else max(numbers.values()) + 1
+    for i, number in numbers.items():
         if not 0 <= number < count:
             problems.add(f"{table.rows[i]}: label {number} is not in 0..{count - 1}")
-    gaps = sorted(set(range(count)).difference(numbers))
+    gaps = sorted(set(range(count)).difference(numbers.values()))
     if gaps:
         problems.add(f"labels must run from 0 to {count - 1} without gaps; {', '.join(map(str, gaps[:5]))} never occur")
     if class_names is not None:

@@ -46,11 +46,13 @@ def assemble(
         DataError: With all problems.
     """
     label, group, class_names = None, None, table.class_names
-    if table.label is not None:
+    if table.label is not None and not any(table.label):
+        problems.warn("not one row has a label: the data are taken as unlabelled")
+    elif table.label is not None:
         if class_names:
-            label = np.array([int(v) for v in table.label], dtype=np.int64)
+            label = np.array([int(v) if v else -1 for v in table.label], dtype=np.int64)
         else:
-            label, class_names = checks.read_labels(table.label, table.rows, problems)
+            label, class_names = checks.read_labels(table.label)
     if table.group is not None:
         group = checks.read_groups(table.group, table.rows, problems)
     split = None if table.split is None else checks.read_split(table.split, table.rows, problems)
@@ -60,12 +62,16 @@ def assemble(
         same = [_own_hash(c) for c in contents.values()]
         split = make_split(len(table.rows), label=label, group=group, same=same, seed=seed)
         about += f" The split 70/10/20 was made by crossdistill (seed {seed}; stratified by class, groups kept whole)."
+        if label is not None and (label < 0).any():
+            about += " Rows without label, and what must stay with them, are in its training part."
+            if not (split == 2).any():
+                problems.warn("every group has rows without label, and these train: give a split to have test rows")
     elif group is not None:
         checks.check_groups(group, split, table.rows, problems)
     kinds = {m: modality.kind for m, modality in modalities.items()}
     checks.check_sizes(split, problems)
     if label is not None:
-        checks.check_labels(label, class_names, split, problems)
+        checks.check_labels(label, class_names, split, table.rows, problems)
     checks.check_contents(contents, kinds, names, problems)
     checks.check_duplicates(contents, kinds, names, split, problems)
     problems.raise_if_any()

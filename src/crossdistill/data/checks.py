@@ -108,14 +108,11 @@ def read_split(values: Sequence[str], rows: Sequence[str], problems: Problems) -
     return split
 
 
-def read_labels(values: Sequence[str], rows: Sequence[str], problems: Problems) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Turn class names into numbers 0..c-1 in sorted order, whole numbers by size; missing ones become problems."""
-    for i, value in enumerate(values):
-        if not value:
-            problems.add(f"{rows[i]}: the label is missing; label every row or leave the column out")
+def read_labels(values: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Turn class names into numbers 0..c-1 in sorted order, whole numbers by size; an empty word becomes -1."""
     names = sorted(set(values) - {""}, key=lambda v: (0, int(v), v) if v.isdecimal() else (1, 0, v))
     number = {name: i for i, name in enumerate(names)}
-    return np.array([number.get(v, 0) for v in values], dtype=np.int64), tuple(names)
+    return np.array([number.get(v, -1) for v in values], dtype=np.int64), tuple(names)
 
 
 def read_groups(values: Sequence[str], rows: Sequence[str], problems: Problems) -> np.ndarray:
@@ -126,13 +123,18 @@ def read_groups(values: Sequence[str], rows: Sequence[str], problems: Problems) 
     return np.unique(np.array(values), return_inverse=True)[1].astype(np.int64)
 
 
-def check_labels(label: np.ndarray, class_names: Sequence[str], split: np.ndarray, problems: Problems) -> None:
-    """Find classes that training never sees (errors) or the test never asks for (warnings)."""
+def check_labels(
+    label: np.ndarray, class_names: Sequence[str], split: np.ndarray, rows: Sequence[str], problems: Problems
+) -> None:
+    """Find test rows without label and classes that training never sees (errors), or the test never (warnings)."""
+    for i in np.flatnonzero((label < 0) & (split == 2)).tolist():
+        problems.add(f"{rows[i]}: a test row needs its label")
+    labelled = "labelled " if (label < 0).any() else ""
     for c, name in enumerate(class_names):
         counts = np.bincount(split[label == c], minlength=3)
         if not counts[0]:
             problems.add(
-                f"class '{name}' has no training rows ({counts[1]} validation, {counts[2]} test); "
+                f"class '{name}' has no {labelled}training rows ({counts[1]} validation, {counts[2]} test); "
                 "move some there, or leave the class out"
             )
         elif not counts[2] and (split == 2).any():

@@ -28,7 +28,7 @@ class Columns:
         arrays: Stored samples (n, *shape) by modality, in memory or memory-mapped.
         modalities: What they are.
         name: Of the data set.
-        label: Classes (n,) int64, or None.
+        label: Classes (n,) int64, -1 where there is none (never in the test split), or None.
         class_names: Name of class c at place c.
         group: What must not be split (n,) int64, or None.
         split: 0 train, 1 validation, 2 test (n,) uint8, or None.
@@ -74,8 +74,17 @@ class Columns:
                 raise DataError(
                     f"'{self.name}': {word} has shape {column.shape}; {self.rows} pairs ask for ({self.rows},)"
                 )
-        if self.label is not None and self.rows and not 0 <= self.label.min() <= self.label.max() < self.classes:
-            raise DataError(f"'{self.name}': labels must lie in 0..{self.classes - 1}, the {self.classes} class names")
+        if self.label is None:
+            return
+        if self.rows and not -1 <= self.label.min() <= self.label.max() < self.classes:
+            raise DataError(
+                f"'{self.name}': labels must lie in 0..{self.classes - 1}, the {self.classes} class names, or be -1 "
+                "for none"
+            )
+        tested = self.split == SPLITS.index("test") if self.split is not None else np.zeros(self.rows, dtype=bool)
+        lacking = np.flatnonzero((self.label < 0) & tested)
+        if len(lacking):
+            raise DataError(f"'{self.name}': row {lacking[0]}: a test row needs its label")
 
     @property
     def rows(self) -> int:

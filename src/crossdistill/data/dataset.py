@@ -32,7 +32,7 @@ class PairedDataset:
         arrays: Stored samples (n, *shape) by modality, in memory or memory-mapped; row i of each is one pair.
         modalities: What they are, by the same names.
         name: Of the data set.
-        label: Classes (n,) of integers 0..c-1, or None.
+        label: Classes (n,) of integers 0..c-1, -1 where there is none (never in the test split), or None.
         class_names: Their names; the numbers themselves when empty.
         group: What must not be split (n,) of integers, or None.
         split: 0 train, 1 validation, 2 test (n,), or None.
@@ -92,7 +92,9 @@ class PairedDataset:
     def __repr__(self) -> str:
         words = ", ".join(f"{m.name} {m.kind} {m.shape}" for m in self.modalities.values())
         part = f".split('{self.part}')" if self.part else ""
-        return f"<{self.name}{part}: {len(self)} {self.pairing} pairs of {words}; {self.classes} classes>"
+        count = int(self.labelled.sum())
+        some = f", {count} labelled" if self.label is not None and count < len(self) else ""
+        return f"<{self.name}{part}: {len(self)} {self.pairing} pairs of {words}; {self.classes} classes{some}>"
 
     @property
     def name(self) -> str:
@@ -141,8 +143,14 @@ class PairedDataset:
 
     @property
     def label(self) -> np.ndarray | None:
-        """Classes (n,) int64 of the view, or None."""
+        """Classes (n,) int64 of the view, -1 where there is none, or None without labels at all."""
         return None if self.columns.label is None else self.columns.label[self.rows]
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Which pairs of the view have a label (n,) bool; `subset` takes it as it is."""
+        label = self.label
+        return np.zeros(len(self), dtype=bool) if label is None else label >= 0
 
     @property
     def group(self) -> np.ndarray | None:
@@ -303,7 +311,7 @@ class PairedDataset:
             distinct_groups: At most one sample of a group in a batch: two sketches of one photo are not negatives.
 
         Raises:
-            DataError: If there are no labels, no groups or no whole batch where they are asked for.
+            DataError: If there are no labels, rows without one, no groups or no whole batch where they are asked for.
         """
         return Loader(
             self,

@@ -43,6 +43,11 @@ class Loader:
             raise DataError(f"batch_size is at least 1 and workers at least 0; received {batch_size} and {workers}")
         if labels and data.label is None:
             raise DataError(f"labels are asked for, and '{data.name}' has none")
+        if labels and not data.labelled.all():
+            raise DataError(
+                f"'{data.name}': a labelled stage reads rows without labels ({int((~data.labelled).sum())} of "
+                f"{len(data)}); use the labelled rows alone: data.subset(np.flatnonzero(data.labelled))"
+            )
         self.data, self.views, self.batch_size, self.seed = data, dict(views), batch_size, seed
         self.shuffle, self.drop_last, self.workers = shuffle, drop_last, workers
         self._label = data.label if labels else None

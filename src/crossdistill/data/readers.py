@@ -41,6 +41,9 @@ def load_files(
     modality, row i of each one pair, and `label`, `group`, `split`, `class_names` where known. Rows of manifests count
     from 1 in messages, those of arrays from 0.
 
+    Outside the test split a label may be missing: an empty cell, a file beside the class folders, -1 or NaN in a NPZ
+    file. It is -1 in the data set.
+
     Files are decoded once into the store and memory-mapped from there. Everything is checked in that pass; up to ten
     problems are told at once.
 

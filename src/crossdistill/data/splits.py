@@ -25,7 +25,7 @@ def make_split(
 
     Args:
         n: Number of rows.
-        label: Classes (n,) to stratify by.
+        label: Classes (n,) to stratify by; rows with -1 (no label), and the units they are in, go to training.
         group: Groups (n,) that are kept whole.
         same: Further columns (n,) of content hashes; rows that agree in one are kept together.
         seed: Of the order.
@@ -38,14 +38,17 @@ def make_split(
     label = np.zeros(n, dtype=np.int64) if label is None else label
     if unit.max(initial=-1) + 1 == n:
         return _single_rows(label, rng)
-    classes = int(label.max()) + 1
-    counts = np.zeros((int(unit.max()) + 1, classes))
-    np.add.at(counts, (unit, label), 1)
+    known = label >= 0
+    counts = np.zeros((int(unit.max()) + 1, int(label.max()) + 1))
+    np.add.at(counts, (unit[known], label[known]), 1)
+    trains = np.zeros(len(counts), dtype=bool)
+    trains[unit[~known]] = True
     target = np.array(SHARES)[:, None] * counts.sum(axis=0)
     order = rng.permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     filled, where = np.zeros_like(target), np.zeros(len(counts), dtype=np.uint8)
-    for u in order:
+    filled[0] = counts[trains].sum(axis=0)
+    for u in order[~trains[order]]:
         # how much nearer to the target, relative to the split's size, the unit brings each split
         gain = (counts[u] * (2 * (target - filled) - counts[u]) / np.maximum(target, 1e-9)).sum(axis=1)
         where[u] = int(np.argmax(gain))
@@ -56,7 +59,7 @@ def make_split(
 def _single_rows(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Split every class by itself; a class of three or more rows has one in each of training and test."""
     split = np.zeros(len(label), dtype=np.uint8)
-    for c in np.unique(label):
+    for c in np.unique(label[label >= 0]):
         rows = rng.permutation(np.flatnonzero(label == c))
         test = max(round(SHARES[2] * len(rows)), int(len(rows) >= 3))
         validation = round(SHARES[1] * len(rows))

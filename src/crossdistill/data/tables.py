@@ -43,8 +43,9 @@ def read_folder(folder: Path, problems: Problems) -> Table:
         road/image/train/cat/001.png  ┐
         road/depth/train/cat/001.npy  ┘ one pair of class "cat" in the training split
 
-    Splits are known by their names (train, validation, val, test); any other folder is a class. Names that begin with a
-    dot are passed over, other files that cannot be read are told of as a warning.
+    Splits are known by their names (train, validation, val, test); any other folder is a class. Files beside class
+    folders have no label. Names that begin with a dot are passed over, other files that cannot be read are told of as a
+    warning.
 
     Args:
         folder: Whose subfolders are the modalities.
@@ -180,4 +181,11 @@ def _parquet(path: Path) -> dict[str, list[str]]:
         columns: dict[str, Iterable[Any]] = parquet.read_table(path).to_pydict()
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise DataError(f"{path}: not a Parquet table that can be read: {error}") from None
-    return {name: ["" if cell is None else str(cell) for cell in cells] for name, cells in columns.items()}
+    return {name: [_word(cell) for cell in cells] for name, cells in columns.items()}
+
+
+def _word(cell: Any) -> str:
+    """Write a cell as a CSV table would have it; integers that a missing one made floats are integers again."""
+    if cell is None or cell != cell:
+        return ""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -49,34 +49,44 @@ def embed(encoder: nn.Module, samples: Iterable[Tensor]) -> NDArray[np.float32]:
     return features
 
 
-def few_labels(label: ArrayLike, k: int | None, seed: int) -> Whole:
+def few_labels(label: ArrayLike, k: int | None, seed: int, names: Sequence[str] = ()) -> Whole:
     """Choose k labelled samples of each class: a pure function of (label, k, seed).
 
-    One permutation of all samples decides, so that with one seed the choice for k = 1 lies inside the one for k = 5.
+    One permutation of all labelled samples decides, so that with one seed the choice for k = 1 lies inside the one for
+    k = 5, and rows without label change nothing.
 
     Args:
-        label: Classes (n,), of any type that can be sorted.
-        k: Samples of each class, >= 1; None takes all.
+        label: Classes (n,), of any type that can be sorted; the number -1 is no label and is never chosen.
+        k: Samples of each class, >= 1; None takes all that are labelled.
         seed: >= 0.
+        names: Name of class c at place c, for the message.
 
     Returns:
         Positions (k * classes,), ascending.
 
     Raises:
-        DataError: If a class has fewer than k samples.
+        DataError: If a class has fewer than k labelled samples, or there are none at all.
         ConfigError: If k or the seed is out of range.
     """
     column = label_column("label", label)
     if (k is not None and k < 1) or seed < 0:
         raise ConfigError(f"few labels need k >= 1 (or none for all) and a seed >= 0; received k {k}, seed {seed}")
+    known = np.flatnonzero(column != -1) if column.dtype.kind in "iuf" else np.arange(len(column))
+    if not len(known):
+        raise DataError(f"none of {len(column)} samples is labelled")
     if k is None:
-        return np.arange(len(column), dtype=np.int64)
-    classes, code, count = np.unique(column, return_inverse=True, return_counts=True)
+        return known.astype(np.int64)
+    classes, code, count = np.unique(column[known], return_inverse=True, return_counts=True)
     if count.min() < k:
         poor = int(count.argmin())
-        raise DataError(f"class {classes[poor]!s} has {count[poor]} samples, {k} of each class were asked for; lower k")
-    order = np.random.default_rng(seed).permutation(len(column))
+        name = str(classes[poor])
+        if column.dtype.kind in "iu" and 0 <= classes[poor] < len(names):
+            name = f"'{names[classes[poor]]}' ({name})"
+        raise DataError(
+            f"class {name} has {count[poor]} labelled samples, {k} were asked for; label more or ask for fewer"
+        )
+    order = np.random.default_rng(seed).permutation(len(known))
     grouped = order[np.argsort(code[order], kind="stable")]  # class by class, each in the permutation's order
     start = np.concatenate([[0], count.cumsum()[:-1]])
-    place = np.arange(len(column)) - np.repeat(start, count)
-    return np.sort(grouped[place < k]).astype(np.int64)
+    place = np.arange(len(known)) - np.repeat(start, count)
+    return np.sort(known[grouped[place < k]]).astype(np.int64)

@@ -52,7 +52,7 @@ class Retrieval:
         query_labels: Classes (q,).
         found_source: The items' source modality (q, k, ...), or None.
         found_target: The items' target modality (q, k, ...), or None.
-        found_labels: Classes (q, k).
+        found_labels: Classes (q, k); -1 where an item has no label.
         source: How to draw the source modality.
         target: How to draw the target modality.
     """
@@ -76,7 +76,9 @@ class Evidence:
     absent: dict[str, str]
 
     def class_name(self, label: int) -> str:
-        """Name a class; a label without a name is shown as its number."""
+        """Name a class; -1 is "no label", and a label without a name is shown as its number."""
+        if label == -1:
+            return "no label"
         return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"
 
 

@@ -158,13 +158,15 @@ def _retrieval(evidence: Evidence) -> dict[str, Any] | None:
     if found is None:
         return None
     count, depth = min(len(found.queries), QUERIES), min(found.found_labels.shape[1], NEIGHBOURS)
-    right = found.found_labels == found.query_labels[:, None]
+    known = (found.found_labels != -1) & (found.query_labels[:, None] != -1)  # nothing can be said of the others
+    right = known & (found.found_labels == found.query_labels[:, None])
     return {
         "source": found.source.name,
         "target": found.target.name,
         "rows": [_query(evidence, found, row, depth) for row in range(count)],
         "right": int(right.sum()),
-        "all": int(right.size),
+        "labelled": int(known.sum()),
+        "unlabelled": int((~known).sum()),
         "queries": len(found.queries),
         "shown": count,
         "depth": depth,
@@ -174,13 +176,13 @@ def _retrieval(evidence: Evidence) -> dict[str, Any] | None:
 def _query(evidence: Evidence, found: Retrieval, row: int, depth: int) -> dict[str, Any]:
     items: list[dict[str, Any]] = []
     for column in range(depth):
-        label = int(found.found_labels[row, column])
+        label, asked = int(found.found_labels[row, column]), int(found.query_labels[row])
         source, target = found.found_source, found.found_target
         inset = SIDE // 2 if source is not None else SIDE
         items.append(
             {
                 "name": evidence.class_name(label),
-                "right": label == int(found.query_labels[row]),
+                "state": "unlabelled" if -1 in (label, asked) else "right" if label == asked else "wrong",
                 "source": draw_sample(source[row, column], found.source) if source is not None else "",
                 "target": draw_sample(target[row, column], found.target, inset) if target is not None else "",
             }

@@ -194,7 +194,7 @@ def stronger_controls(table: League, headline: Headline | None) -> list[str]:
 
 
 def against_baselines(results: Results) -> list[Comparison]:
-    """Give the headline method's comparisons with the other objectives, which tell whether the choice of loss matters."""
+    """Give the headline method's comparisons with other objectives, which tell whether the choice of loss matters."""
     head = results.headline
     if head is None:
         return []

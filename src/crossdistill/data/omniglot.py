@@ -30,8 +30,8 @@ def small_arrays(data: Mapping[str, np.ndarray], *, size: int = 28, points: int 
 
     Returns:
         `image` (n, 1, size, size) uint8, 255 = ink; `pen` (n, 3, points) int16 in hundredths: x and y in pixels of the
-        105-pixel canvas, and whether the pen came there on the paper; `character`, `alphabet`, `drawer`, `split` and the
-        names.
+        105-pixel canvas, and whether the pen came there on the paper; `character`, `alphabet`, `drawer`, `split` and
+        the names.
     """
     height, width = (int(v) for v in data["image_shape"])
     bits = np.unpackbits(data["image_bits"], axis=1)[:, : height * width].reshape(-1, height, width)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import crossdistill
-from crossdistill.errors import ConfigError, DataError, NetworkError, ObjectiveError
+from crossdistill.errors import ConfigError, DataError, NetworkError, ObjectiveError, TrainingError
 from crossdistill.networks import Outputs
 from crossdistill.objectives import L2, CrossModalContrastive, SimilarityDistillation
 
@@ -252,3 +252,26 @@ def test_the_packages_names_are_all_there():
         assert getattr(crossdistill, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'distil'"):
         crossdistill.distil  # noqa: B018
+
+
+def test_a_folder_of_another_run_is_refused_and_one_of_the_same_is_found(tmp_path):
+    def go(objectives, data=0, teacher=0):
+        torch.manual_seed(5)
+        student = torch.nn.Linear(6, 8)
+        torch.manual_seed(10 + teacher)
+        frozen = torch.nn.Linear(5, 8)
+        torch.manual_seed(20 + data)
+        batches = [(torch.randn(16, 5), torch.randn(16, 6)) for _ in range(3)]
+        return crossdistill.distill(frozen, student, batches, objectives=objectives, epochs=1, folder=tmp_path / "run")
+
+    first = go("similarity").weight.clone()
+    assert torch.equal(go("similarity").weight, first)
+    for other in (
+        {"objectives": "l2"},
+        {"objectives": {"similarity": 2.0}},
+        {"objectives": {"similarity": SimilarityDistillation(0.5)}},
+        {"objectives": "similarity", "teacher": 1},
+        {"objectives": "similarity", "data": 1},
+    ):
+        with pytest.raises(TrainingError):
+            go(**other)

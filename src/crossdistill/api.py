@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from crossdistill.data import PairedDataset
-from crossdistill.errors import ConfigError, DataError, NetworkError, suggest
+from crossdistill.errors import ConfigError, DataError, NetworkError
+from crossdistill.files import digest
 from crossdistill.methods import Distillation
 from crossdistill.networks import Tapped
 from crossdistill.objectives import Objective
 from crossdistill.registry import lookup
-from crossdistill.training import Listener, Settings, TeacherStore, UserData, fit
+from crossdistill.training import Listener, Settings, TeacherStore, UserData, code_of, fit, weights_digest
 
 
 def distill(
@@ -38,14 +39,14 @@ def distill(
         teacher: Any module from the source's batch to features (b, d_t) or maps (b, d_t, h, w); it is frozen, in place.
         student: Any module from the target's batch to features (b, d_s) or maps; it is trained, in place.
         pairs: A DataLoader of dicts {source: tensor, target: tensor} or of tuples (source, target), row i of both being
-            one
-            pair; or a `PairedDataset`. Give it full batches (drop_last=True): contrast needs them.
+            one pair; or a `PairedDataset`. Give it full batches (drop_last=True): contrast needs them.
         source: Name of the teacher's modality in a batch.
         target: Name of the student's.
         objectives: Name of an objective, or name to weight, or name to an `Objective` of your own making.
         tap: Dotted path of the teacher's submodule that gives the features; None takes its output.
         seed: Of order and initialisation.
-        folder: Where to keep checkpoint, log and product; a run stopped there goes on there.
+        folder: Where to keep checkpoint, log and product; a run stopped there goes on there; one of another teacher,
+            other objectives, settings or data is refused.
         listener: Told of the progress.
         settings: Fields of `Settings`: epochs, lr, optimizer, batch_size (for a `PairedDataset`), ...
 
@@ -57,27 +58,30 @@ def distill(
     """
     if source == target:
         raise ConfigError(f"source and target are both '{source}'; distillation goes from one modality to another")
-    chosen = _settings(settings)
+    chosen = Settings.of(**settings)
     data = pairs if isinstance(pairs, PairedDataset) else UserData(pairs, names=(source, target))
     first = {name: next(data.samples(name), None) for name in (source, target)}
     for name, batch in first.items():
         if batch is None or not len(batch):
             raise DataError(f"there is no sample of '{name}' to begin with")
     made, weights = _objectives(objectives)
-    method = Distillation(
-        _encoder(student, first[target], None),
-        teacher=_encoder(teacher, first[source], tap),
-        objectives=made,
-        weights=weights,
-        source=source,
-        target=target,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of a projector, where one is needed
+        method = Distillation(
+            _encoder(student, first[target], None),
+            teacher=_encoder(teacher, first[source], tap),
+            objectives=made,
+            weights=weights,
+            source=source,
+            target=target,
+        )
     fit(
         method,
         data,
         chosen,
         seed=seed,
         folder=None if folder is None else Path(folder),
+        key=_key(method, made, weights, tap),
         listener=listener,
         store=TeacherStore(None) if isinstance(data, PairedDataset) else None,
     )
@@ -111,9 +115,11 @@ def _objectives(given: str | Mapping[str, float | Objective]) -> tuple[dict[str,
     return made, weights
 
 
-def _settings(given: Mapping[str, Any]) -> Settings:
-    known = [field.name for field in dataclasses.fields(Settings)]
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"there is no setting '{name}'{suggest(name, known)}")
-    return Settings(**given)
+def _key(method: Distillation, made: Mapping[str, Objective], weights: Mapping[str, float], tap: str | None) -> str:
+    """Hash what is distilled how, beside data, settings and seed; the student's start is the caller's to seed."""
+    described: dict[str, Any] = {
+        name: [{k: v for k, v in vars(o).items() if isinstance(v, int | float | str | tuple)}, weights_digest(o)]
+        for name, o in made.items()
+    }
+    teacher = weights_digest(method.teacher)
+    return digest(code_of(method), teacher, described, dict(weights), method.source, method.target, tap)

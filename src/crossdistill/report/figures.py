@@ -153,14 +153,15 @@ def tip(entry: Entry, column: Column) -> str:
 
 
 def difference_words(comparison: Comparison) -> tuple[str, str]:
-    """Say a paired difference and its interval: ("+4.2 points", "95 % interval +1.1 to +7.3 over 5 paired seeds")."""
+    """Say a paired difference and its interval: ("+4.2 points", "95 % interval +1.1 to +7.3 over ...")."""
     column = Column(comparison.evaluation, comparison.metric)
     size = column.show(comparison.difference, signed=True) + (" points" if column.unit else "")
     if comparison.low is None or comparison.high is None:
         seeds = "one seed" if comparison.seeds == 1 else f"{comparison.seeds} seeds"
         return size, f"{seeds}: no interval, so chance cannot be told from effect"
     low, high = column.show(comparison.low, signed=True), column.show(comparison.high, signed=True)
-    return size, f"95 % interval {low} to {high} over {comparison.seeds} paired seeds"
+    over = f"{comparison.seeds} paired seeds and test items" if comparison.seeds > 1 else "test items, one seed"
+    return size, f"95 % interval {low} to {high} over {over}"
 
 
 def forest(comparisons: Sequence[Comparison], name: str, *, width: int) -> str:

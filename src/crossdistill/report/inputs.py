@@ -43,7 +43,7 @@ class Score(_Record):
 
 
 class Comparison(_Record):
-    """`method` minus `against`, paired over seeds; `low` and `high` bound a 95 % interval, null where one seed ran."""
+    """`method` minus `against`, paired over seeds and test items; `low` and `high` bound 95 % or are null."""
 
     method: str
     against: str

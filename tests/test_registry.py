@@ -44,3 +44,10 @@ def test_a_new_file_in_a_package_is_a_new_choice_and_two_of_one_name_are_refused
     sys.modules.pop("zoo_of_losses")
     with pytest.raises(ConfigError, match=r"'a' names a class in zoo_of_losses.one and one in zoo_of_losses.two"):
         discover("zoo_of_losses")
+
+
+def test_a_users_module_that_cannot_be_imported_is_told_of(tmp_path, monkeypatch):
+    (tmp_path / "broken_losses.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="importing 'broken_losses' of 'broken_losses:f' fails: SyntaxError"):
+        lookup("crossdistill.objectives", "broken_losses:f")

@@ -104,6 +104,8 @@ def load_dotted(path: str) -> Any:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(f"cannot import '{module_name}' of '{path}': {error}; is it on the Python path?") from None
+    except Exception as error:  # whatever a user's own module does when it is imported
+        raise ConfigError(f"importing '{module_name}' of '{path}' fails: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
         raise ConfigError(f"'{module_name}' has no '{name}'{suggest(name, (n for n in dir(module) if n[0] != '_'))}")
     return getattr(module, name)

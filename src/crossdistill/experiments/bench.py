@@ -146,10 +146,11 @@ class Bench:
 
     def label_rows(self, seed: int) -> PairedDataset:
         """Give the few labelled pairs of the training split: the same for every arm of a seed."""
-        if self.train.label is None:
+        label, evaluate = self.train.label, self.experiment.evaluate
+        if label is None or not self.train.labelled.any():
             raise DataError(f"'{self.data.name}' has no labels to evaluate with; add a label column or array")
         try:
-            rows = few_labels(self.train.label, self.experiment.evaluate.labels_per_class, seed)
+            rows = few_labels(label, evaluate.labels_per_class, seed, names=self.data.class_names)
         except DataError as error:
             where = self.experiment.document.where(("evaluate", "labels_per_class"))
             raise DataError(f"{where}: {error}") from None
@@ -158,10 +159,26 @@ class Bench:
     def stage_data(self, arm: Arm, seed: int) -> PairedDataset:
         """Give what an arm's stage is trained on, augmented."""
         assert arm.stage is not None
-        rows = self.label_rows(seed) if arm.labels else self.train
+        rows = self.label_rows(seed) if arm.labels else self._readable(self.train, arm.stage)
         if arm.shuffled:
             rows = rows.shuffled(self.experiment.data.source, seed)
         return self._augmented(rows, arm.stage)
+
+    def held_out_data(self, arm: Arm, seed: int) -> PairedDataset | None:
+        """Give the validation pairs that describe an arm's epochs, or None; distillation sees them as they are."""
+        assert arm.stage is not None
+        if arm.labels or self.held_out is None:
+            return None
+        rows = self._readable(self.held_out, arm.stage)
+        if len(rows) < 2:
+            return None
+        if arm.shuffled:  # no true pair may choose its best epoch
+            rows = rows.shuffled(self.experiment.data.source, seed)
+        return rows if arm.stage.teacher else self._augmented(rows, arm.stage)
+
+    def _readable(self, rows: PairedDataset, stage: StageSpec) -> PairedDataset:
+        """Leave rows without label out of a stage that reads labels."""
+        return rows.subset(rows.labelled) if self.reads_labels(stage) else rows
 
     def settings(self, arm: Arm, seed: int) -> Settings:
         """Give the loop's settings; an arm on few labels gets the epochs that make up the main stage's steps."""
@@ -171,7 +188,7 @@ class Bench:
             return settings
         rows = len(self.label_rows(seed))
         batch = min(settings.batch_size, rows)
-        steps = settings.epochs * _steps(len(self.train), settings)
+        steps = settings.epochs * _steps(len(self._readable(self.train, self.experiment.student)), settings)
         return dataclasses.replace(settings, batch_size=batch, accumulate=1, epochs=-(-steps // max(1, rows // batch)))
 
     def steps(self, arm: Arm, seed: int) -> int:
@@ -179,8 +196,7 @@ class Bench:
         if arm.stage is None or arm.stage.module is not None:
             return 0
         settings = self.settings(arm, seed)
-        rows = len(self.label_rows(seed)) if arm.labels else len(self.train)
-        return settings.epochs * _steps(rows, settings)
+        return settings.epochs * _steps(len(self.stage_data(arm, seed)), settings)
 
     def key(self, arm: Arm, seed: int) -> str:
         """Hash what makes an arm's product: code, method, networks, data, labels, seed, and its teacher's own key."""
@@ -190,7 +206,8 @@ class Bench:
         facts = dataclasses.asdict(dataclasses.replace(stage, name="", settings=kept))
         teacher = [arm.random_teacher, self.teacher_key(stage, seed)]
         data = self.stage_data(arm, seed).fingerprint
-        held = self.held_out.fingerprint if self.held_out is not None else ""
+        held_out = self.held_out_data(arm, seed)
+        held = "" if held_out is None else held_out.fingerprint
         named = [stage.method, *(o.name for o in stage.objectives), *(name for name, _ in self.networks.values())]
         return digest(code_version(), own_code(*named), facts, self.networks, data, held, seed, teacher)
 
@@ -224,16 +241,13 @@ class Bench:
         key = self.key(arm, seed)
         method = self.method(arm, seed)
         listener = None if listen is None else StageListener(listen, arm.name, stage.name, seed)
-        held_out = None if arm.labels or self.held_out is None else self._augmented(self.held_out, stage, learnt=False)
-        if held_out is not None and arm.shuffled:
-            held_out = held_out.shuffled(self.experiment.data.source, seed)  # no true pair may choose its best epoch
         return fit(
             method,
             self.stage_data(arm, seed),
             self.settings(arm, seed),
             seed=seed,
             labels=self.reads_labels(stage),
-            held_out=held_out,
+            held_out=self.held_out_data(arm, seed),
             folder=self.folder / "stages" / key,
             key=key,
             listener=listener,
@@ -289,7 +303,7 @@ class Bench:
         if stage.teacher:
             raise ConfigError(f"stage '{stage.name}' distils; a student cannot teach yet: name a teacher of the source")
         needs_labels = bool(stage.method) and "labels" in lookup("crossdistill.methods", stage.method).facts.needs
-        if needs_labels and self.train.label is None:
+        if needs_labels and not self.train.labelled.any():
             where = self.experiment.document.where(("stages", stage.name))
             raise DataError(f"{where}: {stage.method} needs labels, and '{self.data.name}' has none")
         return Arm(stage.name, "ceiling", "the teacher's training", modality, stage)
@@ -310,7 +324,7 @@ class Bench:
             if reads == "logits":
                 return f"{objective.name} needs a student with logits, and students give features alone"
             lacking = {
-                "labels": self.train.label is None and "labels, and the data have none",
+                "labels": not self.train.labelled.any() and "labels, and the data have none",
                 "group": self.train.group is None and "groups, and the data have none",
                 "teacher_logits": not with_logits and "a teacher with logits, and this one gives features alone",
                 "feature_maps": "feature maps, which stages do not tap yet",
@@ -331,10 +345,8 @@ class Bench:
         stored = Path(weights).read_bytes() if weights is not None and Path(weights).is_file() else b""
         return digest(code_version(), dataclasses.asdict(made_by.module), own_code(made_by.module.module), stored)
 
-    def _augmented(self, rows: PairedDataset, stage: StageSpec, *, learnt: bool = True) -> PairedDataset:
-        """Attach a stage's transforms; on held-out pairs a distilling stage sees both sides as they are."""
-        if not learnt and stage.teacher:
-            return rows
+    def _augmented(self, rows: PairedDataset, stage: StageSpec) -> PairedDataset:
+        """Attach a stage's transforms."""
         specs = {m: build_transforms(spec, self.data.modality(m)) for m, spec in stage.augment.items() if spec}
         return rows.augmented(specs) if specs else rows
 

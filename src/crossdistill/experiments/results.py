@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from crossdistill._version import __version__
+from crossdistill.data import PairedDataset
 from crossdistill.evaluation import Interval, bootstrap_difference, paired_difference, sign_verdict
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
@@ -168,11 +169,16 @@ def describe(bench: Bench) -> dict[str, Any]:
         "pairing": data.pairing,
         "licence": data.licence,
         "attribution": data.attribution,
-        "counts": {split: len(data.split(split)) for split in data.splits},
+        "counts": {split: _count(data.split(split)) for split in data.splits},
         "classes": data.classes,
         "warnings": list(data.warnings),
         "fingerprint": data.fingerprint,
     }
+
+
+def _count(rows: PairedDataset) -> int | dict[str, int]:
+    labelled = int(rows.labelled.sum())
+    return len(rows) if labelled == len(rows) else {"pairs": len(rows), "labelled": labelled}
 
 
 def environment() -> dict[str, Any]:

@@ -77,8 +77,12 @@ def plan(bench: Bench) -> Plan:
         CrossDistillError: If a method, a network or the data do not fit.
     """
     experiment = bench.experiment
-    if bench.test.label is None or bench.train.label is None:
-        raise DataError(f"'{bench.data.name}' has no labels to evaluate with; add a label column or array")
+    bench.label_rows(experiment.seeds[0])
+    if bench.data.classes < 2 or not len(bench.test):
+        raise DataError(
+            f"'{bench.data.name}' has {bench.data.classes} classes and {len(bench.test)} test rows; evaluation needs "
+            "two classes and one test row at least"
+        )
     listed, teaching = list_arms(experiment), bench.teacher_arm(experiment.teacher)
     reasons = {arm.name: bench.unmet(arm.stage) for arm in listed if arm.stage is not None}
     skipped = {name: reason for name, reason in reasons.items() if reason}
@@ -89,7 +93,6 @@ def plan(bench: Bench) -> Plan:
     bench.rehearse(arms)
     tasks = [Task(teaching, seed, True) for seed in experiment.seeds]
     tasks += [Task(arm, seed) for seed in experiment.seeds for arm in arms]
-    bench.label_rows(experiment.seeds[0])
     for arm in (teaching, *arms):
         _check_loop(bench, arm)
     steps = {task: bench.steps(task.arm, task.seed) for task in tasks}
@@ -108,7 +111,7 @@ def _check_loop(bench: Bench, arm: Arm) -> None:
         raise DataError(
             f"{where}: a batch of {settings.batch_size} does not fit into {len(data)} training samples; lower it"
         )
-    if settings.keep == "best" and (arm.labels or bench.held_out is None):
+    if settings.keep == "best" and bench.held_out_data(arm, seed) is None:
         where = document.where((part, arm.stage.name, "keep"))
         raise ConfigError(f"{where}: there are no held-out pairs that say which weights are best; keep last")
 

@@ -92,10 +92,10 @@ class Network(nn.Module):
         return int(self.encoder.dim)  # pyright: ignore[reportArgumentType] - checked in the constructor
 
     def forward(self, x: Tensor) -> Outputs:
-        """Encode a batch (b, ...) and apply what there is of projector and head; an encoder's maps are handed on."""
+        """Encode a batch (b, ...), apply projector and head where there are any, else hand on the encoder's own."""
         given = as_outputs(self.encoder(x))
-        embedding = None if self.projector is None else self.projector(given.features)
-        logits = None if self.head is None else self.head(given.features)
+        embedding = given.embedding if self.projector is None else self.projector(given.features)
+        logits = given.logits if self.head is None else self.head(given.features)
         return Outputs(given.features, embedding, logits, given.maps)
 
 

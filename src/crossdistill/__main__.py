@@ -1,0 +1,5 @@
+"""python -m crossdistill."""
+
+from crossdistill.cli import main
+
+main()

@@ -61,9 +61,10 @@ class Alternation(Method):
             with torch.no_grad():
                 before = self.head(self.direction)
             yield Losses({name: F.cross_entropy(self.head(features), batch["label"])})
-            with torch.no_grad():
-                self.drift.append((self.head(self.direction) - before).abs().max().item())
-                self.direction = features.mean(dim=0)
+            if self.training:
+                with torch.no_grad():
+                    self.drift.append((self.head(self.direction) - before).abs().max().item())
+                    self.direction = features.mean(dim=0)
 
     def after_backward(self) -> None:
         assert all((p.grad is None) == (k != self.now) for k, e in self.encoders.items() for p in e.parameters())
@@ -95,6 +96,43 @@ def test_alternation_is_the_loop_written_by_hand(toy):
             hand.zero_grad()
     for (name, one), other in zip(method.named_parameters(), hand.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-6), name
+
+
+def test_alternation_is_described_on_held_out_samples_by_the_plural_alone(toy):
+    """No `held_out_step` of its own: terms by name, their mean as the loss, and nothing is remembered of them."""
+    data, held_out = toy.split("train"), toy.split("test")
+    how = {"seed": 0, "labels": True, "accelerator": "cpu"}
+    method = fit(Alternation(), data, PLAIN, held_out=held_out, **how)
+    alone = fit(Alternation(), data, PLAIN, **how)
+    assert all(
+        torch.equal(a, b) for a, b in zip(method.state_dict().values(), alone.state_dict().values(), strict=True)
+    )
+    batch = next(held_out.loader({"rich": 1, "poor": 1}, batch_size=8, seed=0, labels=True).epoch(0))
+    with torch.no_grad():
+        scores = method.held_out_step(batch)
+        parts = {
+            k: F.cross_entropy(method.head(method.encoders[k](batch[k])), batch["label"]) for k in ("rich", "poor")
+        }
+    assert scores.keys() == {"rich", "poor", "loss"}
+    assert all(torch.equal(scores[k], parts[k]) for k in parts)
+    assert torch.allclose(scores["loss"], (parts["rich"] + parts["poor"]) / 2)
+
+
+def test_held_out_terms_that_come_twice_are_averaged():
+    class Twice(Continual):
+        def training_steps(self, batch):
+            yield Losses({"a": torch.tensor(1.0), "b": torch.tensor(4.0)}, {"note": torch.tensor(9.0)})
+            yield Losses({"a": torch.tensor(2.0)})
+
+    scores = Twice().eval().held_out_step({})
+    assert {name: value.item() for name, value in scores.items()} == {"a": 1.5, "b": 4.0, "note": 9.0, "loss": 3.5}
+
+
+def test_a_single_step_is_described_as_it_is():
+    method, batch = Continual().eval(), {"rich": torch.randn(5, 12), "poor": torch.randn(5, 8)}
+    expected = method.training_step(batch).total
+    assert method.held_out_step(batch).keys() == {"square", "loss"}
+    assert torch.equal(method.held_out_step(batch)["loss"], expected)
 
 
 class MomentumQueue(Method):

@@ -8,7 +8,7 @@ from worlds import Alternating, Distil, Momentum, Pairs, Projected, Regression, 
 
 from crossdistill.errors import ConfigError, DataError, TrainingError
 from crossdistill.methods.base import Losses
-from crossdistill.training import Settings, TeacherStore, fit
+from crossdistill.training import Settings, TeacherStore, UserData, fit
 
 SHORT = Settings(epochs=3, batch_size=16, lr=0.01)
 
@@ -226,6 +226,77 @@ def test_held_out_samples_change_nothing_but_the_log(tmp_path):
     with torch.no_grad():
         parts = [other.training_step({m: a[k : k + 16] for m, a in data.arrays.items()}).total for k in (0, 16)]
     assert record["held_out/square"] == pytest.approx(float(sum(parts)) / 2)  # a rest of one sample does not count
+
+
+class Queue(Regression):
+    """Puts what it saw into a buffer within the step, in place or anew."""
+
+    def __init__(self, *, anew, guarded=False, kept=True):
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(6), persistent=kept)
+        self.anew, self.guarded = anew, guarded
+
+    def training_step(self, batch):
+        if self.training or not self.guarded:
+            mean = batch["image"].mean(0)
+            if self.anew:
+                self.queue = mean
+            else:
+                self.queue.copy_(mean)
+        return super().training_step(batch)
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_method_that_learns_from_held_out_samples_is_refused(anew):
+    with pytest.raises(TrainingError, match=r"held-out samples changed 'queue' of Queue: .* only `if self.training`"):
+        train(Queue(anew=anew), held_out=Pairs(20))
+    one = train(Queue(anew=anew, guarded=True), held_out=Pairs(20))
+    assert same(one, train(Queue(anew=anew)))
+    train(Queue(anew=anew, kept=False), held_out=Pairs(20))  # a cache, as it is not saved
+
+
+def test_weights_changed_by_held_out_samples_are_refused():
+    class Adapts(Regression):
+        def held_out_step(self, batch):
+            self.net[0].bias.add_(0.1)
+            return super().held_out_step(batch)
+
+    with pytest.raises(TrainingError, match=r"held-out samples changed 'net.0.bias' of Adapts"):
+        train(Adapts(), held_out=Pairs(20))
+
+
+def test_hooks_know_how_long_the_stage_is():
+    told = []
+
+    class Looks(Projected):
+        def before_stage(self, data):
+            super().before_stage(data)
+            told.append((data.epochs, data.steps_per_epoch))
+
+        def before_epoch(self, data, epoch):
+            told.append((data.epochs, data.steps_per_epoch))
+
+        def after_stage(self, data):
+            told.append((data.epochs, data.steps_per_epoch))
+
+    method = train(Looks(), settings=Settings(epochs=2, batch_size=8, accumulate=4), held_out=Pairs(20))
+    assert set(told) == {(2, 2)}  # 6 batches: 4 and 2
+    assert method.calls == 4
+
+
+def test_no_two_of_a_group_share_a_batch_where_the_settings_say_so():
+    class Looks(Regression):
+        doubled = 0
+
+        def training_step(self, batch):
+            self.doubled += self.training and len(batch["group"].unique()) < len(batch["group"])
+            return super().training_step(batch)
+
+    data, distinct = Pairs(), Settings(epochs=3, batch_size=16, distinct_groups=True)
+    assert train(Looks(), data, distinct, held_out=Pairs(20)).doubled == 0
+    assert train(Looks(), data).doubled > 0
+    with pytest.raises(DataError, match=r"the loader itself decides .* batch_sampler"):
+        train(Looks(), UserData([data.arrays]), distinct)
 
 
 def test_the_best_weights_are_kept(tmp_path):

@@ -1,11 +1,13 @@
+import contextlib
+import json
 import math
 
 import pytest
 import torch
 from torch import nn
-from worlds import Distil, Pairs, Regression, Small
+from worlds import Alternating, Distil, Pairs, Regression, Small
 
-from crossdistill.errors import TrainingError
+from crossdistill.errors import Interrupted, TrainingError
 from crossdistill.methods.base import Losses
 from crossdistill.training import Settings, fit
 from crossdistill.training.optimiser import build, learning_rate, parameter_groups
@@ -24,6 +26,25 @@ def test_cosine_with_warmup_has_its_closed_form():
 def test_constant_stays_after_the_warmup():
     settings = Settings(lr=0.1, schedule="constant", warmup=0.5)
     assert [learning_rate(step, 4, settings) for step in range(4)] == pytest.approx([0.05, 0.1, 0.1, 0.1])
+
+
+def test_steps_multiply_at_each_milestone():
+    settings = Settings(lr=0.5, schedule="steps", milestones=(0.29, 0.57), gamma=0.2, warmup=0.1)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    by_hand = [0.5 * 0.2 ** ((k >= 29) + (k >= 57)) * min(1, (k + 1) / 10) for k in range(100)]
+    assert rates == pytest.approx(by_hand)
+    early = Settings(lr=1.0, schedule="steps", milestones=(0.5,), warmup=0.8)
+    assert [learning_rate(k, 10, early) for k in range(10)] == pytest.approx(
+        [0.125, 0.25, 0.375, 0.5, 0.625, 0.075, 0.0875, 0.1, 0.1, 0.1]
+    )
+
+
+def test_the_rate_of_a_run_follows_its_milestones(tmp_path):
+    settings = Settings(epochs=4, batch_size=16, lr=0.1, schedule="steps", milestones=[0.25, 0.5])
+    fit(Regression(), Pairs(), settings, seed=0, folder=tmp_path, accelerator="cpu")
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["lr"] for line in lines] == pytest.approx([0.1, 0.01, 0.001, 0.001])
+    fit(Regression(), Pairs(), settings, seed=0, folder=tmp_path, accelerator="cpu")  # a list in the record: the same
 
 
 def test_what_has_fewer_than_two_axes_is_not_decayed():
@@ -90,3 +111,33 @@ def test_every_optimiser_follows_its_reference(name):
             optimizer.zero_grad()
     for ours, theirs in zip(trained.parameters(), method.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_parameters_may_get_their_first_gradients_in_different_steps(name):
+    settings = Settings(epochs=2, batch_size=16, optimizer=name, lr=0.01, weight_decay=0.0, schedule="constant")
+    data, method = Pairs(), Alternating()
+    trained = fit(Alternating(), data, settings, seed=4, accelerator="cpu")
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[name]
+    extra = {"momentum": 0.9} if name == "sgd" else {}
+    optimizer = kind(method.parameters(), lr=0.01, weight_decay=0.0, fused=False, **extra)
+    loader = data.loader(method.inputs(), batch_size=16, seed=4)
+    for epoch in range(2):
+        for batch in loader.epoch(epoch):
+            for losses in method.training_steps(batch):
+                losses.total.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    for ours, theirs in zip(trained.parameters(), method.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_alternation_with_momentum_resumes(tmp_path):
+    """What each parameter has gathered is in the checkpoint, for those that have had no gradient too."""
+    settings = Settings(epochs=2, batch_size=16, optimizer="sgd", lr=0.01, checkpoint_every=1)
+    whole = fit(Alternating(), Pairs(), settings, seed=4, accelerator="cpu")
+    for stop in (True, False):
+        method = Alternating()
+        with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+            fit(method, Pairs(), settings, seed=4, accelerator="cpu", folder=tmp_path, stop=lambda stop=stop: stop)
+    assert all(torch.equal(a, b) for a, b in zip(method.parameters(), whole.parameters(), strict=True))

@@ -193,19 +193,45 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
         train(Regression(), tmp_path)
 
 
-def test_a_finished_stage_is_loaded_without_a_look_at_the_data(tmp_path):
+def test_a_finished_stage_is_loaded_after_a_look_at_the_fingerprint(tmp_path):
     trained = train(Momentum(), tmp_path, key="k")
     assert finished(tmp_path, "k")
     assert not finished(tmp_path, "other")
-    again = Momentum()
-    assert fit(again, None, SETTINGS, seed=5, folder=tmp_path, key="k") is again
+    again, data = Momentum(), Pairs(noisy=True)
+    assert train(again, tmp_path, data=data, key="k") is again
     assert same(again, trained)
+    assert not data.read
     record = json.loads((tmp_path / "stage.json").read_text())
     assert record["steps"] == 12
     assert len(record["history"]) == 3
     assert record["versions"]["torch"] == torch.__version__
     with pytest.raises(TrainingError, match=r"finished stage in .* settings.epochs was 3, is 4"):
-        fit(Momentum(), None, replace(SETTINGS, epochs=4), seed=5, folder=tmp_path, key="k")
+        train(Momentum(), tmp_path, replace(SETTINGS, epochs=4), key="k")
+    with pytest.raises(TrainingError, match=r"finished stage in .*: data was 'pairs 48 .* is 'pairs 47"):
+        train(Momentum(), tmp_path, data=Pairs(47), key="k")
+
+
+def nameless(data):
+    data.fingerprint = ""
+    return data
+
+
+def test_data_that_nobody_can_tell_apart_are_not_compared(tmp_path):
+    with pytest.raises(Interrupted):
+        train(Regression(), tmp_path, data=nameless(Pairs(seed=1)), stop=after(3))
+    trained = train(Regression(), tmp_path)
+    assert same(train(Regression(), tmp_path, data=nameless(Pairs(seed=2))), trained)
+    with pytest.raises(TrainingError, match="data was"):
+        train(Regression(), tmp_path, data=Pairs(47))
+
+
+def test_held_out_data_are_compared_where_they_choose_the_weights(tmp_path):
+    train(Regression(), tmp_path / "last")
+    train(Regression(), tmp_path / "last", held_out=Pairs(20, seed=2))
+    settings = replace(SETTINGS, keep="best")
+    train(Regression(), tmp_path / "best", settings)
+    with pytest.raises(TrainingError, match=r"held_out was 'pairs 20 1 .* is 'pairs 20 2"):
+        train(Regression(), tmp_path / "best", settings, held_out=Pairs(20, seed=2))
 
 
 def test_a_product_fits_its_own_method_and_teacher_alone(tmp_path):
@@ -246,3 +272,26 @@ def test_a_product_leaves_the_teacher_out_and_survives_tied_weights(tmp_path):
 
     with safe_open(tmp_path / "product.safetensors", framework="pt") as file:
         assert not any("teacher" in name for name in file.keys())  # noqa: SIM118
+
+
+def test_buffers_of_another_size_or_type_and_those_that_were_none_come_back(tmp_path):
+    class Grows(Regression):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("late", None)
+            self.register_buffer("queue", torch.zeros(2, 3))
+            self.register_buffer("kept", torch.zeros(()))
+
+        def after_stage(self, data):
+            self.late = torch.arange(4)
+            self.queue = torch.ones(5, 3, dtype=torch.float16)
+            self.kept = torch.ones((), dtype=torch.float16)
+
+    trained = train(Grows(), tmp_path)
+    loaded = load_product(Grows(), tmp_path)
+    assert same(loaded, trained)
+    assert loaded.queue.dtype == loaded.kept.dtype == torch.float16
+    by_torch = Grows()
+    by_torch.load_state_dict(trained.state_dict())
+    assert same(by_torch, trained)
+    assert by_torch.kept.dtype == torch.float32  # as torch does: what is stored is converted

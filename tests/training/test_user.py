@@ -1,10 +1,12 @@
+import random
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from worlds import Distil, Pairs, Regression
 
-from crossdistill.errors import DataError, Interrupted
+from crossdistill.errors import DataError, Interrupted, TrainingError
 from crossdistill.training import Settings, TeacherStore, UserData, fit
 
 SETTINGS = Settings(epochs=3, lr=0.01, checkpoint_every=1)
@@ -138,3 +140,74 @@ def test_a_loader_without_a_length_is_told_how_many_batches_to_take():
     data = UserData(Endless(), batches=3)
     assert len(list(data.loader({"audio": 1}, batch_size=1, seed=0).epoch(0, skip=1))) == 2
     assert len(data) == 12
+
+
+def loaded(seed=0, **how):
+    """A DataLoader over noisy pairs, or over those of another seed."""
+    arrays = Pairs(seed=seed).arrays
+    return DataLoader(TensorDataset(arrays["image"], arrays["audio"]), batch_size=12, **how)
+
+
+def test_a_fingerprint_is_of_the_first_batch_and_of_how_many_there_are():
+    def mark(*args, **how):
+        return UserData(loaded(*args, **how), NAMES[:2]).fingerprint
+
+    assert mark() == mark()
+    assert mark(shuffle=True) == mark(shuffle=True)
+    assert len({mark(), mark(1), mark(shuffle=True), UserData(loaded(), NAMES[:2], batches=2).fingerprint}) == 4
+    assert UserData(loaded(), NAMES[:2]).fingerprint_of("audio") == ""
+    labels = [UserData([{"audio": torch.zeros(2), "label": torch.tensor(label)}]) for label in ([0, 1], [1, 1])]
+    assert labels[0].fingerprint != labels[1].fingerprint
+
+
+class Drawn(Noisy):
+    """Augments from numpy's and Python's global generators."""
+
+    def __getitem__(self, k):
+        item = super().__getitem__(k)
+        item["image"] = item["image"] + np.random.rand() + random.random()  # noqa: NPY002
+        return item
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fingerprint_leaves_all_generators_alone_and_does_not_hang_on_them(workers):
+    own = torch.Generator().manual_seed(3)
+    loader = DataLoader(Drawn(), batch_size=12, shuffle=True, num_workers=workers)
+    given = DataLoader(Drawn(), batch_size=12, shuffle=True, generator=own)
+    states = torch.get_rng_state(), own.get_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    first = UserData(loader).fingerprint
+    assert first
+    assert UserData(given).fingerprint == ""  # its order does not repeat
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert torch.equal(own.get_state(), states[1])
+    assert np.array_equal(np.random.get_state()[1], states[2])  # noqa: NPY002
+    assert random.getstate() == states[3]
+    torch.randn(2), np.random.rand(2), random.random()  # noqa: NPY002
+    assert UserData(loader).fingerprint == first
+
+
+def test_a_loader_that_never_repeats_or_holds_nothing_has_no_fingerprint():
+    class Counts:
+        rounds = 0
+
+        def __iter__(self):
+            self.rounds += 1
+            return iter([{"audio": torch.tensor([self.rounds])}])
+
+    assert UserData(Counts(), batches=1).fingerprint == ""
+    assert UserData([]).fingerprint == ""
+
+
+def test_a_run_goes_on_only_with_the_data_it_began_with(tmp_path):
+    def data(seed=0):
+        return UserData(loaded(seed, shuffle=True), NAMES[:2])
+
+    with pytest.raises(Interrupted):
+        train(data(), tmp_path, stop=lambda: True)
+    with pytest.raises(TrainingError, match=r"checkpoint.pt is of another run: data was"):
+        train(data(1), tmp_path)
+    trained = train(data(), tmp_path)
+    assert same(train(data(), tmp_path), trained)
+    with pytest.raises(TrainingError, match=r"the finished stage in .* data was"):
+        train(data(1), tmp_path)
+    assert same(train(data()), trained)  # a folder has no influence

@@ -62,7 +62,9 @@ class PairsLoader:
         drop_last=True,
         labels=False,
         workers=0,
+        distinct_groups=False,
     ) -> None:
+        self.distinct_groups = distinct_groups
         self.data, self.views, self.batch_size, self.seed = data, views, batch_size, seed
         self.shuffle, self.drop_last, self.labels, self.workers = shuffle, drop_last, labels, workers
 
@@ -73,6 +75,8 @@ class PairsLoader:
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]:
         g = torch.Generator().manual_seed(1000 * self.seed + epoch)
         order = torch.randperm(len(self.data), generator=g) if self.shuffle else torch.arange(len(self.data))
+        if self.distinct_groups:  # groups are neighbours: first one of each, then the other
+            order = torch.cat([order[order % 2 == k].sort().values for k in (0, 1)])
         jobs = Jobs(self, epoch, list(order.split(self.batch_size))[skip : len(self)])
         return iter(
             DataLoader(jobs, batch_size=None, num_workers=self.workers)

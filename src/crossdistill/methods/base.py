@@ -8,10 +8,11 @@ The loop knows no method by name and no method knows the loop.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,24 @@ class Losses:
 
 
 class StageData(Protocol):
-    """What a method may ask of the data in its hooks."""
+    """What a method may ask of the data, and of how long it is trained on them, in its hooks.
+
+    A schedule of the method's own (a warm-up, a weight that decays) knows its end by `epochs * steps_per_epoch`.
+    """
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the stage."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps an epoch.
+
+        A step is a batch, or as many batches as are accumulated. All optimiser steps that `training_steps` takes on one
+        batch are within one, while `after_backward` and `after_step` are called once for each of them.
+        """
+        ...
 
     def __len__(self) -> int:
         """Give the number of samples."""
@@ -84,7 +102,7 @@ class Method(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_load_state_dict_pre_hook(_fit_buffers)
+        self.register_load_state_dict_pre_hook(fit_buffers)
 
     @abstractmethod
     def inputs(self) -> Mapping[str, int]:
@@ -107,7 +125,10 @@ class Method(nn.Module, ABC):
         return self.student(modality)
 
     def training_step(self, batch: Batch) -> Losses:
-        """Compute the weighted loss terms of one optimiser step; a method of several steps overrides the plural."""
+        """Compute the weighted loss terms of one optimiser step; a method of several steps overrides the plural.
+
+        What it remembers for `after_step` must be dropped in eval mode: `held_out_step` calls it too, by default.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define training_step or training_steps")
 
     def training_steps(self, batch: Batch) -> Iterator[Losses]:
@@ -115,9 +136,27 @@ class Method(nn.Module, ABC):
         yield self.training_step(batch)
 
     def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Describe a batch of held-out samples by scalars, in eval mode and without gradient; the loop averages."""
-        losses = self.training_step(batch)
-        return {**losses.terms, **(losses.logged or {}), "loss": losses.total}
+        """Describe a batch of held-out samples by scalars, in eval mode and without gradient; the loop averages.
+
+        It must not change the method: what was measured must not be learnt from. The loop refuses a method whose
+        saved parameters or buffers are other ones after the held-out samples; what is kept as plain Python objects it
+        cannot see.
+
+        By default all of `training_steps` (or `training_step`) is run through without any optimiser step, and each term
+        and their sum, "loss", are averaged over those of its `Losses` that have it. A method with this default
+        must therefore enqueue, refresh and remember (what `after_step` will take up) only `if self.training`.
+
+        Args:
+            batch: As in training, of any size; a method that compares samples may be given a single one.
+
+        Returns:
+            Names to scalars; "loss" is what keep="best" goes by.
+        """
+        found: dict[str, list[Tensor]] = {}
+        for losses in self.training_steps(batch):
+            for name, value in {**losses.terms, **(losses.logged or {}), "loss": losses.total}.items():
+                found.setdefault(name, []).append(value)
+        return {name: values[0] if len(values) == 1 else torch.stack(values).mean() for name, values in found.items()}
 
     def teachers(self) -> Mapping[str, nn.Module]:
         """Give the frozen networks by the modality they read; the loop may take their outputs from the store."""
@@ -164,13 +203,25 @@ class Method(nn.Module, ABC):
         """Keep what later stages need: memories of class-incremental methods. No-op by default."""
 
 
-def _fit_buffers(module: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-    """Give buffers whose shape depends on the data (queues, memories) the shape that the stored state has."""
-    for name, buffer in list(module.named_buffers()):
-        stored = state.get(prefix + name)
-        if isinstance(stored, Tensor) and stored.shape != buffer.shape:
-            owner, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(owner), leaf, torch.empty_like(stored, device=buffer.device))
+def fit_buffers(module: nn.Module, state: Mapping[str, Any], prefix: str = "", *_: Any, dtypes: bool = False) -> None:
+    """Give buffers that depend on the data (queues, memories) the shape that a stored state has, before it is loaded.
+
+    Args:
+        module: Changed in place: a buffer of another shape, or None so far, is replaced by an empty one.
+        state: What is about to be loaded, by name.
+        prefix: Of the module's names in it.
+        dtypes: Whether a buffer of another dtype is replaced too, instead of converting what is stored.
+    """
+    device = next((tensor.device for tensor in itertools.chain(module.parameters(), module.buffers())), None)
+    named = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())  # untyped in torch
+    for path, owner in named:
+        buffers = owner._buffers  # pyright: ignore[reportPrivateUsage] - the only way to a buffer that is None
+        for leaf, now in buffers.items():
+            stored = state.get(f"{prefix}{path}.{leaf}" if path else prefix + leaf)
+            if not isinstance(stored, Tensor):
+                continue
+            if now is None or now.shape != stored.shape or (dtypes and now.dtype != stored.dtype):
+                buffers[leaf] = torch.empty_like(stored, device=device if now is None else now.device)
 
 
 def freeze(network: nn.Module) -> nn.Module:

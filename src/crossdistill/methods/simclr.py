@@ -18,6 +18,9 @@ from crossdistill.registry import Facts
 class SimCLR(Method):
     """Learn an encoder without labels: two augmented views of a sample find each other (CMCD's first step).
 
+    The projection head is drawn from torch's global generator: seed torch before building for a reproducible head;
+    `fit`'s seed covers what follows.
+
     Args:
         encoder: Encoder of the modality with an attribute `dim`.
         modality: Its name in a batch; the data must augment it, two equal views teach nothing.

@@ -18,6 +18,9 @@ from crossdistill.registry import Facts
 class Supervised(Method):
     """Cross-entropy on labels, from a random start.
 
+    The classifier is drawn from torch's global generator: seed torch before building for a reproducible head; `fit`'s
+    seed covers what follows.
+
     Args:
         encoder: Encoder of the modality with an attribute `dim`.
         modality: Its name in a batch.

@@ -1,5 +1,6 @@
 """The one training loop, on Lightning Fabric: any method, any data, stopped and resumed without a trace."""
 
+from crossdistill.training.identity import code_of, weights_digest
 from crossdistill.training.loop import fit
 from crossdistill.training.product import finished, load_product
 from crossdistill.training.protocols import Listener, Loader, TrainingData
@@ -15,7 +16,9 @@ __all__ = [
     "TeacherStore",
     "TrainingData",
     "UserData",
+    "code_of",
     "finished",
     "fit",
     "load_product",
+    "weights_digest",
 ]

@@ -78,10 +78,13 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
 def refuse_other(then: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
     """Refuse what another run left.
 
+    Fingerprints of data, "data" and "held_out", are compared where both are known.
+
     Raises:
         TrainingError: Naming what differs.
     """
-    changed = differences(then, now)
+    known = {*then, *now} - {name for name in ("data", "held_out") if not (then.get(name) and now.get(name))}
+    changed = differences({k: v for k, v in then.items() if k in known}, {k: v for k, v in now.items() if k in known})
     if changed:
         raise TrainingError(f"{where} is of another run: {'; '.join(changed)}. Choose another folder, or delete it")
 

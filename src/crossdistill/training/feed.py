@@ -45,6 +45,7 @@ class Feed:
         seed: int,
     ) -> None:
         self.data, self.device, self.labels, self.batch_size = data, device, labels, batch_size
+        self.epochs = self.steps_per_epoch = 0  # the stage says, once it knows its loader's length
         self.stored: dict[str, StoredOutputs] = {}
         self.views = dict(method.inputs())
         for modality, teacher in method.teachers().items():
@@ -66,6 +67,7 @@ class Feed:
     def loader(self, settings: Settings, seed: int, *, training: bool) -> Loader:
         """Give the data's own loader of what must be read."""
         size = settings.batch_size if training else min(settings.batch_size, max(1, len(self.data)))
+        further: dict[str, Any] = {"distinct_groups": True} if training and settings.distinct_groups else {}
         return self.data.loader(
             self.views,
             batch_size=size,
@@ -74,6 +76,7 @@ class Feed:
             drop_last=training,
             labels=self.labels,
             workers=settings.workers,
+            **further,
         )
 
     def ready(self, batch: dict[str, Any]) -> Batch:

@@ -22,7 +22,15 @@ def tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Hash all parameters and buffers of a network bit for bit, wherever they are."""
+    """Hash a network's weights.
+
+    Args:
+        network: On any device.
+
+    Returns:
+        16 hexadecimal digits of the names, types, shapes and bits of all parameters and buffers, those that
+        `state_dict` leaves out too.
+    """
     state = hashlib.sha256()
     for name, tensor in tensors_of(network):
         state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -31,9 +39,22 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def code_of(network: nn.Module) -> str:
-    """Hash what a network does with its weights, as far as can be known: its structure and its classes' source."""
-    classes = {f"{type(m).__module__}.{type(m).__qualname__}": type(m) for m in network.modules()}
-    sources = {name: _source(cls) for name, cls in classes.items() if not name.startswith("torch.")}
+    """Hash what a network does with its weights, as far as can be known.
+
+    Functions that a class calls and plain attributes which `repr` does not show are not seen.
+
+    Args:
+        network: Any module.
+
+    Returns:
+        16 hexadecimal digits of its structure (`repr`) and of the names and sources of the classes of all its modules
+        and of what they inherit from, torch's and Python's own sources left out. A class without a source, made at run
+        time or in a notebook's cell, counts by its name.
+    """
+    kinds = {kind for module in network.modules() for kind in type(module).__mro__}
+    classes = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
+    given = ("torch.", "builtins.", "abc.", "typing.")
+    sources = {name: _source(kind) for name, kind in classes.items() if not name.startswith(given)}
     return digest(re.sub(r" at 0x[0-9a-f]+", "", repr(network)), sources, sorted(classes))
 
 

@@ -45,7 +45,7 @@ def fit(
 
     The result is a function of (method as built, data, settings, seed). With a folder a run that was stopped or killed
     goes on where its last checkpoint is and ends with the same weights, bit for bit on the CPU; a finished one is
-    loaded and returned at once, without a look at the data.
+    loaded and returned at once, after a look at the fingerprint of the data.
 
     Hooks that get data run in eval mode, in full precision. The global state of torch's random numbers is afterwards
     what it was.
@@ -58,7 +58,8 @@ def fit(
         labels: Whether batches carry labels; in a stage without, they are not even read.
         held_out: Samples to describe each epoch by; they never influence the weights, except through keep="best".
         folder: Where checkpoint, logs and product go; None writes nothing.
-        key: What must be equal for a folder's content to be of this run, beside settings, seed and data.
+        key: What must be equal for a folder's content to be of this run, beside settings, seed and data. Networks and
+            objectives are not looked at: put them here (`weights_digest` and `code_of` help) where they may change.
         listener: Told of the progress.
         stop: Asked after every step; once true, the run is saved and `Interrupted` raised.
         store: Where frozen teachers' outputs are taken from; None runs the teachers on every batch.
@@ -77,8 +78,13 @@ def fit(
         raise ConfigError('keep is "best", but no held-out data say which weights are; give some, or keep "last"')
     identity = _identity(method, settings, seed=seed, labels=labels, key=key)
     folder = None if folder is None else Path(folder)
+    if folder is not None:
+        identity["data"] = data.fingerprint
+        if held_out is not None and settings.keep == "best":  # else it has no influence
+            identity["held_out"] = held_out.fingerprint
     if folder is not None and (record := read_record(folder)):
-        refuse_other(record.get("identity", {}), identity, where=f"the finished stage in {folder}")
+        then = {"data": record.get("data"), **record.get("identity", {})}
+        refuse_other(then, identity, where=f"the finished stage in {folder}")
         load_product(method, folder)
         (folder / "checkpoint.pt").unlink(missing_ok=True)  # left by a kill between the last two files
         return method.eval()

@@ -19,18 +19,21 @@ def learning_rate(step: int, total: int, settings: Settings) -> float:
 
     With w = round(warmup * total) steps of warm-up the rate is lr * (step + 1) / w before step w; from there on it is
     lr, or with the cosine lr * (1 + cos(pi * (step - w) / (total - w))) / 2 (Loshchilov and Hutter 2017, equation 5),
-    which is lr at step w and would be 0 at step `total`.
+    which is lr at step w and would be 0 at step `total`. With "steps" lr is, in the warm-up too, multiplied by
+    gamma for each milestone m that has come, at step round(m * total).
 
     Args:
         step: Steps done before this one, 0..total-1.
         total: Steps of the stage.
-        settings: For lr, schedule and warmup.
+        settings: For lr, schedule, milestones, gamma and warmup.
     """
     warm = round(settings.warmup * total)
+    passed = sum(step >= round(share * total) for share in settings.milestones)
+    lr = settings.lr * settings.gamma**passed
     if step < warm:
-        return settings.lr * (step + 1) / warm
-    if settings.schedule == "constant":
-        return settings.lr
+        return lr * (step + 1) / warm
+    if settings.schedule != "cosine":
+        return lr
     return settings.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / (total - warm)))
 
 
@@ -81,9 +84,23 @@ def build(method: Method, settings: Settings) -> torch.optim.Optimizer:
     groups = parameter_groups(method, settings)
     fused = settings.precision != "16-mixed" and _may_fuse(p for group in groups for p in group["params"])
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
+        sgd = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
+        if settings.momentum:
+            _start_momentum(sgd)
+        return sgd
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, fused=fused)
+
+
+def _start_momentum(sgd: torch.optim.SGD) -> None:
+    """Give every parameter its momentum, zero, which makes the first step what it is without: 0 * momentum + gradient.
+
+    The fused kernel takes parameters with and without momentum for a bug, and a method that alternates has both: its
+    parameters get their first gradients in different steps.
+    """
+    for group in sgd.param_groups:
+        for parameter in group["params"]:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _may_fuse(parameters: Iterable[nn.Parameter]) -> bool:

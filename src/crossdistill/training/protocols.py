@@ -70,8 +70,12 @@ class TrainingData(Protocol):
         drop_last: bool = True,
         labels: bool = False,
         workers: int = 0,
+        distinct_groups: bool = False,
     ) -> Loader:
-        """Give batches with so many views of each modality, and without labels unless they are asked for."""
+        """Give batches with so many views of each modality, and without labels unless they are asked for.
+
+        `distinct_groups` (at most one sample of a group in a batch) is passed only where the settings ask for it.
+        """
         ...
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, get_args
 
 from crossdistill.errors import ConfigError, suggest
 
 Optimizer = Literal["adamw", "adam", "sgd"]
-Schedule = Literal["cosine", "constant"]
+Schedule = Literal["cosine", "constant", "steps"]
 Keep = Literal["last", "best"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -29,11 +30,16 @@ class Settings:
         weight_decay: Per step and unit of learning rate; of matrices and kernels only, never of biases, norms or
             other parameters of fewer than two axes. 1e-4 hardly regularises and keeps scale-free weights from growing.
         momentum: Of "sgd" alone; 0.9 is what the papers use.
-        schedule: "cosine" goes from `lr` to 0 over the stage, "constant" stays.
+        schedule: "cosine" goes from `lr` to 0 over the stage, "constant" stays, "steps" multiplies by `gamma` at
+            each of the `milestones`.
+        milestones: Of "steps" alone, and there at least one: shares of all steps, above 0 and below 1, rising.
+        gamma: Of "steps" alone, above 0 and below 1; 0.1 is what the papers use.
         warmup: Share of all steps, 0 to below 1, over which the rate climbs linearly; 0, as small students need none.
         precision: "32-true"; "bf16-mixed" or "16-mixed" (autocast) are faster on GPUs that have them.
         clip: Largest global norm of the gradient, above 0; None does not clip.
         accumulate: Batches whose gradients are averaged into one step; 1.
+        distinct_groups: Whether a training batch holds at most one sample of a group, where two of a group are no
+            negatives of each other (two sketches of one photo); False. The data must have groups.
         workers: Processes that prepare batches; 0 prepares them in this one, best for small arrays.
         checkpoint_every: Steps between checkpoints; None writes one at each epoch's end. One is always written on stop.
         keep: "last" weights, or the "best": of the epoch with the lowest held-out loss.
@@ -49,10 +55,13 @@ class Settings:
     weight_decay: float = 1e-4
     momentum: float = 0.9
     schedule: Schedule = "cosine"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
     warmup: float = 0.0
     precision: str = "32-true"
     clip: float | None = None
     accumulate: int = 1
+    distinct_groups: bool = False
     workers: int = 0
     checkpoint_every: int | None = None
     keep: Keep = "last"
@@ -66,6 +75,8 @@ class Settings:
         _inside("weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
         _inside("momentum", self.momentum, 0 <= self.momentum < 1, "a number from 0 to below 1")
         _inside("warmup", self.warmup, 0 <= self.warmup < 1, "a share of the steps, from 0 to below 1")
+        _inside("gamma", self.gamma, 0 < self.gamma < 1, "a number above 0 and below 1")
+        _is_bool("distinct_groups", self.distinct_groups)
         if self.clip is not None:
             _inside("clip", self.clip, self.clip > 0, "a number above 0, or none")
         choices = (("optimizer", Optimizer), ("schedule", Schedule), ("keep", Keep), ("precision", Precision))
@@ -75,9 +86,47 @@ class Settings:
                     f"{name} is '{getattr(self, name)}'{suggest(str(getattr(self, name)), get_args(allowed))}"
                 )
 
+        object.__setattr__(self, "milestones", _milestones(self.milestones, self.schedule))
+
+    @classmethod
+    def of(cls, **given: Any) -> Self:
+        """Make settings of fields that a user named; the constructor's TypeError is for programmers.
+
+        Raises:
+            ConfigError: If there is no such field, naming the nearest, or a value is outside its range.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"there is no setting '{name}'{suggest(name, known)}")
+        return cls(**given)
+
     def to_json(self) -> dict[str, Any]:
         """Give all fields by name, as JSON holds them."""
-        return asdict(self)
+        return {**asdict(self), "milestones": list(self.milestones)}
+
+
+def _milestones(value: Any, schedule: str) -> tuple[float, ...]:
+    """Check milestones, which files give as a list."""
+    told = "milestones must be shares of the steps, each above 0, below 1 and above the one before"
+    try:
+        shares = tuple(float(share) for share in value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{told}, e.g. [0.6, 0.8]; received {value!r}") from None
+    if not all(0 < share < 1 for share in shares) or any(a >= b for a, b in itertools.pairwise(shares)):
+        raise ConfigError(f"{told}; received {list(shares)}")
+    if bool(shares) != (schedule == "steps"):
+        raise ConfigError(
+            f"milestones belong to the schedule steps, and the schedule is '{schedule}'"
+            if shares
+            else "milestones are missing: the schedule steps needs at least one, e.g. [0.6, 0.8]"
+        )
+    return shares
+
+
+def _is_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false; received {value!r}")
 
 
 def _whole(name: str, value: Any, least: int) -> None:

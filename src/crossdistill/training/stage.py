@@ -53,7 +53,7 @@ class Stage:
     ) -> None:
         self.fabric, self.method, self.data, self.settings = fabric, method, data, settings
         self.seed, self.labels, self.folder = seed, labels, folder
-        self.recorded, self.identity = identity, {**identity, "data": data.fingerprint}
+        self.identity = identity
         self.device: torch.device = fabric.device
         self.checkpoint = None if folder is None else folder / "checkpoint.pt"
         self.meter = Meter(waits=self.device.type != "cpu")
@@ -72,13 +72,15 @@ class Stage:
         self.batches = len(self.loader)
         if not self.batches:
             raise DataError(f"{len(self.data)} samples do not fill one batch of {self.settings.batch_size}")
+        steps = math.ceil(self.batches / self.settings.accumulate)
+        self.feed.epochs, self.feed.steps_per_epoch = self.settings.epochs, steps
         self.teachers = teacher_digests(self.method)
         torch.manual_seed(self.seed)
         self.method.eval()
         self.method.before_stage(self.feed)
         self.method.to(self.device)
         self.optimizer = build(self.method, self.settings)
-        self.total = self.settings.epochs * math.ceil(self.batches / self.settings.accumulate)
+        self.total = self.settings.epochs * steps
         self.stepper = Stepper(
             self.fabric, self.method, self.optimizer, settings=self.settings, total=self.total, meter=self.meter
         )
@@ -229,13 +231,13 @@ class Stage:
     def _finish(self, folder: Path) -> None:
         progress = self.progress
         record = {
-            "key": self.recorded["key"],
-            "identity": self.recorded,
+            "key": self.identity["key"],
+            "identity": self.identity,
             "seconds": progress.seconds,
             "steps": progress.step,
             "best_epoch": None if progress.best is None else progress.best["epoch"],
             "device": str(self.device),
-            "data": self.data.fingerprint,
+            "data": self.identity["data"],
             "teachers": self.teachers,
             "settings": self.settings.to_json(),
             "history": progress.records,

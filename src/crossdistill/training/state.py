@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossdistill.errors import TrainingError
-from crossdistill.methods.base import Method
+from crossdistill.methods.base import Method, fit_buffers
 from crossdistill.training.identity import tensors_of, weights_digest
 
 
@@ -44,7 +44,7 @@ def state_of(method: Method, *, copy: bool = False) -> dict[str, Any]:
 def load_state(method: Method, state: Mapping[str, Any], *, extra: bool, where: str) -> None:
     """Put a saved state into a method of the same construction, in place.
 
-    A buffer of another size (a memory that grew) is replaced.
+    A buffer of another size or type (a memory that grew) is replaced.
 
     Args:
         method: Where to.
@@ -56,17 +56,7 @@ def load_state(method: Method, state: Mapping[str, Any], *, extra: bool, where: 
     Raises:
         TrainingError: If the two do not fit.
     """
-    for name, value in state.items():
-        path, _, leaf = name.rpartition(".")
-        owner = _submodule(method, path)
-        if owner is None or not isinstance(value, Tensor):
-            continue
-        buffers = owner._buffers  # pyright: ignore[reportPrivateUsage] - the only way to a buffer that is None
-        if leaf not in buffers:
-            continue
-        now = buffers[leaf]
-        if now is None or now.shape != value.shape or now.dtype != value.dtype:
-            buffers[leaf] = torch.empty_like(value, device=_device(method) if now is None else now.device)
+    fit_buffers(method, state, dtypes=True)
     frozen = _frozen(method)
     own = method.state_dict(keep_vars=True)
     known = {name for name, value in own.items() if id(value) not in frozen}
@@ -79,14 +69,3 @@ def load_state(method: Method, state: Mapping[str, Any], *, extra: bool, where: 
     if missing or (surplus and not extra):
         lacks = f"it lacks {missing[0]} ({len(missing)} such)" if missing else f"it holds {surplus[0]} besides"
         raise TrainingError(f"{where} is not of this {type(method).__name__}: {lacks}; build the method as it was then")
-
-
-def _submodule(method: Method, path: str) -> nn.Module | None:
-    try:
-        return method.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _device(method: Method) -> torch.device:
-    return next((tensor.device for _, tensor in tensors_of(method)), torch.device("cpu"))

@@ -13,6 +13,7 @@ from torch import Tensor
 from crossdistill.errors import DataError, suggest
 from crossdistill.files import digest
 from crossdistill.methods.base import RESERVED, view
+from crossdistill.training.glance import first_batch, tell_epoch
 
 
 class UserData:
@@ -23,6 +24,9 @@ class UserData:
     augmentation which draw from torch repeat; what draws from numpy's or Python's global generator does not.
     Teachers stay live: only data of ours know which sample a stored row belongs to.
 
+    What a folder of `fit` is compared with is the number of batches and the content of the first one (`fingerprint`),
+    so a run that is resumed on other data is refused where these differ there, and only there.
+
     Args:
         loader: Gives dicts from modality (or reserved key: label, index, group) to tensors (b, ...), or tuples.
         names: What the members of a tuple are, in order, e.g. ("image", "audio", "label").
@@ -32,7 +36,6 @@ class UserData:
         DataError: If the loader can be iterated only once, or does not say how long it is.
     """
 
-    fingerprint = ""
     augmented_modalities: frozenset[str] = frozenset()
     label: np.ndarray | None = None
     group: np.ndarray | None = None
@@ -54,6 +57,7 @@ class UserData:
                 ) from None
         self._loader, self._names, self._batches = loader, None if names is None else tuple(names), batches
         self._size: int | None = None
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         """Give the number of samples: the data set's length where the loader has one, else counted once."""
@@ -63,6 +67,18 @@ class UserData:
             except (AttributeError, TypeError):
                 self._size = sum(_rows(self.named(batch)) for batch in itertools.islice(self._loader, self._batches))
         return self._size
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the number of batches and of what the first one holds; empty where the loader does not repeat it.
+
+        Asked for the first time, it reads the first batch of epoch 0 twice, with the generators of torch, numpy and
+        Python seeded and afterwards put back.
+        """
+        if self._fingerprint is None:
+            first = first_batch(self._loader, self.named)
+            self._fingerprint = digest(self._batches, first) if first else ""
+        return self._fingerprint
 
     def fingerprint_of(self, modality: str) -> str:
         """Nobody knows what the loader will give: empty."""
@@ -87,8 +103,18 @@ class UserData:
         drop_last: bool = True,
         labels: bool = False,
         workers: int = 0,
+        distinct_groups: bool = False,
     ) -> UserLoader:
-        """Give the loader's batches, checked; of the arguments only `views`, `seed` and `labels` apply."""
+        """Give the loader's batches, checked; of the arguments only `views`, `seed` and `labels` apply.
+
+        Raises:
+            DataError: If distinct groups are asked for.
+        """
+        if distinct_groups:
+            raise DataError(
+                "distinct_groups is asked for, but the loader itself decides which samples share a batch; leave it out "
+                "and give the DataLoader a batch_sampler that does so"
+            )
         return UserLoader(self, self._loader, self._batches, views, seed=seed, labels=labels)
 
     def named(self, batch: Any) -> dict[str, Any]:
@@ -129,9 +155,7 @@ class UserLoader:
 
         The loader draws from a stream of its own, as torch's generator has to serve the networks in between.
         """
-        sampler = getattr(self._loader, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)  # pyright: ignore[reportOptionalMemberAccess] - it has it
+        tell_epoch(self._loader, epoch)
         own = torch.Generator().manual_seed(int(digest("loader", self._seed, epoch), 16) >> 1).get_state()
         batches: Iterator[Any] | None = None
         for number in range(self._batches):

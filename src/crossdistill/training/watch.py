@@ -15,6 +15,7 @@ from crossdistill.errors import TrainingError
 from crossdistill.methods.base import Batch, Method
 from crossdistill.training.checkpoint import Progress
 from crossdistill.training.feed import Feed
+from crossdistill.training.identity import tensors_of
 from crossdistill.training.protocols import Listener, Loader
 from crossdistill.training.state import state_of, teacher_digests
 
@@ -59,7 +60,12 @@ def size_of(batch: Batch) -> int:
 def held_out_means(
     method: Method, feed: Feed, loader: Loader, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> dict[str, float]:
-    """Give the means of the method's held-out scalars over all samples; the caller sees to mode and gradients."""
+    """Give the means of the method's held-out scalars over all samples; the caller sees to mode and gradients.
+
+    Raises:
+        TrainingError: If the method changed a parameter or buffer of its state.
+    """
+    before = _versions(method)
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}
     for batch in loader.epoch(0):
@@ -71,7 +77,25 @@ def held_out_means(
         for name, value in scores.items():
             sums[name] = sums.get(name, 0.0) + float(value) * size
             weights[name] = weights.get(name, 0) + size
+    _check_untouched(method, before)
     return {name: total / weights[name] for name, total in sums.items()}
+
+
+def _versions(method: Method) -> dict[str, tuple[Tensor, int]]:
+    """Give what `state_dict` holds with torch's counts of changes in place; what it leaves out may be a cache."""
+    saved = {id(value) for value in method.state_dict(keep_vars=True).values()}
+    return {name: (tensor, tensor._version) for name, tensor in tensors_of(method) if id(tensor) in saved}
+
+
+def _check_untouched(method: Method, before: Mapping[str, tuple[Tensor, int]]) -> None:
+    now = _versions(method)
+    for name in sorted({*before, *now}):
+        was, then = before.get(name), now.get(name)
+        if was is None or then is None or was[0] is not then[0] or was[1] != then[1]:
+            raise TrainingError(
+                f"held-out samples changed '{name}' of {type(method).__name__}: held_out_step, or the training_step it "
+                "calls, must change it only `if self.training`"
+            )
 
 
 def keep_best(method: Method, progress: Progress, scores: Mapping[str, float]) -> None:

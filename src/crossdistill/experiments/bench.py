@@ -188,15 +188,16 @@ class Bench:
             return settings
         rows = len(self.label_rows(seed))
         batch = min(settings.batch_size, rows)
-        steps = settings.epochs * _steps(len(self._readable(self.train, self.experiment.student)), settings)
-        return dataclasses.replace(settings, batch_size=batch, accumulate=1, epochs=-(-steps // max(1, rows // batch)))
+        steps = settings.epochs * _steps(self._readable(self.train, self.experiment.student), settings)
+        epochs = -(-steps // max(1, rows // batch))
+        return dataclasses.replace(settings, batch_size=batch, accumulate=1, epochs=epochs, distinct_groups=False)
 
     def steps(self, arm: Arm, seed: int) -> int:
         """Count the optimiser steps of an arm's own stage (0 without one), for progress."""
         if arm.stage is None or arm.stage.module is not None:
             return 0
         settings = self.settings(arm, seed)
-        return settings.epochs * _steps(len(self.stage_data(arm, seed)), settings)
+        return settings.epochs * _steps(self.stage_data(arm, seed), settings)
 
     def key(self, arm: Arm, seed: int) -> str:
         """Hash what makes an arm's product: code, method, networks, data, labels, seed, and its teacher's own key."""
@@ -373,9 +374,13 @@ def load_data(experiment: Experiment) -> PairedDataset:
     return data
 
 
-def _steps(rows: int, settings: Settings) -> int:
+def _steps(rows: PairedDataset, settings: Settings) -> int:
     """Count the optimiser steps of an epoch."""
-    return -(-max(1, rows // settings.batch_size) // settings.accumulate)
+    batches = len(rows) // settings.batch_size
+    if settings.distinct_groups and batches:
+        modality = next(iter(rows.modalities))
+        batches = len(rows.loader({modality: 1}, batch_size=settings.batch_size, seed=0, distinct_groups=True))
+    return -(-max(1, batches) // settings.accumulate)
 
 
 class StageListener:

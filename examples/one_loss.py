@@ -11,7 +11,7 @@ student = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 48))
 similarity, contrastive = SimilarityDistillation(), CrossModalContrastive(0.5)
 optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
 
-for step in range(20):
+for _ in range(20):
     rows = torch.randperm(512)[:128]
     features = student(sound[rows])
     loss = similarity(features, teacher_features[rows]) + contrastive(features, teacher_features[rows])

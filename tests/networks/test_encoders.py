@@ -176,7 +176,7 @@ def test_vit_says_which_patches_fit():
     ],
 )
 def test_batches_that_do_not_fit_are_refused(encoder, shape):
-    with pytest.raises(NetworkError, match="was built for|pool flatten reads"):
+    with pytest.raises(NetworkError, match=r"was built for|pool flatten reads"):
         encoder(torch.randn(shape))
 
 

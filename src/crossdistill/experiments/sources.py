@@ -11,7 +11,17 @@ from pathlib import Path
 from crossdistill.files import digest
 from crossdistill.registry import load_dotted
 
-MAKING = ("data", "methods", "networks", "objectives", "training", "experiments/arms.py", "experiments/bench.py")
+MAKING = (
+    "data",
+    "methods",
+    "networks",
+    "objectives",
+    "training",
+    "experiments/arms.py",
+    "experiments/bench.py",
+    "experiments/untaught.py",
+    "files.py",
+)
 """The sources that decide what a stage makes: a changed loss makes a new product."""
 
 JUDGING = (*MAKING, "evaluation", "experiments/judge.py")

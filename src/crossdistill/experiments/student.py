@@ -201,7 +201,7 @@ def model_card(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) ->
 
 - **Reads** {arm.modality}: {data["name"]} ({data["licence"] or "licence not stated"}). **Gives** one of
 {data["classes"]} classes.
-- **Made by** {arm.title}; {"all labels" if k is None else f"{k} labels per class"} for the classifier, none before it.
+- **Made by** {arm.title}; {"all labels" if k is None else f"{k} labels per class"} for the classifier.
 - **Pairs**: {data["pairing"]}{
         "; they were matched by label, so the pairing itself carries label information"
         if data["pairing"] == "class"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def digits_views(*, n_pairs: int = 900, n_validation: int = 256, seed: int = 0) 
     """
     from sklearn.datasets import load_digits  # half a second to import, for this world alone
 
-    digits: Any = load_digits()
+    digits = cast("Any", load_digits())  # typed by some builds of scikit-learn only
     pixels, label = digits.data, digits.target
     images = np.asarray(pixels, dtype=np.float64).reshape(-1, 8, 8) / 16
     if n_pairs < 1 or n_validation < 0 or n_pairs + n_validation >= len(images):

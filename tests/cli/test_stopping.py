@@ -108,6 +108,23 @@ def group_of(process):
     return found
 
 
+def assert_all_have_left(process):
+    for _ in range(100):  # they take a moment to leave
+        if not group_of(process):
+            break
+        time.sleep(0.1)
+    assert not group_of(process)
+
+
+def test_workers_do_not_outlive_a_parent_that_was_killed(file, tmp_path):
+    process = start(tmp_path, "run", file, "--out", "cut", "--jobs", 2)
+    wait_until_training(process, tmp_path / "cut", 2)
+    assert len(group_of(process)) > 2
+    os.kill(process.pid, signal.SIGKILL)  # it alone: nobody is left to tell the others
+    assert end(process)[0] == -signal.SIGKILL
+    assert_all_have_left(process)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_stopped_then_killed_then_started_again_it_ends_with_the_same_bits(jobs, file, tmp_path, uninterrupted):
     process = start(tmp_path, "run", file, "--out", "cut", "--jobs", jobs)
@@ -117,11 +134,7 @@ def test_stopped_then_killed_then_started_again_it_ends_with_the_same_bits(jobs,
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].startswith("error: stopped")
     assert "Traceback" not in err
-    for _ in range(100):  # helpers of Python's own take a moment to leave
-        if not group_of(process):
-            break
-        time.sleep(0.1)
-    assert not group_of(process)
+    assert_all_have_left(process)
     assert not (tmp_path / "cut" / "results.json").exists()
 
     process = start(tmp_path, "run", file, "--out", "cut", "--jobs", jobs)

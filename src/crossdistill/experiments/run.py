@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +216,9 @@ def _pool(bench: Bench, jobs: int, threads: int, listen: LISTEN) -> Execute:
         context = multiprocessing.get_context("spawn")
         with contextlib.ExitStack() as stack:
             with _deaf_children():
-                manager = stack.enter_context(context.Manager())
+                manager = SyncManager(ctx=context)
+                manager.start(_end_with_parent)
+            stack.callback(manager.shutdown)
             news, stop = manager.Queue(), manager.Event()
             setting = (to_yaml(bench.experiment), str(bench.folder), threads, news, stop)
             pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_enter, initargs=setting)
@@ -275,8 +280,26 @@ _WORKER: dict[str, Any] = {}
 """A worker process keeps its bench and its lines to the parent here, for all of its tasks; pools have no other."""
 
 
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, killed perhaps: nobody would gather what it makes.
+
+    What is half done stays on disk as a checkpoint, and the next start goes on from it.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    handle = parent.sentinel
+
+    def watch() -> None:
+        multiprocessing.connection.wait([handle])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
 def _enter(text: str, folder: str, threads: int, news: Any, stop: Any) -> None:
     """Set a worker process up: its share of the cores, its bench, and deaf to Ctrl-C, which the parent answers."""
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     threadpool_limits(threads)  # numpy's and scipy's libraries have threads of their own

@@ -1,6 +1,7 @@
 """The commands as they are meant to be used: what they print where, and what they leave."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -116,6 +117,8 @@ def test_run_report_and_predict(says, file, tmp_path, toy):
     assert all(name in said.out for name in results["methods"])
     assert "seed 0  similarity" in said.err  # progress is not the result
     assert "epochs: 3" in (tmp_path / "out" / "experiment.yaml").read_text()
+    typed = ["crossdistill", "run", str(file), "stages.student.epochs=3", "--out", "out", "--jobs", "1"]
+    assert shlex.split(results["environment"]["command"]) == typed
 
     page = (tmp_path / "out" / "report.html").read_bytes()
     (tmp_path / "out" / "report.html").unlink()

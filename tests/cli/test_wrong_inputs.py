@@ -265,7 +265,6 @@ COMMANDS = {
     "init into a folder": (["init", "empty", "--force"], ["empty"]),
     "init below a file": (["init", "mine.yaml/x.yaml"], ["mine.yaml"]),
     "predict without files": (["predict", "student"], ["Missing argument 'files'"]),
-    "predict on nothing": (["predict", "student", "gone.npy"], ["no such file: 'gone.npy'"]),
     "predict without a student": (["predict", "empty", "mine.yaml"], ["'empty' is no student", "DIR/student"]),
     "predict with a file as student": (["predict", "mine.yaml", "mine.yaml"], ["mine.yaml"]),
 }
@@ -305,8 +304,20 @@ def test_files_that_a_student_cannot_read(says, done, tmp_path):
     (tmp_path / "words.txt").write_text("words")
     (tmp_path / "words.npy").write_text("words")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n")
-    for name in ("wide.npy", "nan.npy", "objects.npy", "words.txt", "words.npy", "picture.png"):
+    for name in ("wide.npy", "nan.npy", "objects.npy", "words.txt", "words.npy", "picture.png", "gone.npy"):
         assert name in says("predict", done / "student", name)
+
+
+def test_a_bad_file_among_good_ones(done, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.npy", "b.npy"):
+        np.save(name, np.zeros(8, dtype="float32"))
+    np.save("wide.npy", np.zeros(9, dtype="float32"))
+    files = ["a.npy", "wide.npy", "b.npy", "gone.npy"]
+    said = call(monkeypatch, capsys, "predict", done / "student", *files)
+    assert said.code == 2
+    assert [line.split("\t")[0] for line in said.out.splitlines()] == ["a.npy", "b.npy"]
+    assert [line.split(": ")[:2] for line in said.err.splitlines()] == [["error", "wide.npy"], ["error", "gone.npy"]]
 
 
 def test_a_damaged_student(says, done, tmp_path):

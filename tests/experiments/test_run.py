@@ -73,6 +73,7 @@ def test_results_have_exactly_the_promised_fields(done):
         "seconds",
         "jobs",
     } <= set(environment)
+    assert environment["command"] == ""  # this one is no command of ours, whatever started Python
     assert results["data"]["counts"] == {"train": 160, "validation": 40, "test": 100}
 
 
@@ -171,6 +172,44 @@ def test_settings_changed_and_changed_back_give_the_first_results_again(toy, tmp
     assert started(news) == []
     assert again["rows"] == first["rows"]
     assert again["comparisons"] == first["comparisons"]  # made of the predictions of these settings
+
+
+ENDED = {"results.json", "report.html", "metrics.jsonl", "evidence.npz", "student"}
+
+
+def cut_short(text, folder, toy):
+    """Start a run and stop it before it does anything."""
+
+    def stop(word, facts):
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        run_experiment(parse_experiment(text), folder, data=toy, listen=stop)
+    return ENDED & {path.name for path in folder.iterdir()}
+
+
+def test_another_experiment_in_the_folder_leaves_no_results_of_the_first_beside_its_own_file(toy, tmp_path):
+    first, _ = run(LEAN, tmp_path, toy)
+    (tmp_path / "report.html").write_text("of the first")
+    (tmp_path / "student" / "note.txt").write_text("the user's own")
+    kept = {p: p.read_bytes() for name in ("stages", "evaluations") for p in (tmp_path / name).rglob("*.*")}
+    assert kept
+    assert cut_short(LEAN, tmp_path, toy) == ENDED  # the same one keeps them
+    assert cut_short(changed(LEAN, ("compare: []", "compare: [cosine]")), tmp_path, toy) == {"student"}
+    assert [path.name for path in (tmp_path / "student").iterdir()] == ["note.txt"]
+    assert "cosine" in (tmp_path / "experiment.yaml").read_text()
+    assert {path: path.read_bytes() for path in kept} == kept
+    again, news = run(LEAN, tmp_path, toy)
+    assert started(news) == []
+    assert again["rows"] == first["rows"]
+
+
+def test_a_folder_called_student_that_is_none_of_ours_stays(toy, tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "README.md").write_text("the user's own")
+    (tmp_path / "experiment.yaml").write_text("seeds: 1\n")
+    assert cut_short(LEAN, tmp_path, toy) == {"student"}
+    assert (tmp_path / "student" / "README.md").read_text() == "the user's own"
 
 
 def test_a_single_seed_has_its_interval_over_test_items(toy, tmp_path):

@@ -13,7 +13,6 @@ from crossdistill.experiments import Bench, load_student, parse_experiment, run_
 from crossdistill.experiments.arms import list_arms
 from crossdistill.experiments.evidence import write_evidence
 from crossdistill.experiments.judge import features
-from crossdistill.experiments.student import check_files
 from crossdistill.report import write_report
 
 TEXT = EXPERIMENT.replace("seeds: 2", "seeds: [3]").replace("fine_tune_steps: 5", "ways: [linear, knn]")
@@ -74,10 +73,25 @@ def test_files_that_do_not_fit_are_named(done, tmp_path):
     for name in ("wide.npy", "nan.npy", "text.txt", "gone.npy"):
         with pytest.raises(DataError, match=name):
             student.predict([tmp_path / name])
-    with pytest.raises(DataError, match=r"no such file: .*gone.npy"):
-        check_files([str(tmp_path / "gone.npy"), str(tmp_path / "wide.npy")])
-    with pytest.raises(DataError, match="at least one file"):
-        check_files([])
+    assert student.predict([]) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_a_bad_file_costs_no_other_its_prediction(batch_size, done, tmp_path):
+    _, folder, bench = done
+    student, raw = load_student(folder / "student"), bench.test.raw("poor", np.arange(3))
+    good = [tmp_path / f"{i}.npy" for i in range(3)]
+    for path, sample in zip(good, raw, strict=True):
+        np.save(path, sample)
+    np.save(tmp_path / "wide.npy", np.zeros(9, dtype="float32"))
+    files = [tmp_path / "gone.npy", good[0], good[1], tmp_path / "wide.npy", good[2]]
+    found = list(student.predict_each(files, batch_size=batch_size))
+    assert [isinstance(one, DataError) for one in found] == [True, False, False, True, False]
+    assert "gone.npy" in str(found[0])
+    assert "wide.npy" in str(found[3])
+    for one, alone in zip([found[i] for i in (1, 2, 4)], student.predict(good), strict=True):
+        assert (one.file, one.label) == (alone.file, alone.label)
+        assert one.probability == pytest.approx(alone.probability, abs=1e-6)
 
 
 def test_loading_leaves_the_random_state_alone(done):

@@ -48,6 +48,35 @@ def test_bars_tell_every_method_in_words(width, results_json):
     assert float(root.attrib["viewBox"].split()[2]) == pytest.approx(width)
 
 
+def ticks(drawn):
+    """Give the numbers on the axis."""
+    words = [element.text.replace("\N{MINUS SIGN}", "-") for element in ElementTree.fromstring(drawn).iter("text")]
+    return [float(word) for word in words if re.fullmatch(r"-?[0-9]+", word)]
+
+
+def two_seeds(low, high):
+    row = {"data": "d", "source": "a", "target": "b", "evaluation": "linear", "metric": "accuracy"}
+    rows = [{**row, "method": "m", "seed": seed, "value": value} for seed, value in enumerate((low, high))]
+    return league(parse_results({"rows": rows}))
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_the_axis_of_shares_ends_at_100(width):
+    table = two_seeds(0.6, 1.0)
+    assert table.entries[0].cells[table.columns[0]].high > 3  # Student's, with one degree of freedom
+    drawn = bars(table, "b", width=width)
+    assert min(ticks(drawn)) == 0
+    assert max(ticks(drawn)) == 100
+    root = ElementTree.fromstring(drawn)
+    assert "interval \N{MINUS SIGN}174.1 to 334.1" in root.attrib["aria-label"]  # the numbers are as they are
+    (number,) = [element for element in root.iter("text") if element.text == "80.0"]
+    assert float(number.attrib["x"]) < width - 30  # and the mean has room beyond the axis
+
+
+def test_a_short_axis_stays_as_it_is():
+    assert max(ticks(bars(two_seeds(0.30, 0.31), "b", width=WIDE))) < 60
+
+
 def compare(low, high, difference=0.02):
     return Comparison(
         method="a", against="b", evaluation="e", metric="accuracy", difference=difference, low=low, high=high
@@ -69,6 +98,11 @@ def test_forest_colours_only_what_is_sure(comparison, colour, width):
     drawn = forest([comparison], "f", width=width)
     assert {c for c in ("#137a3c", "#b42318") if c in drawn} == ({colour} if colour else set())
     assert ("no interval" in drawn) == (comparison.low is None)
+
+
+def test_differences_of_shares_end_at_100_points():
+    assert -100 <= min(ticks(forest([compare(-2.5, 2.6)], "f", width=WIDE))) < 0
+    assert 0 < max(ticks(forest([compare(-2.5, 2.6)], "f", width=WIDE))) <= 100
 
 
 def test_figures_with_other_names_share_no_ids(results_json):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -163,16 +164,22 @@ def predict(
     files: Annotated[list[str], typer.Argument(help="Files of the student's modality.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with every class's probability.")] = False,
 ) -> None:
-    """Use a student on new files."""
+    """Use a student on new files; each bad one gets a line on standard error, and the exit code is 2."""
     import json
     from dataclasses import asdict
 
-    from crossdistill.experiments.student import check_files, load_student
+    from crossdistill.experiments import load_student
 
-    check_files(files)
-    for found in load_student(student).predict(files):
+    bad = False
+    for found in load_student(student).predict_each(files):
+        if isinstance(found, CrossDistillError):
+            _complain(str(found))
+            bad = True
+            continue
         line = json.dumps(asdict(found)) if as_json else f"{found.file}\t{found.label}\t{found.probability:.3f}"
         typer.echo(line)
+    if bad:
+        raise typer.Exit(2)
 
 
 @app.command("list")
@@ -192,7 +199,13 @@ def _run(file: Path, changes: list[str], out: Path, jobs: int | None) -> None:
         from crossdistill.experiments import read_experiment, run_experiment
         from crossdistill.report import write_report
 
-        results: dict[str, Any] = run_experiment(read_experiment(file, changes), out, jobs=jobs, listen=progress.listen)
+        results: dict[str, Any] = run_experiment(
+            read_experiment(file, changes),
+            out,
+            jobs=jobs,
+            listen=progress.listen,
+            command=shlex.join(["crossdistill", *sys.argv[1:]]),
+        )
         page = write_report(out)
     show_results(results, page)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,7 +98,7 @@ def summarise(
         bench: For the data's facts and the predictions.
         arms: All arms of the comparison.
         rows: What the judge gave.
-        facts: What the run adds to the environment: start, seconds, processes.
+        facts: What the run adds to the environment: command, start, seconds, processes.
         skipped: Rows that could not be served, with the reason.
 
     Returns:
@@ -192,7 +191,6 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "command": " ".join(["crossdistill", *sys.argv[1:]]),
     }
 
 

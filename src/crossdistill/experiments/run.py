@@ -30,7 +30,7 @@ from crossdistill.experiments.evidence import write_evidence
 from crossdistill.experiments.judge import Judge, Row
 from crossdistill.experiments.results import summarise
 from crossdistill.experiments.schema import Experiment, parse_experiment, to_yaml
-from crossdistill.experiments.student import save_student
+from crossdistill.experiments.student import remove_student, save_student
 from crossdistill.files import write_json, write_text
 
 
@@ -126,6 +126,7 @@ def run_experiment(
     data: PairedDataset | None = None,
     jobs: int | None = 1,
     listen: LISTEN | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """Run an experiment and write its results, evidence, student and logs into a folder.
 
@@ -138,6 +139,7 @@ def run_experiment(
         jobs: Processes, at most one a seed and arm; None takes one a core. Each uses its share of the cores. More than
             one needs a script that guards its own start (`if __name__ == "__main__":`), as they import it again.
         listen: Told what happens, for progress.
+        command: What the user typed, for the record; empty where it was no command of ours.
 
     Returns:
         The content of results.json.
@@ -154,7 +156,7 @@ def run_experiment(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CrossDistillError(f"cannot write into '{folder}': {error.strerror}") from None
-    write_text(folder / "experiment.yaml", to_yaml(bench.experiment))
+    _begin(folder, to_yaml(bench.experiment))
     listen("planned", {"tasks": len(tasks.tasks), "steps": tasks.total_steps, "data": bench.data.name})
     cores = os.cpu_count() or 1
     jobs = 1 if data is not None else min(jobs or cores, len(tasks.tasks))
@@ -170,11 +172,21 @@ def run_experiment(
     first = experiment.seeds[0]
     write_evidence(bench, arms, first)
     facts = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 1)}
-    results = summarise(bench, arms, ordered, {**facts, "jobs": jobs}, tasks.skipped)
+    results = summarise(bench, arms, ordered, {**facts, "command": command, "jobs": jobs}, tasks.skipped)
     save_student(bench, arms[0], first, results)
     gather_logs(bench, arms)
     write_json(folder / "results.json", results)
     return results
+
+
+def _begin(folder: Path, text: str) -> None:
+    """Write experiment.yaml; if another stood there, first remove what that one ended in, but none of its stages."""
+    path = folder / "experiment.yaml"
+    if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
+        for name in ("results.json", "report.html", "metrics.jsonl", "evidence.npz"):
+            (folder / name).unlink(missing_ok=True)
+        remove_student(folder)
+    write_text(path, text)
 
 
 def _nobody(word: str, facts: Mapping[str, Any]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import functools
-import inspect
+import importlib.util
+import os
 import sys
-import sysconfig
+import warnings
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from crossdistill.files import digest
@@ -39,23 +43,78 @@ def code_version(parts: tuple[str, ...] = MAKING) -> str:
 def own_code(*names: str) -> list[str]:
     """Hash the sources behind a user's own "module:name": its file, and those of the user's that it imports.
 
-    Names of ours count in `code_version`, installed packages by being installed.
+    Names of ours count in `code_version`, installed packages by being installed. Modules whose name is made when the
+    program runs (`import_module(word)`) are not seen.
     """
-    found: set[str] = set()
+    found: dict[str, bytes] = {}
     for name in names:
         if ":" in name and not name.startswith("timm:"):
             load_dotted(name)
-            _sources(name.partition(":")[0], found)
-    return [digest(Path(file).read_bytes()) for file in sorted(found)]
+            _follow(name.partition(":")[0], found)
+    return [digest(found[file]) for file in sorted(found)]
 
 
-def _sources(module: str, found: set[str]) -> None:
-    file = getattr(sys.modules.get(module), "__file__", None)
-    elsewhere = ("site-packages", "dist-packages", sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]))
-    if file is None or file in found or not Path(file).is_file() or any(part in file for part in elsewhere):
-        return
-    found.add(file)
-    for value in list(vars(sys.modules[module]).values()):
-        home = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-        if isinstance(home, str):
-            _sources(home, found)
+def _follow(module: str, found: dict[str, bytes]) -> bool:
+    """Collect the user's file of a module and of all that it imports, at its top or within a function, each once.
+
+    Args:
+        module: Dotted name; one that is no module, as `consts.WIDTH`, is passed over.
+        found: File to content; filled here.
+
+    Returns:
+        Whether modules of the user's may lie below this one.
+    """
+    package = module.rpartition(".")[0]
+    if package and not _follow(package, found):  # importing a.b runs a first
+        return False
+    file, folders = _place(module)
+    if file is None or file in found:
+        return bool(folders)
+    if not _is_users(Path(file)):
+        return False
+    found[file] = Path(file).read_bytes()
+    for name in _imports(found[file], module if folders else package):
+        _follow(name, found)
+    return bool(folders)
+
+
+@functools.lru_cache(maxsize=256)
+def _imports(source: bytes, package: str) -> tuple[str, ...]:
+    """Name all that an import statement anywhere in a source may import, relative ones as seen from its package."""
+    names: list[str] = []
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Python has shown them when it read the file itself
+            nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):  # compiled, or not Python
+        return ()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            with contextlib.suppress(ImportError):  # above the topmost package: Python will say so itself
+                start = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                names += [start, *(f"{start}.{alias.name}" for alias in node.names)]
+    return tuple(names)
+
+
+def _place(module: str) -> tuple[str | None, list[str]]:
+    """Find a module's file and, of a package, its folders, importing nothing; (None, []) where there is none."""
+    loaded = sys.modules.get(module)
+    if loaded is not None:
+        return getattr(loaded, "__file__", None), list(getattr(loaded, "__path__", ()))
+    package = module.rpartition(".")[0]
+    spec: ModuleSpec | None = None
+    if not package:
+        spec = importlib.util.find_spec(module)
+    elif folders := _place(package)[1]:
+        spec = PathFinder.find_spec(module, folders)
+    if spec is None:
+        return None, []
+    return spec.origin if spec.has_location else None, list(spec.submodule_search_locations or ())
+
+
+def _is_users(file: Path) -> bool:
+    """Tell whether a file is neither installed, nor Python's, nor ours."""
+    given = (Path(os.__file__).parent, Path(__file__).parents[1])
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    return file.is_file() and not installed and not any(file.is_relative_to(folder) for folder in given)

@@ -5,8 +5,9 @@ DIR/student/  model.safetensors   config.json   README.md
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,6 @@ class Student(nn.Module):
         """Give logits (b, c) for stored samples (b, *shape), as `Modality.read` returns them."""
         return self.head(as_outputs(self.encoder(self.modality.prepare(raw))).features)
 
-    @torch.no_grad()
     def predict(self, files: Sequence[str | Path], *, batch_size: int = 64) -> list[Prediction]:
         """Classify files of the student's modality.
 
@@ -78,20 +78,47 @@ class Student(nn.Module):
         Raises:
             DataError: If a file is missing, unreadable or does not fit the modality.
         """
-        self.eval()
         found: list[Prediction] = []
+        for one in self.predict_each(files, batch_size=batch_size):
+            if isinstance(one, DataError):
+                raise one
+            found.append(one)
+        return found
+
+    def predict_each(self, files: Sequence[str | Path], *, batch_size: int = 64) -> Iterator[Prediction | DataError]:
+        """Classify files as `predict` does, but give the error of a bad one in its place and go on.
+
+        Args:
+            files: See `predict`.
+            batch_size: Files at a time.
+
+        Yields:
+            For each file, in order, its prediction or an error that names it.
+        """
+        self.eval()
         for start in range(0, len(files), batch_size):
             names = files[start : start + batch_size]
-            samples = [self.modality.read(name) for name in names]
-            for name, sample in zip(names, samples, strict=True):
-                if not np.isfinite(sample).all():
-                    raise DataError(f"{name}: holds NaN or infinite numbers; nothing can be said of it")
-            raw = torch.from_numpy(np.stack(samples))
-            for name, row in zip(names, self(raw).softmax(dim=1), strict=True):
-                best = int(row.argmax())
-                named = {label: float(p) for label, p in zip(self.class_names, row, strict=True)}
-                found.append(Prediction(str(name), self.class_names[best], float(row[best]), named))
-        return found
+            read = [self._read(name) for name in names]
+            good = [sample for sample in read if not isinstance(sample, DataError)]
+            with torch.no_grad():
+                rows = iter(self(torch.from_numpy(np.stack(good))).softmax(dim=1) if good else ())
+            for name, sample in zip(names, read, strict=True):
+                yield sample if isinstance(sample, DataError) else self._prediction(name, next(rows))
+
+    def _read(self, name: str | Path) -> np.ndarray | DataError:
+        try:
+            sample = self.modality.read(name)
+        except DataError as error:
+            named = str(Path(name)) in str(error)  # that an extra is missing is said of no file
+            return error if named else DataError(f"{name}: {error}")
+        if not np.isfinite(sample).all():
+            return DataError(f"{name}: holds NaN or infinite numbers; nothing can be said of it")
+        return sample
+
+    def _prediction(self, name: str | Path, row: torch.Tensor) -> Prediction:
+        best = int(row.argmax())
+        named = {label: float(p) for label, p in zip(self.class_names, row, strict=True)}
+        return Prediction(str(name), self.class_names[best], float(row[best]), named)
 
 
 def save_student(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) -> Path:
@@ -132,6 +159,18 @@ def save_student(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) 
     return folder
 
 
+def remove_student(folder: Path) -> None:
+    """Remove what `save_student` wrote into FOLDER/student; a folder of that name which is none of ours stays."""
+    student = folder / "student"
+    config = student / "config.json"
+    if not config.is_file() or '"crossdistill"' not in config.read_text(encoding="utf-8", errors="replace"):
+        return
+    for name in ("model.safetensors", "README.md", "config.json"):
+        (student / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the user keeps something else in it
+        student.rmdir()
+
+
 def load_student(folder: str | Path) -> Student:
     """Rebuild a student from its folder; nothing is unpickled.
 
@@ -167,18 +206,6 @@ def _rebuilt(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> St
     student = Student(encoder, head, modality, names)
     student.load_state_dict(state)
     return student.eval()
-
-
-def check_files(files: Sequence[str]) -> None:
-    """Refuse an empty list and files that are not there, all at once.
-
-    Raises:
-        DataError: Naming up to five of them.
-    """
-    missing = [name for name in files if not Path(name).is_file()]
-    if not files or missing:
-        few = ", ".join(f"'{name}'" for name in missing[:5]) + (" ..." if len(missing) > 5 else "")
-        raise DataError(f"no such file: {few}" if missing else "give at least one file to predict")
 
 
 def model_card(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) -> str:

@@ -105,7 +105,9 @@ def bars(table: League, name: str, *, width: int, classes: int | None = None, st
         figure, axes, thick = _rows([entry.name for entry in entries], [entry.role for entry in entries], width)
         centre = -0.22 if width < 500 else 0.0
         most = max(max(e.cells[column].high or 0, *e.cells[column].values) for e in entries) * column.scale
-        least = min(0.0, *(value for e in entries for value in e.cells[column].values)) * column.scale
+        values = [value * column.scale for e in entries for value in e.cells[column].values]
+        least, longest = min(0.0, *values), max(values)
+        end = _end_axis(axes, column, least, most, longest, 1.2 if width < 500 else 1.1)
         for index, entry in enumerate(entries):
             _bar(axes, entry, column, centre - index, thick, f"{name}-bar{index}")
             tips[f"{name}-bar{index}"] = tip(entry, column)
@@ -113,19 +115,32 @@ def bars(table: League, name: str, *, width: int, classes: int | None = None, st
             text = column.show(entry.cells[column].mean)
             axes.annotate(
                 text,
-                (at * column.scale, centre - index),
+                (min(at * column.scale, end), centre - index),
                 (7, 0),
                 textcoords="offset points",
                 va="center",
                 weight="bold",
             )
-        # 12 % of the axis beyond the longest bar is room for its number
-        axes.set_xlim(least, least + (most - least or 1.0) * (1.2 if width < 500 else 1.1))
         if classes and classes > 1 and column.metric == "accuracy":
             axes.axvline(100 / classes, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
         axes.set_xlabel(column.words + (f" ({column.unit.strip()})" if column.unit else ""))
         label = f"Bar chart of {column.words}. " + "; ".join(tip(entry, column) for entry in entries)
         return to_svg(figure, name, label, tips, standalone=standalone)
+
+
+def _end_axis(axes: Axes, column: Column, least: float, most: float, longest: float, room: float) -> float:
+    """Set the limits of a bar chart's axis, with room for a number after the longest bar; gives where it ends.
+
+    An interval of Student's may pass 100 %, which no share can: there the axis ends, and the room is left beyond it.
+    """
+    end = least + (most - least or 1.0) * room
+    top = max(100.0, longest)  # a metric that passes 100 is no share, whatever it is called
+    if column.unit and end > top:
+        box = axes.get_position()
+        axes.set_position((box.x0, box.y0, box.width / room, box.height))
+        end = top
+    axes.set_xlim(least, end)
+    return end
 
 
 def _bar(axes: Axes, entry: Entry, column: Column, y: float, thick: float, gid: str) -> None:
@@ -139,7 +154,8 @@ def _bar(axes: Axes, entry: Entry, column: Column, y: float, thick: float, gid: 
     offsets = [
         y + thick * (0.36 - 0.72 * (index + 0.5) / len(values)) for index in range(len(values))
     ]  # not on top of each other
-    axes.plot(values, offsets, "o", markersize=4, color="white", markeredgecolor=INK, markeredgewidth=0.8)
+    dots: Any = {"color": "white", "markeredgecolor": INK, "markeredgewidth": 0.8}
+    axes.plot(values, offsets, "o", markersize=4, clip_on=False, **dots)  # whole ones at 0 and 100 % too
 
 
 def tip(entry: Entry, column: Column) -> str:
@@ -183,7 +199,10 @@ def forest(comparisons: Sequence[Comparison], name: str, *, width: int) -> str:
         )
         ends = [scale * v for c in comparisons for v in (c.difference, c.low, c.high) if v is not None] + [0.0]
         span = max(ends) - min(ends) or 1.0
-        axes.set_xlim(min(ends) - 0.06 * span, max(ends) + 0.06 * span)
+        low, high = min(ends) - 0.06 * span, max(ends) + 0.06 * span
+        if column.unit and max(abs(c.difference) for c in comparisons) <= 1:  # shares differ by 100 points at most
+            low, high = max(low, -100.0), min(high, 100.0)
+        axes.set_xlim(low, high)
         axes.axvline(0, color=INK, linewidth=1.2)
         for index, c in enumerate(comparisons):
             y, gid = centre - index, f"{name}-row{index}"

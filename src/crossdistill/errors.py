@@ -23,7 +23,13 @@ class NetworkError(CrossDistillError):
 
 
 class ObjectiveError(CrossDistillError):
-    """The tensors handed to an objective do not fit it."""
+    """The tensors handed to an objective do not fit it, or it fails on them.
+
+    Attributes:
+        objective: What the method calls it, where that is known; empty otherwise.
+    """
+
+    objective: str = ""
 
 
 class TrainingError(CrossDistillError):

@@ -1,8 +1,5 @@
 """What users bring along: a teacher by dotted path, objectives and networks of their own, needs that are not met."""
 
-import sys
-import textwrap
-
 import numpy as np
 import pytest
 import torch
@@ -20,24 +17,6 @@ LEAN = (
     .replace("fine_tune_steps: 5", "ways: [linear]")
 )
 TEACHER = "  teacher: {method: simclr, modality: rich, epochs: 2, batch_size: 32}\n"
-
-
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """Write a module of the user's own; gives its name, which is another one each time."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    names = []
-
-    def write(text, name=None):
-        name = name or f"mine_{tmp_path.name.replace('-', '_')}_{len(names)}"
-        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
-        sys.modules.pop(name, None)
-        names.append(name)
-        return name
-
-    yield write
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 NETWORK = """

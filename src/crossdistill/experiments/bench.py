@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from crossdistill.data import PairedDataset, build_transforms
 from crossdistill.errors import ConfigError, CrossDistillError, DataError
 from crossdistill.evaluation import few_labels
 from crossdistill.experiments.arms import Arm, with_augmentation
+from crossdistill.experiments.rehearsal import named
 from crossdistill.experiments.schema import Experiment, ModuleSpec, StageSpec
 from crossdistill.experiments.signatures import check, parameters_of
 from crossdistill.experiments.sources import code_version, own_code
@@ -50,7 +51,7 @@ class Bench:
     """One experiment's data and folder, and the products of its stages.
 
     Args:
-        experiment: Checked; its default augmentation is filled in here.
+        experiment: Checked; its default augmentation and networks are filled in here.
         folder: Where products, logs and stores go.
         data: The data set, if it is at hand; else it is loaded by its name.
 
@@ -68,6 +69,8 @@ class Bench:
         self.networks = {m: self._network(m) for m in (experiment.data.source, experiment.data.target)}
         for modality in self.networks:
             self.encoder(modality, 0)
+        written = {m: {"encoder": name, **parameters} for m, (name, parameters) in self.networks.items()}
+        self.experiment = dataclasses.replace(self.experiment, networks=written)
 
     # Networks ------------------------------------------------------------------------------------------------------
 
@@ -109,27 +112,6 @@ class Bench:
         except CrossDistillError as error:
             raise type(error)(f"{self.experiment.document.where(('stages', name))}: {error}") from None
         return network
-
-    def rehearse(self, arms: Sequence[Arm]) -> None:
-        """Build the method of every arm once, the teacher untrained, so that what does not fit is told of at once.
-
-        Raises:
-            CrossDistillError: Naming file and stage.
-        """
-        made_by = self.experiment.teacher
-        source, seed = self.experiment.data.source, self.experiment.seeds[0]
-        try:
-            if made_by.module is None:
-                teacher = self.method(self.teacher_arm(made_by), seed).as_teacher(source)
-            else:
-                teacher = self.module(made_by.module, made_by.name)
-            for arm in arms:
-                if arm.stage is not None:
-                    self.method(arm, seed, teacher=teacher)
-        except CrossDistillError as error:
-            where = self.experiment.document.where(("stages",))
-            known = str(error).startswith(self.experiment.document.name)
-            raise error if known else type(error)(f"{where}: {error}") from None
 
     def untaught(self, stage: StageSpec, seed: int) -> nn.Module:
         """Build the random teacher: the teacher's architecture, random weights, batch norms settled on the source."""
@@ -242,19 +224,20 @@ class Bench:
         key = self.key(arm, seed)
         method = self.method(arm, seed)
         listener = None if listen is None else StageListener(listen, arm.name, stage.name, seed)
-        return fit(
-            method,
-            self.stage_data(arm, seed),
-            self.settings(arm, seed),
-            seed=seed,
-            labels=self.reads_labels(stage),
-            held_out=self.held_out_data(arm, seed),
-            folder=self.folder / "stages" / key,
-            key=key,
-            listener=listener,
-            stop=stop,
-            store=TeacherStore(self.folder / "store"),
-        )
+        with named(self, arm, training=True):
+            return fit(
+                method,
+                self.stage_data(arm, seed),
+                self.settings(arm, seed),
+                seed=seed,
+                labels=self.reads_labels(stage),
+                held_out=self.held_out_data(arm, seed),
+                folder=self.folder / "stages" / key,
+                key=key,
+                listener=listener,
+                stop=stop,
+                store=TeacherStore(self.folder / "store"),
+            )
 
     def method(self, arm: Arm, seed: int, *, purpose: str = "teacher", teacher: nn.Module | None = None) -> Method:
         """Build an arm's method with its networks, untrained; its teacher, if none is given, is trained if need be."""
@@ -270,8 +253,7 @@ class Bench:
             with seeded(seed, f"{purpose} {stage.method} head"):
                 return cls(self.encoder(arm.modality, seed, purpose), **roles, **stage.parameters)
         objectives = {
-            o.name.replace(":", "/").replace(".", "/"): lookup("crossdistill.objectives", o.name)(**o.parameters)
-            for o in stage.objectives
+            o.module_name: lookup("crossdistill.objectives", o.name)(**o.parameters) for o in stage.objectives
         }
         weights = {name: o.weight for name, o in zip(objectives, stage.objectives, strict=True)}
         student = self.encoder(spec.target, seed)

@@ -28,6 +28,7 @@ from crossdistill.experiments.arms import Arm, list_arms
 from crossdistill.experiments.bench import LISTEN, Bench
 from crossdistill.experiments.evidence import write_evidence
 from crossdistill.experiments.judge import Judge, Row
+from crossdistill.experiments.rehearsal import check_loops, rehearse
 from crossdistill.experiments.results import summarise
 from crossdistill.experiments.schema import Experiment, parse_experiment, to_yaml
 from crossdistill.experiments.student import remove_student, save_student
@@ -93,30 +94,12 @@ def plan(bench: Bench) -> Plan:
         where = experiment.document.where(("stages", experiment.student.name, "objectives"))
         raise ConfigError(f"{where}: {skipped[listed[0].name]}")
     arms = [arm for arm in listed if arm.name not in skipped]
-    bench.rehearse(arms)
+    check_loops(bench, [teaching, *arms])
+    rehearse(bench, arms)
     tasks = [Task(teaching, seed, True) for seed in experiment.seeds]
     tasks += [Task(arm, seed) for seed in experiment.seeds for arm in arms]
-    for arm in (teaching, *arms):
-        _check_loop(bench, arm)
     steps = {task: bench.steps(task.arm, task.seed) for task in tasks}
     return Plan(tuple(arms), tuple(tasks), steps, skipped)
-
-
-def _check_loop(bench: Bench, arm: Arm) -> None:
-    """Refuse batches that the data do not fill, and "best" weights that nothing held out decides."""
-    if arm.stage is None or arm.stage.module is not None:
-        return
-    seed, document = bench.experiment.seeds[0], bench.experiment.document
-    part = "stages" if arm.stage.name in bench.experiment.stages else "controls"
-    settings, data = bench.settings(arm, seed), bench.stage_data(arm, seed)
-    if len(data) < settings.batch_size:
-        where = document.where((part, arm.stage.name, "batch_size"))
-        raise DataError(
-            f"{where}: a batch of {settings.batch_size} does not fit into {len(data)} training samples; lower it"
-        )
-    if settings.keep == "best" and bench.held_out_data(arm, seed) is None:
-        where = document.where((part, arm.stage.name, "keep"))
-        raise ConfigError(f"{where}: there are no held-out pairs that say which weights are best; keep last")
 
 
 def run_experiment(
@@ -319,7 +302,11 @@ def _enter(text: str, folder: str, threads: int, news: Any, stop: Any) -> None:
     def tell(word: str, facts: Mapping[str, Any]) -> None:
         news.put((word, dict(facts)))
 
-    _WORKER.update(bench=Bench(parse_experiment(text), Path(folder)), tell=tell, stop=stop.is_set)
+    _WORKER.update(
+        bench=Bench(parse_experiment(text, name=str(Path(folder) / "experiment.yaml")), Path(folder)),
+        tell=tell,
+        stop=stop.is_set,
+    )
 
 
 def _perform(task: Task) -> list[Row]:

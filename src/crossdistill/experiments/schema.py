@@ -21,6 +21,7 @@ import yaml
 from pydantic import Field
 
 from crossdistill.errors import ConfigError, CrossDistillError, suggest
+from crossdistill.experiments.blame import told
 from crossdistill.experiments.signatures import at, check, parameters_of
 from crossdistill.experiments.yaml_lines import Document, override, parse_document, read_document
 from crossdistill.registry import lookup
@@ -57,6 +58,11 @@ class ObjectiveSpec:
     name: str
     weight: float = 1.0
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def module_name(self) -> str:
+        """What a method calls it: a part of a torch module has no dot in its name."""
+        return self.name.replace(":", "/").replace(".", "/")
 
 
 @dataclass(frozen=True)
@@ -277,6 +283,7 @@ def _objectives(
             cls = lookup("crossdistill.objectives", name)
         except CrossDistillError as error:
             raise ConfigError(f"{document.where(here)}: {error}") from None
+        _check_objective(cls, document.where(here))
         given: dict[str, Any] = dict(value) if isinstance(value, dict) else {"weight": value}
         fields = {"weight": (float, 1.0), **parameters_of(cls)}
         values = check(fields, given, document, here)
@@ -287,8 +294,20 @@ def _objectives(
             cls(**values)
         except CrossDistillError as error:
             raise at(document, here, error, values) from None
+        except Exception as error:
+            raise ConfigError(f"{document.where(here)}: {told(error)}") from error
         found.append(ObjectiveSpec(name, weight, values))
     return tuple(found)
+
+
+def _check_objective(cls: type[Any], where: str) -> None:
+    """Refuse a class of the user's own that cannot be asked for a loss."""
+    from crossdistill.objectives import Facts, Objective
+
+    if not issubclass(cls, Objective):
+        raise ConfigError(f"{where}: {cls.__name__} is no Objective; derive it from crossdistill.objectives.Objective")
+    if not isinstance(getattr(cls, "facts", None), Facts):
+        raise ConfigError(f"{where}: {cls.__name__} has no `facts`; give it crossdistill.objectives.Facts(...)")
 
 
 def _comparisons(raw: list[str | dict[str, Any]], document: Document) -> dict[str, tuple[ObjectiveSpec, ...]]:

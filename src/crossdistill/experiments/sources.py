@@ -70,7 +70,7 @@ def _follow(module: str, found: dict[str, bytes]) -> bool:
     file, folders = _place(module)
     if file is None or file in found:
         return bool(folders)
-    if not _is_users(Path(file)):
+    if not is_users(Path(file)):
         return False
     found[file] = Path(file).read_bytes()
     for name in _imports(found[file], module if folders else package):
@@ -113,7 +113,7 @@ def _place(module: str) -> tuple[str | None, list[str]]:
     return spec.origin if spec.has_location else None, list(spec.submodule_search_locations or ())
 
 
-def _is_users(file: Path) -> bool:
+def is_users(file: Path) -> bool:
     """Tell whether a file is neither installed, nor Python's, nor ours."""
     given = (Path(os.__file__).parent, Path(__file__).parents[1])
     installed = {"site-packages", "dist-packages"} & set(file.parts)

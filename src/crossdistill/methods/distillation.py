@@ -5,14 +5,15 @@ Every system of the literature that is only a new loss is this method with that 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from collections.abc import Generator, Iterator, Mapping
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from crossdistill.errors import ConfigError, NetworkError
+from crossdistill.errors import ConfigError, CrossDistillError, NetworkError, ObjectiveError
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
 from crossdistill.networks.base import Network, Outputs
 from crossdistill.objectives.base import Context, Objective
@@ -108,10 +109,55 @@ class Distillation(Method):
             teacher = self.teacher_outputs(next(iter(data.batches())), self.source).read(self.teacher_reads)
             self._build(teacher.shape[1])
             self.to(teacher.device)
+        self._prepare(len(data))
+
+    def rehearse(self, student: Outputs, teacher: Outputs, context: Context, *, pairs: int) -> None:
+        """Run each objective once, forward and backward, so that one that fails does so before anything is trained.
+
+        It makes what `before_stage` makes, and objectives may remember what they saw: throw the method away afterwards.
+
+        Args:
+            student: What the student's encoder gives for a batch, before the projector.
+            teacher: What the teacher gives for the partners.
+            context: What else is known of the rows.
+            pairs: Number of pairs in the training split.
+
+        Raises:
+            NetworkError: If an objective needs equal widths, they differ, and no projector is allowed; or if the
+                teacher does not give what is read.
+            ObjectiveError: Saying which fails (`objective`), and how; its cause is what the objective raised.
+        """
+        width = teacher.read(self.teacher_reads).shape[1]
+        if self._width is None:
+            self._build(width)
+        self._prepare(pairs)
+        device = teacher.features.device
+        for module in (self.objectives, *([] if self.projector is None else [self.projector])):
+            module.train().to(device)
+        learns = False
+        for name, objective in self._objectives():
+            start = student.features.detach().clone().requires_grad_()
+            given = self._projected(Outputs(start, logits=student.logits, maps=student.maps))
+            parts = self._parts(name, objective, given, teacher, context)
+            with _named(name):
+                for part, value in parts.items():
+                    if not torch.isfinite(value):
+                        raise ObjectiveError(f"its part '{part}' is {value.item()} on a batch of {len(start)} pairs")
+                total = torch.stack([value.float() for value in parts.values()]).sum()
+                if total.requires_grad:
+                    learns = True
+                    total.backward()  # pyright: ignore[reportUnknownMemberType]
+                if start.grad is not None and not torch.isfinite(start.grad).all():
+                    raise ObjectiveError(f"its gradient is not finite on a batch of {len(start)} pairs")
+        if not learns:
+            raise ObjectiveError(f"no gradient reaches the student from {', '.join(self.weights)}")
+
+    def _prepare(self, pairs: int) -> None:
         assert self._width is not None
         student_width = self.network.dim if self.projector is None else self._width
-        for _, objective in self._objectives():
-            objective.prepare(student_width=student_width, teacher_width=self._width, pairs=len(data))
+        for name, objective in self._objectives():
+            with _named(name):
+                objective.prepare(student_width=student_width, teacher_width=self._width, pairs=pairs)
 
     def _build(self, teacher_width: int) -> None:
         self._width, width, kind = teacher_width, self.network.dim, self.projector_kind
@@ -137,12 +183,7 @@ class Distillation(Method):
             group=batch.get("group"),
         )
         for name, objective in self._objectives():
-            parts = objective.parts(
-                student.read("features" if objective.reads == "embedding" else objective.reads),
-                teacher.read(self.teacher_reads if objective.reads == "features" else objective.reads),
-                context,
-            )
-            for part, value in parts.items():
+            for part, value in self._parts(name, objective, student, teacher, context).items():
                 terms[part if part == name else f"{name}/{part}"] = self.weights[name] * value
         return Losses(terms)
 
@@ -159,6 +200,16 @@ class Distillation(Method):
             scores["partner_found"] = (found == torch.arange(len(s), device=s.device)).float().mean()
         return scores
 
+    def _parts(
+        self, name: str, objective: Objective, student: Outputs, teacher: Outputs, context: Context
+    ) -> dict[str, Tensor]:
+        """Give an objective's parts, and whatever goes wrong in it as an error with its name."""
+        s = student.read("features" if objective.reads == "embedding" else objective.reads)
+        t = teacher.read(self.teacher_reads if objective.reads == "features" else objective.reads)
+        with _named(name):
+            parts: object = objective.parts(s, t, context)
+            return _checked(parts)
+
     def _objectives(self) -> Iterator[tuple[str, Objective]]:
         for name, objective in self.objectives.items():
             assert isinstance(objective, Objective)
@@ -166,7 +217,38 @@ class Distillation(Method):
 
     def _outputs(self, batch: Batch) -> tuple[Outputs, Outputs]:
         teacher = self.teacher_outputs(batch, self.source)
-        student: Outputs = self.network(batch[self.target])
-        if self.projector is not None:
-            student = Outputs(self.projector(student.features), logits=student.logits, maps=student.maps)
-        return student, teacher
+        return self._projected(self.network(batch[self.target])), teacher
+
+    def _projected(self, student: Outputs) -> Outputs:
+        if self.projector is None:
+            return student
+        return Outputs(self.projector(student.features), logits=student.logits, maps=student.maps)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Generator[None]:
+    """Give whatever an objective raises its name; what is not an error of ours becomes the cause of one."""
+    try:
+        yield
+    except ObjectiveError as error:
+        error.objective = name
+        raise
+    except CrossDistillError:
+        raise
+    except Exception as error:
+        failed = ObjectiveError(f"objective '{name}' fails: {type(error).__name__}: {error}")
+        failed.objective = name
+        raise failed from error
+
+
+def _checked(parts: object) -> dict[str, Tensor]:
+    """Refuse what is no dict of names to scalar tensors."""
+    if not isinstance(parts, dict) or not parts:
+        got = "an empty dict" if isinstance(parts, dict) else f"a {type(parts).__name__}"
+        raise ObjectiveError(f"`parts` must give a dict of names to scalar tensors; it gave {got}")
+    for part, value in cast("dict[object, object]", parts).items():
+        if not isinstance(value, Tensor) or value.ndim:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else None
+            got = f"a {type(value).__name__}" if shape is None else f"a tensor of shape {shape}"
+            raise ObjectiveError(f"`parts` must give a dict of names to scalar tensors; '{part}' is {got}")
+    return cast("dict[str, Tensor]", parts)

@@ -16,12 +16,14 @@ from crossdistill.objectives.cmcd import (
 from crossdistill.objectives.gather import gather_rows
 from crossdistill.objectives.ntxent import nt_xent
 from crossdistill.objectives.regression import L2, Cosine
+from crossdistill.registry import Facts
 
 __all__ = [
     "L2",
     "Context",
     "Cosine",
     "CrossModalContrastive",
+    "Facts",
     "Objective",
     "SimilarityDistillation",
     "anchored_distillation",

@@ -1,0 +1,257 @@
+"""What can go wrong in training, looked for before it: methods are built, objectives run once, batches are filled."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+import sys
+import traceback
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crossdistill.errors import ConfigError, CrossDistillError, DataError, NetworkError, ObjectiveError
+from crossdistill.experiments.arms import Arm
+from crossdistill.experiments.blame import definition_of, spot_of, told
+from crossdistill.experiments.schema import Experiment
+from crossdistill.experiments.yaml_lines import Place
+from crossdistill.methods import Distillation
+from crossdistill.networks.base import Outputs, as_outputs
+from crossdistill.objectives import Context
+
+if TYPE_CHECKING:
+    from crossdistill.experiments.bench import Bench
+
+FEW = 8
+"""Samples that the networks are run on; more would only take time."""
+
+
+def rehearse(bench: Bench, arms: Sequence[Arm]) -> None:
+    """Build the method of every arm once, the teacher untrained, and run its objectives forward and backward.
+
+    No random number that is drawn here is missing afterwards.
+
+    Raises:
+        CrossDistillError: Naming file and stage, and the objective if it is one that fails.
+    """
+    experiment = bench.experiment
+    made_by, source, seed = experiment.teacher, experiment.data.source, experiment.seeds[0]
+    seen: list[object] = []
+    device = _device()
+    with _kept_random(device), named(bench, None):
+        if made_by.module is None:
+            teacher = bench.method(bench.teacher_arm(made_by), seed).as_teacher(source)
+        else:
+            teacher = bench.module(made_by.module, made_by.name)
+        for arm in arms:
+            if arm.stage is None:
+                continue
+            with named(bench, arm):
+                method = bench.method(arm, seed, teacher=teacher)
+                if isinstance(method, Distillation) and arm.stage not in seen:
+                    _rehearse_objectives(bench, arm, method, device)
+            seen.append(arm.stage)
+
+
+def _device() -> torch.device:
+    """Give the device that the stages will train on: an objective may leave its own tensors behind on another."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found if found is not None and found.type in ("cuda", "mps") else torch.device("cpu")
+
+
+def _rehearse_objectives(bench: Bench, arm: Arm, method: Distillation, device: torch.device) -> None:
+    """Run an arm's objectives on a batch of the stage's size, with the rows' own labels and groups.
+
+    The networks are run on a few real samples alone; mixtures of what they give for these make the batch full, and are
+    in the range of real features whatever that is.
+    """
+    assert arm.stage is not None
+    seed, experiment = bench.experiment.seeds[0], bench.experiment
+    rows, settings = bench.stage_data(arm, seed), bench.settings(arm, seed)
+    with_labels = bench.reads_labels(arm.stage)
+    loader = rows.loader(
+        method.inputs(),
+        batch_size=settings.batch_size,
+        seed=seed,
+        labels=with_labels,
+        distinct_groups=settings.distinct_groups,
+    )
+    positions = loader.plan(0)[0]
+    few = loader.batch(0, positions[:FEW])
+    label, group = rows.label if with_labels else None, rows.group
+
+    def at(values: np.ndarray | None) -> Tensor | None:
+        return None if values is None else torch.from_numpy(values[positions]).to(device)
+
+    context = Context(label=at(label), index=torch.from_numpy(positions.copy()).to(device), group=at(group))
+    document = experiment.document
+    of_teacher = document.where(("stages", experiment.teacher.name))
+    of_student = document.where(("networks", method.target))
+    teacher = _outputs(method.teacher, few[method.source], of_teacher)
+    student = _outputs(method.network, few[method.target], of_student)
+    torch.manual_seed(seed)
+    method.rehearse(
+        _mixed(student, len(positions)).to(device), _mixed(teacher, len(positions)).to(device), context, pairs=len(rows)
+    )
+
+
+def _outputs(network: nn.Module, x: Tensor, where: str) -> Outputs:
+    """Run a network on a few samples.
+
+    Raises:
+        NetworkError: If it cannot read them, or gives what is not finite.
+    """
+    try:
+        with torch.no_grad():
+            found = as_outputs(network.eval()(x))
+    except CrossDistillError as error:
+        raise type(error)(f"{where}: {error}") from None
+    except Exception as error:
+        raise NetworkError(f"{where}: cannot read a batch of shape {tuple(x.shape)}: {told(error)}") from error
+    if not torch.isfinite(found.features).all():
+        raise NetworkError(f"{where}: the features of a batch of shape {tuple(x.shape)} are not finite")
+    return found
+
+
+def _mixed(outputs: Outputs, rows: int) -> Outputs:
+    """Make as many rows as a batch has: random averages of those that are there."""
+    weights = (2 * torch.randn(rows, len(outputs.features))).softmax(dim=1)
+
+    def mix(value: Tensor | None) -> Tensor | None:
+        return None if value is None else weights.to(value.dtype) @ value
+
+    return Outputs(weights.to(outputs.features.dtype) @ outputs.features, mix(outputs.embedding), mix(outputs.logits))
+
+
+@contextlib.contextmanager
+def _kept_random(device: torch.device) -> Generator[None]:
+    """Leave every generator that a user's objective may draw from as it was: torch's, numpy's and Python's."""
+    from crossdistill.training.checkpoint import kept_random
+
+    state, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's, not ours
+    try:
+        with kept_random(device):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numbers)  # noqa: NPY002
+
+
+# Errors with their place ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def named(bench: Bench, arm: Arm | None, *, training: bool = False) -> Generator[None]:
+    """Give errors their place in the experiment file, and make errors of ours of what a user's objective raises.
+
+    Args:
+        bench: Whose experiment runs.
+        arm: What is built or trained; None for the teacher.
+        training: Whether errors that are none of an objective are left as they are.
+
+    Raises:
+        ObjectiveError: "file, line, stages.student.objectives.NAME: type: message (file:line of the user's code)".
+    """
+    document = bench.experiment.document
+    try:
+        yield
+    except ObjectiveError as error:
+        if arm is not None and (name := _real_name(arm, error.objective)):
+            raise _placed(bench.experiment, arm, name, error.__cause__ or error, str(error)) from error
+        if training or str(error).startswith(document.name):
+            raise
+        raise ObjectiveError(f"{document.where(_place(bench.experiment, arm))}: {error}") from None
+    except CrossDistillError as error:
+        if training or str(error).startswith(document.name):
+            raise
+        raise type(error)(f"{document.where(_place(bench.experiment, arm))}: {error}") from None
+    except Exception as error:
+        if arm is None or not (name := _culprit(arm, error)):
+            raise
+        raise _placed(bench.experiment, arm, name, error, "") from error
+
+
+def _placed(experiment: Experiment, arm: Arm, name: str, error: BaseException, message: str) -> ObjectiveError:
+    if not isinstance(error, CrossDistillError):
+        message = told(error)
+    elif spot := spot_of(error) or definition_of(name):
+        message = f"{message} ({spot})"
+    return ObjectiveError(f"{experiment.document.where(_place(experiment, arm, name))}: {message}")
+
+
+def _real_name(arm: Arm, name: str) -> str:
+    """Give the file's word for what the method calls an objective; empty if it is none."""
+    assert arm.stage is not None
+    return next((o.name for o in arm.stage.objectives if o.module_name == name), "")
+
+
+def _culprit(arm: Arm, error: BaseException) -> str:
+    """Name the user's objective in whose file an exception was raised, as in a backward of its own; empty if none."""
+    assert arm.stage is not None
+    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    for objective in arm.stage.objectives:
+        module = sys.modules.get(objective.name.partition(":")[0]) if ":" in objective.name else None
+        if getattr(module, "__file__", None) in files:
+            return objective.name
+    return ""
+
+
+def _place(experiment: Experiment, arm: Arm | None, objective: str = "") -> Place:
+    """Give the path of an arm's stage in the file, or of one of its objectives: a row to compare with has its own."""
+    if arm is None or arm.stage is None:
+        return ("stages",)
+    if arm.stage.name not in experiment.stages:
+        return ("controls", arm.stage.name)
+    if not objective:
+        return ("stages", arm.stage.name)
+    if arm.stage.objectives == experiment.student.objectives:
+        return ("stages", arm.stage.name, "objectives", objective)
+    listed: list[Any] = experiment.document.values.get("compare") or []
+    for number, item in enumerate(listed):
+        if item == arm.name:
+            return ("compare", number)
+        if isinstance(item, dict) and arm.name in item:
+            return ("compare", number, arm.name, objective)
+    return ("compare", objective)
+
+
+# Batches and weights -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unfilled:
+    where: str
+    batch: int
+    rows: int
+
+
+def check_loops(bench: Bench, arms: Sequence[Arm]) -> None:
+    """Refuse batches that the data do not fill, all stages at once, and "best" weights that nothing held out decides.
+
+    Raises:
+        DataError: Naming every stage whose batch is too large.
+        ConfigError: If "best" is to be kept.
+    """
+    seed, document = bench.experiment.seeds[0], bench.experiment.document
+    unfilled: dict[str, _Unfilled] = {}
+    for arm in arms:
+        if arm.stage is None or arm.stage.module is not None:
+            continue
+        place = _place(bench.experiment, arm)
+        settings, rows = bench.settings(arm, seed), len(bench.stage_data(arm, seed))
+        inherited = place[0] == "controls" and (*place, "batch_size") not in document.lines
+        if rows < settings.batch_size and not (inherited and unfilled):
+            where = document.where((*place, "batch_size"))
+            unfilled.setdefault(where, _Unfilled(where, settings.batch_size, rows))
+        if settings.keep == "best" and bench.held_out_data(arm, seed) is None:
+            where = document.where((*place, "keep"))
+            raise ConfigError(f"{where}: there are no held-out pairs that say which weights are best; keep last")
+    if unfilled:
+        each = [
+            f"{u.where}: a batch of {u.batch} does not fit into {u.rows} training samples" for u in unfilled.values()
+        ]
+        raise DataError(f"{'; '.join(each)}; lower {'it' if len(each) == 1 else 'each'}")

@@ -1,3 +1,5 @@
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,14 @@ def global_state_is_left_as_it_was():
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard():
+    """Shells start what they put into the background deaf to Ctrl-C, and processes hand that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ WRONG = {
     "negative weight": (("{similarity: 1.0}", "{similarity: -1}"), ["weight must be positive", "line 10"]),
     "bad temperature": (
         ("{similarity: 1.0}", "{similarity: {tau_student: 0}}"),
-        ["line 10, stages.student.objectives.similarity.tau_student", "positive temperature"],
+        ["line 10, stages.student.objectives.similarity.tau_student", "must be a temperature"],
     ),
     "unknown parameter": (("{similarity: 1.0}", "{similarity: {tua: 1}}"), ["similarity.tua: unknown key"]),
     "unknown literal": (("{similarity: 1.0}", "{similarity: {target: near}}"), ["target", "'within'"]),

@@ -1,15 +1,25 @@
 """Distillation: a teacher that stays what it was, a projector where it is needed, and the objectives' weighted sum."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, NetworkError
+from crossdistill.errors import ConfigError, Interrupted, NetworkError
 from crossdistill.methods import Distillation
-from crossdistill.networks import MLP, Network
-from crossdistill.objectives import L2, Cosine, CrossModalContrastive, SimilarityDistillation, similarity_distillation
+from crossdistill.networks import CNN, MLP, Network, Taps
+from crossdistill.objectives import (
+    L2,
+    Cosine,
+    CrossModalContrastive,
+    Facts,
+    SimilarityDistillation,
+    kernel_distances,
+    similarity_distillation,
+)
 from crossdistill.training import Settings, TeacherStore, fit, load_product
 
 SHORT = Settings(epochs=2, batch_size=32, lr=0.01)
@@ -136,6 +146,8 @@ def test_the_embedding_may_teach_instead_of_the_features():
 
 
 class Batches(list):
+    epochs = steps_per_epoch = 1
+
     def __len__(self):
         return sum(len(batch["index"]) for batch in self)
 
@@ -255,12 +267,189 @@ def test_an_objective_with_several_parts_logs_each_under_its_name():
     assert set(terms) == {"mine/near", "mine/small"}
 
 
-def test_a_logits_objective_reads_both_networks_logits_and_says_when_there_are_none():
-    class Soft(L2):
-        reads = "logits"
+class Soft(L2):
+    """Reads logits; learns from the teacher's where there are any, from labels else."""
+
+    reads = "logits"
+    facts = Facts(name="soft", title="t", paper="ours")
+
+    def parts(self, student, teacher, context):
+        if teacher is None:
+            known = context.label >= 0
+            return {"soft": F.cross_entropy(student[known], context.label[known])}
+        return {"soft": (student - teacher).square().mean()}
+
+
+class NeedsLogits(Soft):
+    facts = Facts(name="needs_logits", title="t", paper="ours", needs=frozenset({"teacher_logits"}))
+
+
+def test_objectives_that_read_logits_put_a_head_on_the_student_that_is_dropped_afterwards(toy):
+    method = distillation({"soft": NeedsLogits()})
+    batch = batch_of()
+    method.before_stage(Batches([batch]))
+    assert (method.head.in_features, method.head.out_features) == (6, 4)
+    t, s = method.teacher(batch["rich"]).logits, method.head(method.network.encoder(batch["poor"]))
+    assert torch.allclose(method.training_step(batch).total, (s - t).square().mean())
+    assert method.student("poor") is method.network.encoder
+    trained = fit(distillation({"soft": NeedsLogits()}), toy.split("train"), SHORT, seed=0, accelerator="cpu")
+    assert not torch.equal(trained.head.weight, method.head.weight)
+
+
+def test_a_teacher_without_logits_serves_objectives_that_can_do_without(toy):
+    def build(objective, classes):
+        torch.manual_seed(3)
+        body = MLP((12,), hidden=(8,), dim=6)
+        made = {"soft": objective}
+        return Distillation(student(), teacher=body, objectives=made, source="rich", target="poor", classes=classes)
+
+    labels = toy.split("train").keep_labels(np.arange(40))
+    fit(build(Soft(), 4), labels, SHORT, seed=0, labels=True, accelerator="cpu")
+    with pytest.raises(NetworkError, match="head needs `classes`"):
+        build(Soft(), None).before_stage(Batches([batch_of()]))
+    with pytest.raises(NetworkError, match="gives no logits"):
+        build(NeedsLogits(), 4).before_stage(Batches([batch_of()]))
+    with pytest.raises(NetworkError, match="over 4 classes, the data have 3"):
+        method = distillation({"soft": Soft()}, classes=3)
+        method.before_stage(Batches([batch_of()]))
+
+
+class Attention(L2):
+    """The mean square of the channels of each map, compared at each place."""
+
+    reads = "maps"
+    facts = Facts(name="attention", title="t", paper="ours", needs=frozenset({"feature_maps"}))
+
+    def __init__(self, layers=()):
+        super().__init__()
+        self.layers = layers
+
+    def parts(self, student, teacher, context):
+        pairs = zip(student, teacher, strict=True)
+        return {f"at{k}": (s.square().mean(1) - t.square().mean(1)).square().mean() for k, (s, t) in enumerate(pairs)}
+
+
+def pictures(objectives, how=None):
+    torch.manual_seed(3)
+    learner = CNN((1, 8, 8), width=4, blocks=(1, 1), stem_stride=1, dim=6)
+    body = CNN((3, 8, 8), width=6, blocks=(1, 1), stem_stride=1, dim=6)
+    teaches = Network(body, projector=nn.Linear(6, 5), head=nn.Linear(6, 4))
+    made = Distillation(learner, teacher=teaches, objectives=objectives, source="rich", target="poor", **(how or {}))
+    batch = {"rich": torch.randn(5, 3, 8, 8), "poor": torch.randn(5, 1, 8, 8), "index": torch.arange(5)}
+    return made, batch
+
+
+@pytest.mark.parametrize("layers", [(), (("stages.1", "stages.1"), ("stages.0", "encoder.stages.0"))])
+def test_objectives_read_feature_maps_of_both_networks(layers):
+    method, batch = pictures({"attention": Attention(layers), "l2": L2()})
+    method.eval().before_stage(Batches([batch]))
+    terms = method.training_step(batch).terms
+    places = layers or (("stages", "stages"),)  # the deepest maps of both
+    for k, (mine, theirs) in enumerate(places):
+        s = Taps(method.network.encoder, [mine]).run(batch["poor"])[1][mine]
+        theirs = theirs if theirs.startswith("encoder.") else f"encoder.{theirs}"
+        t = Taps(method.teacher.net, [theirs]).run(batch["rich"])[1][theirs]
+        expected = (s.square().mean(1) - t.square().mean(1)).square().mean()
+        assert torch.allclose(terms[f"attention/at{k}"], expected), k
+    plain = pictures({"l2": L2()})[0].eval()
+    assert torch.equal(plain.training_step(batch).terms["l2"], terms["l2"])
+    assert plain.student("poor").state_dict().keys() == method.student("poor").state_dict().keys()
+
+
+def test_maps_that_are_not_there_are_named():
+    with pytest.raises(NetworkError, match=r"CNN has no submodule 'stages\.7'; did you mean 'stages"):
+        pictures({"attention": Attention((("stages.7", "stages.1"),))})
+    with pytest.raises(NetworkError, match=r"'head' of CNN gives \(5, 6\), no maps"):
+        method, batch = pictures({"attention": Attention((("head", "stages.1"),))})
+        method.before_stage(Batches([batch]))
+    with pytest.raises(NetworkError, match="MLP gives no feature maps"):
+        distillation({"attention": Attention()}).before_stage(Batches([batch_of()]))
+
+
+def test_an_objective_that_needs_no_projector_sees_what_it_sees_alone():
+    batch = batch_of()
+    alone = distillation(teaches=9).eval().training_step(batch).terms["similarity"]
+    both = distillation({"similarity": SimilarityDistillation(), "contrastive": CrossModalContrastive()}, teaches=9)
+    assert both.projector is not None
+    assert torch.equal(both.eval().training_step(batch).terms["similarity"], alone)
+    always = distillation(teaches=9, projector="linear").eval()
+    assert not torch.equal(always.training_step(batch).terms["similarity"], alone)
+    with torch.no_grad():
+        scores = both.held_out_step(batch)
+        s, t = both.network.encoder(batch["poor"]), both.teacher(batch["rich"]).features
+        assert scores["kl"] == kernel_distances(s, t)["kl"]  # of what is deployed, not of the projector's output
+
+
+def test_needs_may_hang_on_a_parameter():
+    with pytest.raises(NetworkError, match="similarity needs equal widths"):
+        distillation({"similarity": SimilarityDistillation(target="anchor")}, teaches=9, projector="none")
+    assert distillation({"similarity": SimilarityDistillation(target="anchor")}, teaches=9).projector.out_features == 9
+
+
+def test_progress_goes_from_nothing_to_all_and_survives_a_restart(toy, tmp_path):
+    class Slow(L2):
+        seen: ClassVar = []
 
         def parts(self, student, teacher, context):
-            return {"soft": (student - teacher).square().mean()}
+            if self.training:
+                Slow.seen.append(context.progress)
+            return super().parts(student, teacher, context)
 
-    with pytest.raises(NetworkError, match="gives no logits"):
-        distillation({"soft": Soft()}).training_step(batch_of())
+    def run(stop=None, folder=None):
+        Slow.seen.clear()
+        how = Settings(epochs=2, batch_size=32, checkpoint_every=1)
+        fit(distillation({"l2": Slow()}), toy.split("train"), how, seed=0, folder=folder, stop=stop, accelerator="cpu")
+        return list(Slow.seen)
+
+    steps = 2 * (160 // 32)
+    assert run() == pytest.approx([k / steps for k in range(steps)])
+    with pytest.raises(Interrupted):
+        run(stop=lambda: len(Slow.seen) == 4, folder=tmp_path)
+    assert run(folder=tmp_path) == pytest.approx([k / steps for k in range(4, steps)])
+
+
+def test_an_objective_may_study_the_teacher_before_the_student_learns(toy):
+    class Centred(L2):
+        def study(self, teacher):
+            rows = torch.cat([t for t, _ in teacher])
+            assert len(rows) == sum(len(context.index) for _, context in teacher)  # it can be read again
+            self.register_buffer("centre", rows.mean(0))
+
+        def parts(self, student, teacher, context):
+            return super().parts(student, teacher - self.centre, context)
+
+    train = toy.split("train")
+    method = fit(distillation({"l2": Centred()}), train, SHORT, seed=0, store=TeacherStore(), accelerator="cpu")
+    expected = method.teacher(torch.cat(list(train.samples("rich")))).features.mean(0)
+    assert torch.allclose(method.objectives["l2"].centre, expected, atol=1e-6)
+
+
+def test_an_objectives_own_parameters_learn_at_the_rate_it_asks_for():
+    class Regressor(L2):
+        lr_scale = 0.1
+
+        def prepare(self, student, teacher, *, pairs):
+            if not hasattr(self, "map"):
+                self.map = nn.Linear(student.shape[1], teacher.shape[1])
+
+        def parts(self, student, teacher, context):
+            return {"l2": (self.map(student) - teacher).square().mean()}
+
+    method = distillation({"mine": Regressor(), "similarity": SimilarityDistillation()})
+    method.before_stage(Batches([batch_of()]))
+    groups = {group["lr_scale"]: group["params"] for group in method.parameter_groups()}
+    assert {id(p) for p in groups[0.1]} == {id(p) for p in method.objectives["mine"].map.parameters()}
+    assert {id(p) for p in groups[1.0]} == {id(p) for p in method.network.parameters()}
+
+
+def test_half_precision_reaches_no_objective(toy):
+    seen = set()
+
+    class Looks(L2):
+        def parts(self, student, teacher, context):
+            seen.add((student.dtype, teacher.dtype, torch.is_autocast_enabled("cpu")))
+            return super().parts(student, teacher, context)
+
+    how = Settings(epochs=1, batch_size=32, precision="bf16-mixed")
+    fit(distillation({"l2": Looks()}), toy.split("train"), how, seed=0, accelerator="cpu")
+    assert seen == {(torch.float32, torch.float32, False)}

@@ -91,8 +91,8 @@ def test_no_encoder_of_another_modality(method):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SimCLR(encoder(), modality="a", tau=0.0), "tau > 0"),
-        (lambda: SimCLR(encoder(), modality="a", tau=math.nan), "tau > 0"),
+        (lambda: SimCLR(encoder(), modality="a", tau=0.0), "tau must be a temperature"),
+        (lambda: SimCLR(encoder(), modality="a", tau=math.nan), "tau must be a temperature"),
         (lambda: SimCLR(encoder(), modality="a", embedding=0), "embedding >= 1"),
         (lambda: Supervised(encoder(), modality="a", classes=1), "classes >= 2"),
         (lambda: Supervised(encoder(), modality="a", classes=2, label_smoothing=1.0), "received 2, 1.0"),

@@ -14,6 +14,7 @@ from crossdistill.objectives import (
     SimilarityDistillation,
     gather_rows,
     nt_xent,
+    unit,
 )
 
 LOSSES = {
@@ -21,7 +22,9 @@ LOSSES = {
     "anchor": lambda s, t, g: SimilarityDistillation(target="anchor")(s, t),
     "contrastive": lambda s, t, g: CrossModalContrastive()(s, t),
     "grouped": lambda s, t, g: CrossModalContrastive(mask_groups=True)(s, t, group=g),
+    "learned": lambda s, t, g: CrossModalContrastive(0.3, learnable_tau=True)(s, t),
     "nt_xent": lambda s, t, g: nt_xent(s, t),
+    "shared": lambda s, t, g: (gather_rows(s) + gather_rows(s * t)).square().mean(),  # one gradient for two branches
 }
 
 
@@ -30,6 +33,13 @@ def problem():
     x, t = (torch.randn(8, 6, generator=generator, dtype=torch.float64) for _ in range(2))
     weight = torch.randn(6, 6, generator=generator, dtype=torch.float64)
     return x, t, weight, torch.tensor([0, 1, 1, 2, 0, 3, 3, 4])
+
+
+def fill_queue(x, t):
+    """Three steps whose teachers do not fit into the queue: the losses, and what is held."""
+    objective = SimilarityDistillation(target="anchor", queue_size=10)
+    losses = [objective(x, t * step + x).item() for step in range(1, 4)]
+    return losses, objective.queue.tolist(), int(objective.filled)
 
 
 def worker(rank, port, results):
@@ -44,12 +54,16 @@ def worker(rank, port, results):
         value.backward()
         dist.all_reduce(w.grad)
         found[name] = (value.item(), (w.grad / 2).tolist())
+    found["queue"] = fill_queue(x[mine], t[mine])
+    first = SimilarityDistillation(target="anchor", queue_size=8)
+    first(x[mine], t[mine])
+    found["first batch"] = first.queue.tolist()
+    found["transposed"] = gather_rows(torch.arange(6.0).view(2, 3).T + 10 * rank).tolist()
     try:
         gather_rows(torch.zeros(3 + rank, 2))
     except Exception as error:
         found["uneven"] = str(error)
-    if rank == 0:
-        results.put(found)
+    results.put(found)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -67,15 +81,21 @@ def test_world_size_does_not_change_the_mathematics():
     for process in processes:
         process.join(timeout=120)
         assert process.exitcode == 0
-    found = results.get()
     x, t, weight, group = problem()
-    for name, loss in LOSSES.items():
-        w = weight.clone().requires_grad_()
-        value = loss(x @ w, t, group)
-        value.backward()
-        assert found[name][0] == pytest.approx(value.item(), rel=1e-10), name
-        torch.testing.assert_close(torch.tensor(found[name][1], dtype=torch.float64), w.grad, rtol=1e-10, atol=1e-12)
-    assert "[3, 4] rows" in found["uneven"]
+    for found in (results.get(), results.get()):
+        for name, loss in LOSSES.items():
+            w = weight.clone().requires_grad_()
+            value = loss(x @ w, t, group)
+            value.backward()
+            assert found[name][0] == pytest.approx(value.item(), rel=1e-10), name
+            gradient = torch.tensor(found[name][1], dtype=torch.float64)
+            torch.testing.assert_close(gradient, w.grad, rtol=1e-10, atol=1e-12, msg=lambda m: f"{name}: {m}")  # noqa: B023 (called at once)
+        losses, queue, filled = fill_queue(x, t)
+        assert found["queue"][0] == pytest.approx(losses, rel=1e-10)
+        assert found["queue"][1:] == (queue, filled)
+        assert found["first batch"] == unit(t).tolist()  # everyone's rows, in rank order
+        assert found["transposed"] == [[0, 3], [1, 4], [2, 5], [10, 13], [11, 14], [12, 15]]
+        assert "[3, 4] rows" in found["uneven"]
 
 
 def test_one_process_is_left_alone():

@@ -1,13 +1,15 @@
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from worlds import Alternating, Distil, Momentum, Pairs, Projected, Regression, Small, TwoTerms
 
 from crossdistill.errors import ConfigError, DataError, TrainingError
-from crossdistill.methods.base import Losses
+from crossdistill.methods import Losses, Supervised
+from crossdistill.networks import MLP
 from crossdistill.training import Settings, TeacherStore, UserData, fit
 
 SHORT = Settings(epochs=3, batch_size=16, lr=0.01)
@@ -200,6 +202,27 @@ def test_a_loss_of_nothing_is_an_error():
 
     with pytest.raises(TrainingError, match="depends on a parameter; the terms are one"):
         train(Constant())
+
+
+def test_a_batch_whose_terms_are_all_masked_takes_no_step():
+    class Masked(Regression):
+        def training_step(self, batch):
+            return Losses({}) if batch["index"].min() == 0 else super().training_step(batch)
+
+    method = Masked()
+    before = [p.clone() for p in method.parameters()]
+    one_batch = Settings(epochs=2, batch_size=48, weight_decay=0.5)
+    fit(method, Pairs(), one_batch, seed=0, accelerator="cpu")
+    assert all(torch.equal(p, b) for p, b in zip(method.parameters(), before, strict=True))
+    fit(method, Pairs(), Settings(epochs=2, batch_size=12), seed=0, accelerator="cpu")
+    assert not all(torch.equal(p, b) for p, b in zip(method.parameters(), before, strict=True))
+
+
+def test_a_method_that_learns_from_labels_is_not_given_rows_without(toy):
+    method = Supervised(MLP((8,), hidden=(8,), dim=4), modality="poor", classes=4)
+    some = toy.split("train").keep_labels(np.arange(3))
+    with pytest.raises(DataError, match="supervised learns from labels, and some rows have none"):
+        fit(method, some, Settings(epochs=1, batch_size=160), seed=0, labels=True, accelerator="cpu")
 
 
 def test_a_missing_modality_and_too_few_samples_are_named():

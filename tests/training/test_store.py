@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from worlds import Distil, Pairs, Regression, Teacher
 
 from crossdistill.errors import TrainingError
@@ -202,3 +203,36 @@ def test_too_few_samples_are_noticed():
 def test_a_method_without_teachers_needs_no_store(tmp_path):
     train(Regression(), Pairs(), store=TeacherStore(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_neither_weights_nor_classes_tell_makes_another_store(tmp_path):
+    def stored(limit):
+        teacher = nn.Hardtanh(-limit, limit)  # no weight, and `limit` is a plain attribute
+        store = TeacherStore(tmp_path, made_of=f"limit {limit}")
+        return store.outputs(freeze(teacher), Pairs(), "image").arrays["features"]
+
+    assert stored(0.5).abs().max() == 0.5
+    assert stored(1.0).abs().max() == 1.0
+
+
+def test_two_teachers_of_one_modality_are_stored_under_their_names():
+    data = Pairs()
+
+    class Both(Distil):
+        def __init__(self):
+            super().__init__()
+            self.large = freeze(nn.Linear(6, 3))
+
+        def teachers(self):
+            return {**super().teachers(), "image#large": self.large}
+
+        def training_step(self, batch):
+            large = self.teacher_outputs(batch, "image#large").features
+            torch.testing.assert_close(large, self.large(data.arrays["image"][batch["index"]]))
+            assert set(batch["stored"]) == {"image", "image#large"}
+            assert "image" not in batch
+            return super().training_step(batch)
+
+    method = Both()
+    weight = method.large.weight.clone()
+    assert torch.equal(train(method, data, store=TeacherStore()).large.weight, weight)

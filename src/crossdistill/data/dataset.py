@@ -206,6 +206,22 @@ class PairedDataset:
             )
         return self._view(rows=self.rows[rows.astype(np.int64)])
 
+    def keep_labels(self, rows: np.ndarray) -> PairedDataset:
+        """Give this view with the labels of some positions alone; those of all others become unknown, -1.
+
+        Args:
+            rows: As in `subset`.
+
+        Raises:
+            DataError: If there are no labels, or a position is outside.
+        """
+        if self.columns.label is None:
+            raise DataError(f"'{self.name}' has no labels to keep")
+        label, kept = self.columns.label.copy(), self.subset(rows).rows
+        label[self.rows] = -1
+        label[kept] = self.columns.label[kept]
+        return self._view(columns=replace(self.columns, label=label))
+
     def shuffled(self, modality: str, seed: int) -> PairedDataset:
         """Break the pairing of one modality with the rest, within this view: the control "shuffled pairs".
 
@@ -306,12 +322,13 @@ class PairedDataset:
             seed: Of order and augmentation, which are functions of (seed, epoch) alone.
             shuffle: Whether the order is random; else it is that of positions.
             drop_last: Whether an incomplete last batch is left out (contrastive losses compare within a batch).
-            labels: Whether batches carry labels. A stage that is declared label-free does not even receive them.
+            labels: Whether batches carry labels, -1 where one is not known. A stage that is declared label-free does
+                not even receive them.
             workers: Processes that prepare batches; 0 prepares them here. The batches are the same, bit for bit.
             distinct_groups: At most one sample of a group in a batch: two sketches of one photo are not negatives.
 
         Raises:
-            DataError: If there are no labels, rows without one, no groups or no whole batch where they are asked for.
+            DataError: If there are no labels, no groups or no whole batch where they are asked for.
         """
         return Loader(
             self,

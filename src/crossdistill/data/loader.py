@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -43,16 +44,12 @@ class Loader:
             raise DataError(f"batch_size is at least 1 and workers at least 0; received {batch_size} and {workers}")
         if labels and data.label is None:
             raise DataError(f"labels are asked for, and '{data.name}' has none")
-        if labels and not data.labelled.all():
-            raise DataError(
-                f"'{data.name}': a labelled stage reads rows without labels ({int((~data.labelled).sum())} of "
-                f"{len(data)}); use the labelled rows alone: data.subset(np.flatnonzero(data.labelled))"
-            )
         self.data, self.views, self.batch_size, self.seed = data, dict(views), batch_size, seed
         self.shuffle, self.drop_last, self.workers = shuffle, drop_last, workers
         self._label = data.label if labels else None
         self._group = data.group
         self._partners = {name: data.partners(name) for name in views if name in data.shuffles}
+        self._workers: _Workers | None = None
         self._deal: _Deal | None = None
         if distinct_groups:
             if self._group is None:
@@ -92,8 +89,17 @@ class Loader:
             plan = [_share(positions, rank, world) for positions in plan]
         if not self.workers:
             return (self.batch(epoch, positions) for positions in plan)
-        jobs = _Jobs(self, epoch, plan)
-        return iter(DataLoader(jobs, batch_size=None, shuffle=False, num_workers=self.workers))
+        return self._worked([(epoch, positions) for positions in plan])
+
+    def _worked(self, jobs: list[tuple[int, np.ndarray]]) -> Iterator[dict[str, Any]]:
+        """Have worker processes prepare batches; they live on for the next epoch.
+
+        Who iterates holds them, so that a second iteration at the same time gets processes of its own, and those of one
+        that is given up end with it.
+        """
+        workers, self._workers = self._workers or _Workers(self), None
+        yield from workers.batches(jobs)
+        self._workers = workers
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Give the positions of every batch of an epoch, each (b,) int64."""
@@ -176,14 +182,27 @@ def _share(positions: np.ndarray, rank: int, world: int) -> np.ndarray:
     return positions[rank * size : (rank + 1) * size]
 
 
-class _Jobs(Dataset[dict[str, Any]]):
-    """What a worker process does with the number of a batch."""
+class _Workers:
+    """Processes that prepare the batches of one epoch after another."""
 
-    def __init__(self, loader: Loader, epoch: int, plan: list[np.ndarray]) -> None:
-        self.loader, self.epoch, self.plan = loader, epoch, plan
+    def __init__(self, loader: Loader) -> None:
+        own = copy.copy(loader)  # else processes and loader would hold each other, and none would end
+        self._jobs: list[tuple[int, np.ndarray]] = []
+        self._batches = DataLoader(
+            _Batches(own), batch_size=None, sampler=self._jobs, num_workers=loader.workers, persistent_workers=True
+        )
 
-    def __len__(self) -> int:
-        return len(self.plan)
+    def batches(self, jobs: list[tuple[int, np.ndarray]]) -> Iterator[dict[str, Any]]:
+        """Give the batch of each (epoch, positions), in order."""
+        self._jobs[:] = jobs
+        return iter(self._batches)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return self.loader.batch(self.epoch, self.plan[number])
+
+class _Batches(Dataset[dict[str, Any]]):
+    """What a worker process does with an epoch and positions."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __getitem__(self, job: tuple[int, np.ndarray]) -> dict[str, Any]:
+        return self.loader.batch(*job)

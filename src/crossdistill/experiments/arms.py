@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from crossdistill.data import PairedDataset, available_transforms, build_transforms
 from crossdistill.errors import ConfigError, CrossDistillError
-from crossdistill.experiments.schema import CONTROLS, Experiment, ObjectiveSpec, StageSpec
+from crossdistill.experiments.schema import ALONE, CONTROLS, Experiment, ObjectiveSpec, StageSpec
 from crossdistill.experiments.signatures import at, check, parameters_of
 from crossdistill.experiments.yaml_lines import Document
 from crossdistill.registry import lookup
@@ -63,12 +63,13 @@ def list_arms(experiment: Experiment) -> list[Arm]:
     """
     main, target = experiment.student, experiment.data.target
     name = row_name(main.objectives) or main.method
-    arms = [Arm(name, "method", _title(main.objectives, main.method), target, main)]
-    for row, objectives in experiment.compare.items():
+    arms = [Arm(name, "method", _title(main), target, main)]
+    for row, stage in experiment.compare.items():
         if row == name:
             continue  # the method has that row already
-        stage = dataclasses.replace(main, objectives=objectives)
-        arms.append(Arm(row, "baseline", _title(objectives, main.method), target, stage))
+        arms.append(Arm(row, "baseline", _title(stage), target, stage))
+    taught = bool(main.teacher)
+    paired = "pairs" in lookup("crossdistill.methods", main.method).facts.needs
     control: dict[str, Arm] = {
         "raw_features": Arm("raw_features", "control", CONTROLS["raw_features"], target),
         "scratch": Arm(
@@ -81,14 +82,19 @@ def list_arms(experiment: Experiment) -> list[Arm]:
             "random_teacher", "control", CONTROLS["random_teacher"], target, main, random_teacher=True
         ),
         "shuffled_pairs": Arm("shuffled_pairs", "control", CONTROLS["shuffled_pairs"], target, main, shuffled=True),
-        "teacher": Arm("teacher", "ceiling", CONTROLS["teacher"], experiment.data.source),
+        "teacher": Arm("teacher", "ceiling", CONTROLS["teacher"] if taught else ALONE, experiment.data.source),
     }
+    if not taught:
+        del control["random_teacher"]
+    if not paired:
+        del control["shuffled_pairs"]
     return [*arms, *control.values()]
 
 
-def _title(objectives: tuple[ObjectiveSpec, ...], method: str) -> str:
-    titles = [lookup("crossdistill.objectives", o.name).facts.title for o in objectives if ":" not in o.name]
-    return "; ".join(titles) or method
+def _title(stage: StageSpec) -> str:
+    named = [("objectives", o.name) for o in stage.objectives] or [("methods", stage.method)]
+    titles = [lookup(f"crossdistill.{package}", name).facts.title for package, name in named if ":" not in name]
+    return "; ".join(titles) or stage.method
 
 
 def _alone(experiment: Experiment, name: str, method: str) -> StageSpec:
@@ -129,12 +135,12 @@ def with_augmentation(experiment: Experiment, data: PairedDataset) -> Experiment
     stages = dict(experiment.stages)
     for name, stage in stages.items():
         if stage.module is None:
-            learnt = stage.modality or experiment.data.target
-            augment = {learnt: list(DEFAULT_AUGMENT[data.modality(learnt).kind]), **stage.augment}
-            _check_augment(
-                augment, data, document, ("stages", name), contrast=learnt if stage.method == "simclr" else ""
-            )
-            stages[name] = dataclasses.replace(stage, augment=augment)
+            stages[name] = _augmented(stage, experiment, data, ("stages", name))
+    numbers = {name: n for n, item in enumerate(document.values.get("compare") or []) for name in _names(item)}
+    compare = {
+        name: _augmented(stage, experiment, data, ("compare", numbers.get(name, 0), name))
+        for name, stage in experiment.compare.items()
+    }
     target, controls = experiment.data.target, dict(experiment.controls)
     plain = not list(stages.values())[-1].augment.get(target)
     for name in ("target_ssl", "scratch"):
@@ -145,11 +151,37 @@ def with_augmentation(experiment: Experiment, data: PairedDataset) -> Experiment
         if isinstance(given.get("augment"), dict):
             contrast = target if name == "target_ssl" else ""
             _check_augment(given["augment"], data, document, ("controls", name), contrast=contrast)
-    return dataclasses.replace(experiment, stages=stages, controls=controls)
+    return dataclasses.replace(experiment, stages=stages, compare=compare, controls=controls)
+
+
+def _names(item: Any) -> list[str]:
+    return list(item) if isinstance(item, dict) else [str(item)]  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _augmented(
+    stage: StageSpec, experiment: Experiment, data: PairedDataset, place: tuple[str | int, ...]
+) -> StageSpec:
+    """Fill in the default augmentation of what a stage learns: its modality, the student's, or all that have encoders.
+
+    A teacher that distils sees plain inputs, unless the file says otherwise.
+    """
+    cls = lookup("crossdistill.methods", stage.method)
+    learnt = (stage.modality or experiment.data.target,)
+    if "encoders" in parameters_of(cls):
+        learnt = experiment.data.modalities
+    augment = {name: list(DEFAULT_AUGMENT[data.modality(name).kind]) for name in learnt} | dict(stage.augment)
+    contrast = stage.modality if stage.method == "simclr" else ""
+    _check_augment(augment, data, experiment.document, place, contrast=contrast)
+    return dataclasses.replace(stage, augment=augment)
 
 
 def _check_augment(
-    augment: Mapping[str, Any], data: PairedDataset, document: Document, place: tuple[str, ...], *, contrast: str
+    augment: Mapping[str, Any],
+    data: PairedDataset,
+    document: Document,
+    place: tuple[str | int, ...],
+    *,
+    contrast: str,
 ) -> None:
     """Build every transform once; `contrast` names the modality whose two views must differ, if one does."""
     for modality, spec in augment.items():

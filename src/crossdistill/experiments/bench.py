@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ from crossdistill import data as datasets
 from crossdistill.data import PairedDataset, build_transforms
 from crossdistill.errors import ConfigError, CrossDistillError, DataError
 from crossdistill.evaluation import few_labels
-from crossdistill.experiments.arms import Arm, with_augmentation
+from crossdistill.experiments.arms import Arm, list_arms, with_augmentation
 from crossdistill.experiments.rehearsal import named
 from crossdistill.experiments.schema import Experiment, ModuleSpec, StageSpec
 from crossdistill.experiments.signatures import check, parameters_of
@@ -27,9 +28,9 @@ from crossdistill.experiments.sources import code_version, own_code
 from crossdistill.experiments.untaught import forget, settle
 from crossdistill.files import digest
 from crossdistill.methods import Method
-from crossdistill.networks import build_encoder, load_weights
+from crossdistill.networks import Outputs, build_encoder, load_weights
 from crossdistill.networks.build import DEFAULTS
-from crossdistill.registry import lookup
+from crossdistill.registry import Facts, Need, lookup
 from crossdistill.training.settings import Settings
 
 LISTEN = Callable[[str, Mapping[str, Any]], None]
@@ -66,7 +67,7 @@ class Bench:
         self.train, self.test = self.data.split("train"), self.data.split("test")
         held_out = "validation" in self.data.splits and len(self.data.split("validation")) > 1
         self.held_out = self.data.split("validation") if held_out else None
-        self.networks = {m: self._network(m) for m in (experiment.data.source, experiment.data.target)}
+        self.networks = {m: self._network(m) for m in experiment.data.modalities}
         for modality in self.networks:
             self.encoder(modality, 0)
         written = {m: {"encoder": name, **parameters} for m, (name, parameters) in self.networks.items()}
@@ -103,7 +104,8 @@ class Bench:
     def module(self, spec: ModuleSpec, name: str) -> nn.Module:
         """Build the user's own teacher and load its weights."""
         kind = self.data.modality(self.experiment.data.source)
-        tapping = {} if spec.tap is None else {"tap": spec.tap}
+        tapping: dict[str, Any] = {"logits": True} if spec.logits else {}
+        tapping |= {name: value for name, value in (("tap", spec.tap), ("pool", spec.pool)) if value is not None}
         try:
             with seeded(0, "module"):
                 network = build_encoder(spec.module, kind.shape, kind.kind, **spec.parameters, **tapping)
@@ -141,7 +143,7 @@ class Bench:
     def stage_data(self, arm: Arm, seed: int) -> PairedDataset:
         """Give what an arm's stage is trained on, augmented."""
         assert arm.stage is not None
-        rows = self.label_rows(seed) if arm.labels else self._readable(self.train, arm.stage)
+        rows = self.label_rows(seed) if self._labels_alone(arm) else self._readable(self.train, arm, seed)
         if arm.shuffled:
             rows = rows.shuffled(self.experiment.data.source, seed)
         return self._augmented(rows, arm.stage)
@@ -149,28 +151,45 @@ class Bench:
     def held_out_data(self, arm: Arm, seed: int) -> PairedDataset | None:
         """Give the validation pairs that describe an arm's epochs, or None; distillation sees them as they are."""
         assert arm.stage is not None
-        if arm.labels or self.held_out is None:
+        if self._labels_alone(arm) or self.held_out is None:
             return None
-        rows = self._readable(self.held_out, arm.stage)
+        rows = self._readable(self.held_out, arm, None)
         if len(rows) < 2:
             return None
         if arm.shuffled:  # no true pair may choose its best epoch
             rows = rows.shuffled(self.experiment.data.source, seed)
         return rows if arm.stage.teacher else self._augmented(rows, arm.stage)
 
-    def _readable(self, rows: PairedDataset, stage: StageSpec) -> PairedDataset:
-        """Leave rows without label out of a stage that reads labels."""
-        return rows.subset(rows.labelled) if self.reads_labels(stage) else rows
+    def _labels_alone(self, arm: Arm) -> bool:
+        """Say whether an arm learns on the few labelled rows alone: the control, and methods that need every label."""
+        assert arm.stage is not None
+        needs = lookup("crossdistill.methods", arm.stage.method).facts.needs
+        return arm.labels or (arm.role != "ceiling" and "labels" in needs)
+
+    def _readable(self, rows: PairedDataset, arm: Arm, seed: int | None) -> PairedDataset:
+        """Leave an arm the labels that it may read: a teacher of the source all, the others the few of the seed.
+
+        Rows without label are left out of a method that needs them all; an objective that needs labels sees -1 there,
+        and none in held-out rows (seed None), for no row of the comparison may know more labels than another.
+        """
+        assert arm.stage is not None
+        if not self.reads_labels(arm.stage):
+            return rows
+        if arm.role == "ceiling":
+            return rows.subset(rows.labelled)
+        if seed is None:
+            return rows.keep_labels(np.zeros(len(rows), dtype=bool))
+        return rows.keep_labels(np.isin(rows.rows, self.label_rows(seed).rows))
 
     def settings(self, arm: Arm, seed: int) -> Settings:
         """Give the loop's settings; an arm on few labels gets the epochs that make up the main stage's steps."""
         assert arm.stage is not None
         settings = Settings(**arm.stage.settings)
-        if not arm.labels:
+        if not self._labels_alone(arm):
             return settings
         rows = len(self.label_rows(seed))
         batch = min(settings.batch_size, rows)
-        steps = settings.epochs * _steps(self._readable(self.train, self.experiment.student), settings)
+        steps = settings.epochs * _steps(self.train, settings)
         epochs = -(-steps // max(1, rows // batch))
         return dataclasses.replace(settings, batch_size=batch, accumulate=1, epochs=epochs, distinct_groups=False)
 
@@ -236,39 +255,43 @@ class Bench:
                 key=key,
                 listener=listener,
                 stop=stop,
-                store=TeacherStore(self.folder / "store"),
+                store=TeacherStore(self.folder / "store", made_of=self.teacher_key(stage, seed)),
             )
 
     def method(self, arm: Arm, seed: int, *, purpose: str = "teacher", teacher: nn.Module | None = None) -> Method:
-        """Build an arm's method with its networks, untrained; its teacher, if none is given, is trained if need be."""
+        """Build an arm's method, untrained: whatever its constructor has a name for is made and handed over.
+
+        Args:
+            arm: With a stage.
+            seed: Of the run.
+            purpose: What a network of one modality is for, which decides its random start with the seed.
+            teacher: The teacher, if it is at hand; else it is trained or found where the method has one.
+        """
         stage = arm.stage
         assert stage is not None
-        cls = lookup("crossdistill.methods", stage.method)
-        spec = self.experiment.data
-        if not stage.teacher:
-            purpose = "student" if arm.modality == spec.target else purpose
-            roles: dict[str, Any] = {"modality": arm.modality}
-            if "labels" in cls.facts.needs:
-                roles["classes"] = self.data.classes
-            with seeded(seed, f"{purpose} {stage.method} head"):
-                return cls(self.encoder(arm.modality, seed, purpose), **roles, **stage.parameters)
-        objectives = {
-            o.module_name: lookup("crossdistill.objectives", o.name)(**o.parameters) for o in stage.objectives
-        }
-        weights = {name: o.weight for name, o in zip(objectives, stage.objectives, strict=True)}
-        student = self.encoder(spec.target, seed)
-        if teacher is None:
+        cls, spec = lookup("crossdistill.methods", stage.method), self.experiment.data
+        wanted = parameters_of(cls)
+        alone = bool(stage.modality) and not stage.teacher
+        purpose = "student" if not alone or arm.modality == spec.target else purpose
+        if teacher is None and stage.teacher:
             teacher = self.teacher(stage, seed, untaught=arm.random_teacher)
-        with seeded(seed, f"{stage.method} head"):
-            return cls(
-                student,
-                teacher=teacher,
-                objectives=objectives,
-                weights=weights,
-                source=spec.source,
-                target=spec.target,
-                **stage.parameters,
-            )
+        roles: dict[str, Callable[[], Any]] = {
+            "encoder": lambda: self.encoder(arm.modality, seed, purpose),
+            "student": lambda: self.encoder(spec.target, seed),
+            "encoders": lambda: {m: self.encoder(m, seed) for m in spec.modalities},
+            "teacher": lambda: teacher,
+            "objectives": lambda: {
+                o.module_name: lookup("crossdistill.objectives", o.name)(**o.parameters) for o in stage.objectives
+            },
+            "weights": lambda: {o.module_name: o.weight for o in stage.objectives},
+            "source": lambda: spec.source,
+            "target": lambda: spec.target,
+            "modality": lambda: arm.modality,
+            "classes": lambda: self.data.classes or None,
+        }
+        given = {name: make() for name, make in roles.items() if name in wanted}
+        with seeded(seed, f"{purpose} {stage.method} head" if alone else f"{stage.method} head"):
+            return cls(**given, **stage.parameters)
 
     def teacher(self, stage: StageSpec, seed: int, *, untaught: bool = False) -> nn.Module:
         """Give the teacher of a stage: the product of the stage that it names, or its random twin."""
@@ -291,30 +314,67 @@ class Bench:
             raise DataError(f"{where}: {stage.method} needs labels, and '{self.data.name}' has none")
         return Arm(stage.name, "ceiling", "the teacher's training", modality, stage)
 
+    def teaching(self) -> Arm | None:
+        """Give the arm whose product teaches the method; None for methods whose networks teach each other."""
+        stage = self.experiment.teacher
+        return None if stage is None else self.teacher_arm(stage)
+
+    def ceiling(self, seed: int) -> nn.Module:
+        """Give the source's own network: the teacher, or what the method trained beside the student.
+
+        Raises:
+            NetworkError: If the method trains none of the source.
+        """
+        arm = self.teaching()
+        if arm is not None:
+            return self.product(arm, seed)
+        return self.trained(list_arms(self.experiment)[0], seed).student(self.experiment.data.source).eval()
+
+    def ceiling_key(self, seed: int) -> str:
+        """Hash what makes `ceiling`."""
+        if self.experiment.teacher is not None:
+            return self.teacher_key(self.experiment.student, seed)
+        return self.key(list_arms(self.experiment)[0], seed)
+
     def reads_labels(self, stage: StageSpec) -> bool:
         """Say whether a stage's method or one of its objectives needs labels; no other stage receives them."""
         classes = [lookup("crossdistill.methods", stage.method)]
         classes += [lookup("crossdistill.objectives", o.name) for o in stage.objectives]
         return any("labels" in cls.facts.needs for cls in classes)
 
-    def unmet(self, stage: StageSpec) -> str:
-        """Say which need of a stage's objectives data and teacher cannot serve; empty if there is none."""
-        teacher = self.experiment.stages.get(stage.teacher)
-        with_logits = teacher is not None and teacher.method == "supervised"
-        for objective in stage.objectives:
-            cls = lookup("crossdistill.objectives", objective.name)
-            needs, reads = cls.facts.needs, cls.reads
-            if reads == "logits":
-                return f"{objective.name} needs a student with logits, and students give features alone"
-            lacking = {
-                "labels": not self.train.labelled.any() and "labels, and the data have none",
-                "group": self.train.group is None and "groups, and the data have none",
-                "teacher_logits": not with_logits and "a teacher with logits, and this one gives features alone",
-                "feature_maps": "feature maps, which stages do not tap yet",
-            }
+    def unmet(self, arm: Arm, teacher: Outputs | None) -> str:
+        """Say which need of an arm's method and objectives data and teacher cannot serve; empty if there is none.
+
+        Args:
+            arm: Whose stage is asked.
+            teacher: What its teacher gives for a sample; None where it has none.
+        """
+        stage = arm.stage
+        if stage is None:
+            return ""
+        lacking: dict[Need, str] = {
+            "labels": "" if self.train.labelled.any() else "labels, and the data have none",
+            "group": "groups, and the data have none" if self.train.group is None else "",
+            "teacher_logits": "a teacher with logits, and this one gives none",
+        }
+        if teacher is None or teacher.logits is not None:
+            lacking["teacher_logits"] = ""
+        method = lookup("crossdistill.methods", stage.method).facts
+        needs: list[tuple[str, frozenset[Need]]] = [(method.name, method.needs)]
+        for o in stage.objectives:
+            needs.append((o.name, lookup("crossdistill.objectives", o.name)(**o.parameters).needs))
+        for name, needed in needs:
             for need, reason in lacking.items():
-                if need in needs and reason:
-                    return f"{objective.name} needs {reason}"
+                if reason and need in needed:
+                    return f"{name} needs {reason}"
+        return self._unserved(method, stage)
+
+    def _unserved(self, facts: Facts, stage: StageSpec) -> str:
+        """Say which modality a method does not serve."""
+        for modality in (stage.modality,) if stage.modality else self.experiment.data.modalities:
+            kind = self.data.modality(modality).kind
+            if not {"any", kind} & set(facts.modalities):
+                return f"{facts.name} serves {', '.join(facts.modalities)}, and '{modality}' is {kind}"
         return ""
 
     def teacher_key(self, stage: StageSpec, seed: int) -> str:

@@ -34,7 +34,7 @@ def write_evidence(bench: Bench, arms: Sequence[Arm], seed: int) -> None:
     by_name = {arm.name: arm for arm in arms}
     student = bench.product(arms[0], seed)
     control = bench.product(by_name["target_ssl"], seed)
-    teacher = bench.product(bench.teacher_arm(bench.experiment.teacher), seed)
+    teacher = bench.ceiling(seed) if "teacher" in by_name else None
     order = draws.permutation(seed, 0, len(test), "map")[:MAP_POINTS]
     shown = test.subset(np.sort(order))
     assert shown.label is not None
@@ -45,7 +45,7 @@ def write_evidence(bench: Bench, arms: Sequence[Arm], seed: int) -> None:
     specs = {"source": _facts(bench, source), "target": _facts(bench, target)}
     arrays: dict[str, Any] = {
         "map_label": shown.label,
-        "map_teacher": features(teacher, shown, source),
+        **({} if teacher is None else {"map_teacher": features(teacher, shown, source)}),
         "map_student": features(student, shown, target),
         "map_control": features(control, shown, target),
         "map_control_name": np.array("target_ssl"),

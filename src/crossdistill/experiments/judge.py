@@ -55,7 +55,7 @@ class Judge:
         """Hash of what the verdict on an arm depends on."""
         bench = self.bench
         made = bench.key(arm, seed) if arm.stage is not None else bench.train.fingerprint
-        teacher = bench.teacher_key(bench.experiment.student, seed) if arm.role == "ceiling" else ""
+        teacher = bench.ceiling_key(seed) if arm.role == "ceiling" else ""
         labels = bench.label_rows(seed).fingerprint
         code = code_version(JUDGING)
         return digest(code, made, teacher, arm.modality, vars(self.spec), labels, bench.test.fingerprint, seed)

@@ -7,7 +7,7 @@ import dataclasses
 import random
 import sys
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +21,66 @@ from crossdistill.experiments.schema import Experiment
 from crossdistill.experiments.yaml_lines import Place
 from crossdistill.methods import Distillation
 from crossdistill.networks.base import Outputs, as_outputs
+from crossdistill.networks.taps import deepest_maps
 from crossdistill.objectives import Context
+from crossdistill.registry import lookup
 
 if TYPE_CHECKING:
     from crossdistill.experiments.bench import Bench
 
 FEW = 8
 """Samples that the networks are run on; more would only take time."""
+
+
+def find_unmet(bench: Bench, arms: Sequence[Arm]) -> dict[str, str]:
+    """Say of each arm which need of it data and teacher cannot serve; empty where there is none.
+
+    What a teacher gives is seen by running it, untrained, on a few samples.
+    """
+    given: dict[str, Outputs | None] = {"": None}
+    rows, source = bench.train, bench.experiment.data.source
+    found: dict[str, str] = {}
+    for arm in arms:
+        if arm.role == "ceiling" and bench.experiment.teacher is None:
+            found[arm.name] = _no_ceiling(bench, arms[0])
+            continue
+        name = "" if arm.stage is None else arm.stage.teacher
+        if name not in given:
+            where = bench.experiment.document.where(("stages", name))
+            with _kept_random(torch.device("cpu")), named(bench, None):
+                x = next(rows.samples(source, FEW))
+                given[name] = _outputs(_untrained(bench, name), x, where)
+        found[arm.name] = bench.unmet(arm, given[name]) or _no_maps(bench, arm)
+    return found
+
+
+def _no_maps(bench: Bench, arm: Arm) -> str:
+    """Say which network gives no feature maps to an arm's objectives that look for the deepest; empty if all do."""
+    stage, spec = arm.stage, bench.experiment.data
+    for o in () if stage is None else stage.objectives:
+        objective = lookup("crossdistill.objectives", o.name)(**o.parameters)
+        if objective.reads != "maps" or objective.layers:
+            continue
+        assert stage is not None
+        with _kept_random(torch.device("cpu")), named(bench, arm):
+            networks = {spec.source: _untrained(bench, stage.teacher), spec.target: bench.encoder(spec.target, 0)}
+        for modality, network in networks.items():
+            try:
+                deepest_maps(network, next(bench.train.samples(modality, FEW)))
+            except NetworkError as error:
+                return f"{o.name} needs feature maps: {error}"
+    return ""
+
+
+def _no_ceiling(bench: Bench, main: Arm) -> str:
+    """Say why a method without a teacher has no network of the source; empty if it has one."""
+    with _kept_random(torch.device("cpu")), named(bench, main):
+        method = bench.method(main, bench.experiment.seeds[0])
+    try:
+        method.student(bench.experiment.data.source)
+    except NetworkError as error:
+        return str(error)
+    return ""
 
 
 def rehearse(bench: Bench, arms: Sequence[Arm]) -> None:
@@ -38,23 +91,27 @@ def rehearse(bench: Bench, arms: Sequence[Arm]) -> None:
     Raises:
         CrossDistillError: Naming file and stage, and the objective if it is one that fails.
     """
-    experiment = bench.experiment
-    made_by, source, seed = experiment.teacher, experiment.data.source, experiment.seeds[0]
+    seed = bench.experiment.seeds[0]
     seen: list[object] = []
     device = _device()
     with _kept_random(device), named(bench, None):
-        if made_by.module is None:
-            teacher = bench.method(bench.teacher_arm(made_by), seed).as_teacher(source)
-        else:
-            teacher = bench.module(made_by.module, made_by.name)
         for arm in arms:
             if arm.stage is None:
                 continue
+            teacher = _untrained(bench, arm.stage.teacher) if arm.stage.teacher else None
             with named(bench, arm):
                 method = bench.method(arm, seed, teacher=teacher)
                 if isinstance(method, Distillation) and arm.stage not in seen:
                     _rehearse_objectives(bench, arm, method, device)
             seen.append(arm.stage)
+
+
+def _untrained(bench: Bench, name: str) -> nn.Module:
+    """Build the teacher that a stage of that name would make, untrained if it is one of ours."""
+    made_by = bench.experiment.stages[name]
+    if made_by.module is not None:
+        return bench.module(made_by.module, name)
+    return bench.method(bench.teacher_arm(made_by), bench.experiment.seeds[0]).as_teacher(bench.experiment.data.source)
 
 
 def _device() -> torch.device:
@@ -89,25 +146,28 @@ def _rehearse_objectives(bench: Bench, arm: Arm, method: Distillation, device: t
 
     context = Context(label=at(label), index=torch.from_numpy(positions.copy()).to(device), group=at(group))
     document = experiment.document
-    of_teacher = document.where(("stages", experiment.teacher.name))
+    of_teacher = document.where(("stages", arm.stage.teacher))
     of_student = document.where(("networks", method.target))
     teacher = _outputs(method.teacher, few[method.source], of_teacher)
-    student = _outputs(method.network, few[method.target], of_student)
+    method.network.eval()
+    student = _outputs(method.read_student, few[method.target], of_student)
     torch.manual_seed(seed)
     method.rehearse(
         _mixed(student, len(positions)).to(device), _mixed(teacher, len(positions)).to(device), context, pairs=len(rows)
     )
 
 
-def _outputs(network: nn.Module, x: Tensor, where: str) -> Outputs:
+def _outputs(network: Callable[[Tensor], Any], x: Tensor, where: str) -> Outputs:
     """Run a network on a few samples.
 
     Raises:
         NetworkError: If it cannot read them, or gives what is not finite.
     """
     try:
+        if isinstance(network, nn.Module):
+            network.eval()
         with torch.no_grad():
-            found = as_outputs(network.eval()(x))
+            found = as_outputs(network(x))
     except CrossDistillError as error:
         raise type(error)(f"{where}: {error}") from None
     except Exception as error:
@@ -122,9 +182,13 @@ def _mixed(outputs: Outputs, rows: int) -> Outputs:
     weights = (2 * torch.randn(rows, len(outputs.features))).softmax(dim=1)
 
     def mix(value: Tensor | None) -> Tensor | None:
-        return None if value is None else weights.to(value.dtype) @ value
+        return None if value is None else blend(value)
 
-    return Outputs(weights.to(outputs.features.dtype) @ outputs.features, mix(outputs.embedding), mix(outputs.logits))
+    def blend(value: Tensor) -> Tensor:
+        return (weights.to(value.dtype) @ value.flatten(1)).view(rows, *value.shape[1:])
+
+    maps = None if outputs.maps is None else {word: blend(value) for word, value in outputs.maps.items()}
+    return Outputs(blend(outputs.features), mix(outputs.embedding), mix(outputs.logits), maps)
 
 
 @contextlib.contextmanager
@@ -204,18 +268,22 @@ def _place(experiment: Experiment, arm: Arm | None, objective: str = "") -> Plac
     """Give the path of an arm's stage in the file, or of one of its objectives: a row to compare with has its own."""
     if arm is None or arm.stage is None:
         return ("stages",)
-    if arm.stage.name not in experiment.stages:
+    if arm.role == "control" and arm.stage.name not in experiment.stages:
         return ("controls", arm.stage.name)
-    if not objective:
+    if not objective and arm.stage.name in experiment.stages:
         return ("stages", arm.stage.name)
-    if arm.stage.objectives == experiment.student.objectives:
+    if not objective:
+        numbers = [n for n, item in enumerate(experiment.document.values["compare"]) if arm.name in item]
+        return ("compare", numbers[0], arm.name)
+    if arm.role != "baseline":
         return ("stages", arm.stage.name, "objectives", objective)
     listed: list[Any] = experiment.document.values.get("compare") or []
     for number, item in enumerate(listed):
         if item == arm.name:
             return ("compare", number)
         if isinstance(item, dict) and arm.name in item:
-            return ("compare", number, arm.name, objective)
+            inner = ("objectives",) if "method" in item[arm.name] else ()
+            return ("compare", number, arm.name, *inner, objective)
     return ("compare", objective)
 
 

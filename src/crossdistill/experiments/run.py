@@ -28,7 +28,7 @@ from crossdistill.experiments.arms import Arm, list_arms
 from crossdistill.experiments.bench import LISTEN, Bench
 from crossdistill.experiments.evidence import write_evidence
 from crossdistill.experiments.judge import Judge, Row
-from crossdistill.experiments.rehearsal import check_loops, rehearse
+from crossdistill.experiments.rehearsal import check_loops, find_unmet, rehearse
 from crossdistill.experiments.results import summarise
 from crossdistill.experiments.schema import Experiment, parse_experiment, to_yaml
 from crossdistill.experiments.student import remove_student, save_student
@@ -87,16 +87,16 @@ def plan(bench: Bench) -> Plan:
             f"'{bench.data.name}' has {bench.data.classes} classes and {len(bench.test)} test rows; evaluation needs "
             "two classes and one test row at least"
         )
-    listed, teaching = list_arms(experiment), bench.teacher_arm(experiment.teacher)
-    reasons = {arm.name: bench.unmet(arm.stage) for arm in listed if arm.stage is not None}
+    listed, teaching = list_arms(experiment), bench.teaching()
+    reasons = find_unmet(bench, listed)
     skipped = {name: reason for name, reason in reasons.items() if reason}
     if listed[0].name in skipped:
         where = experiment.document.where(("stages", experiment.student.name, "objectives"))
         raise ConfigError(f"{where}: {skipped[listed[0].name]}")
     arms = [arm for arm in listed if arm.name not in skipped]
-    check_loops(bench, [teaching, *arms])
+    check_loops(bench, [*([] if teaching is None else [teaching]), *arms])
     rehearse(bench, arms)
-    tasks = [Task(teaching, seed, True) for seed in experiment.seeds]
+    tasks = [] if teaching is None else [Task(teaching, seed, True) for seed in experiment.seeds]
     tasks += [Task(arm, seed) for seed in experiment.seeds for arm in arms]
     steps = {task: bench.steps(task.arm, task.seed) for task in tasks}
     return Plan(tuple(arms), tuple(tasks), steps, skipped)
@@ -188,7 +188,7 @@ def perform(
         bench.product(arm, seed, listen=listen, stop=stop)
         return []
     if arm.role == "ceiling":
-        network = bench.product(bench.teacher_arm(bench.experiment.teacher), seed)
+        network = bench.ceiling(seed)
     else:
         network = None if arm.stage is None else bench.product(arm, seed, listen=listen, stop=stop)
     return Judge(bench).rows(arm, seed, network)
@@ -316,10 +316,10 @@ def _perform(task: Task) -> list[Row]:
 def gather_logs(bench: Bench, arms: list[Arm]) -> None:
     """Write DIR/metrics.jsonl: every epoch of every arm and seed, with the name of its row, in one file."""
     lines: list[str] = []
-    teaching = bench.teacher_arm(bench.experiment.teacher)
+    teaching = bench.teaching()
     for seed in bench.experiment.seeds:
         for arm in (teaching, *arms):
-            if arm.stage is None or arm.stage.module is not None:
+            if arm is None or arm.stage is None or arm.stage.module is not None:
                 continue
             log = bench.folder / "stages" / bench.key(arm, seed) / "metrics.jsonl"
             if not log.is_file():

@@ -27,8 +27,11 @@ from crossdistill.experiments.yaml_lines import Document, override, parse_docume
 from crossdistill.registry import lookup
 
 TransformSpec = list[str | dict[str, Any]]
-ROLES = frozenset({"encoder", "student", "teacher", "objectives", "weights", "source", "target", "modality", "classes"})
-"""Constructor parameters that the experiment fills in: networks, and names that follow from the data."""
+ROLES = frozenset(
+    {"encoder", "encoders", "student", "teacher", "objectives", "weights", "source", "target", "modality", "classes"}
+)
+"""Constructor parameters that the experiment fills in, wherever a method has one of these names: networks, and what
+follows from the data. `encoder` and `student` are one network, `encoders` one of each modality by name."""
 
 CONTROLS: Mapping[str, str] = {
     "raw_features": "no network: labels on the standardised inputs themselves",
@@ -38,6 +41,9 @@ CONTROLS: Mapping[str, str] = {
     "shuffled_pairs": "the same distillation with every pair broken",
     "teacher": "the teacher itself, on the source modality: the ceiling",
 }
+ALONE = "the source's own network, trained together with the student: the ceiling"
+"""What stands in the teacher's row where a method has no teacher."""
+
 """The rows that every comparison carries, and what each of them is."""
 
 
@@ -48,7 +54,13 @@ class DataSpec:
     name: str
     source: str
     target: str
+    further: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """All modalities that networks are built for: source, target, and what methods of more than two read."""
+        return (self.source, self.target, *self.further)
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,8 @@ class ModuleSpec:
     module: str
     weights: str | None = None
     tap: str | None = None
+    pool: str | None = None
+    logits: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -120,7 +134,7 @@ class Experiment:
     data: DataSpec
     stages: Mapping[str, StageSpec]
     networks: Mapping[str, Mapping[str, Any]]
-    compare: Mapping[str, tuple[ObjectiveSpec, ...]]
+    compare: Mapping[str, StageSpec]
     controls: Mapping[str, Mapping[str, Any]]
     evaluate: EvaluateSpec
     seeds: tuple[int, ...]
@@ -132,9 +146,9 @@ class Experiment:
         return list(self.stages.values())[-1]
 
     @property
-    def teacher(self) -> StageSpec:
-        """The stage whose product teaches the last one."""
-        return self.stages[self.student.teacher]
+    def teacher(self) -> StageSpec | None:
+        """The stage whose product teaches the last one; None for methods whose networks teach each other."""
+        return self.stages[self.student.teacher] if self.student.teacher else None
 
 
 Whole = Annotated[int, Field(strict=True)]
@@ -144,7 +158,7 @@ _TOP: dict[str, tuple[Any, Any]] = {
     "data": (dict[str, Any], ...),
     "networks": (dict[str, dict[str, Any]], {}),
     "stages": (dict[str, dict[str, Any]], ...),
-    "compare": (list[str | dict[str, dict[str, Any]]], ["l2", "cosine"]),
+    "compare": (list[str | dict[str, dict[str, Any]]] | None, None),
     "controls": (dict[str, dict[str, Any]], {}),
     "evaluate": (dict[str, Any], {}),
     "seeds": (Whole | list[Whole], 3),
@@ -153,6 +167,7 @@ _DATA: dict[str, tuple[Any, Any]] = {
     "name": (str, ...),
     "source": (str, ...),
     "target": (str, ...),
+    "further": (list[str], []),
     "options": (dict[str, Any], {}),
 }
 _positive = Field(gt=0)
@@ -167,6 +182,8 @@ _MODULE: dict[str, tuple[Any, Any]] = {
     "module": (str, ...),
     "weights": (str | None, None),
     "tap": (str | None, None),
+    "pool": (Literal["auto", "space", "tokens", "time", "first"] | None, None),
+    "logits": (bool, False),
     "parameters": (dict[str, Any], {}),
 }
 
@@ -195,19 +212,23 @@ def parse_experiment(text: str, *, name: str = "experiment") -> Experiment:
 def check_experiment(document: Document) -> Experiment:
     """Check a parsed document; see `read_experiment`."""
     top = check(_TOP, document.values, document, ())
-    data = DataSpec(**check(_DATA, top["data"], document, ("data",)))
+    described = check(_DATA, top["data"], document, ("data",))
+    described["further"] = tuple(described["further"])
+    data = DataSpec(**described)
     if data.source == data.target:
         raise ConfigError(f"{document.where(('data', 'target'))}: source and target are both '{data.target}'")
+    if len(set(data.modalities)) < len(data.modalities):
+        raise ConfigError(f"{document.where(('data', 'further'))}: name no modality twice; received {data.modalities}")
     stages = {name: _stage(name, raw, document) for name, raw in top["stages"].items()}
     _check_order(stages, data, document)
     for name in top["networks"]:
-        if name not in (data.source, data.target):
-            known = suggest(name, (data.source, data.target))
+        if name not in data.modalities:
+            known = suggest(name, data.modalities)
             raise ConfigError(f"{document.where(('networks', name))}: no such modality here{known}")
         if not isinstance(encoder := top["networks"][name].get("encoder", "auto"), str):
             place = document.where(("networks", name, "encoder"))
             raise ConfigError(f"{place}: write the name of a network, or auto; received {encoder!r}")
-    compare = _comparisons(top["compare"], document)
+    compare = _comparisons(top["compare"], stages, data, document)
     for name in top["controls"]:
         if name not in ("scratch", "target_ssl"):
             known = suggest(name, ("scratch", "target_ssl"))
@@ -226,11 +247,26 @@ def check_experiment(document: Document) -> Experiment:
     )
 
 
-def _stage(name: str, raw: dict[str, Any], document: Document) -> StageSpec:
-    """Check one stage against the signatures of its method and of the loop's settings."""
+def _stage(
+    name: str,
+    raw: dict[str, Any],
+    document: Document,
+    place: tuple[str | int, ...] = (),
+    *,
+    like: StageSpec | None = None,
+) -> StageSpec:
+    """Check one stage against the signatures of its method and of the loop's settings.
+
+    Args:
+        name: Of the stage.
+        raw: What stands in the file.
+        document: The file, for messages.
+        place: Where in it; below `stages` if nothing is said.
+        like: A stage whose settings and augmentation are the defaults: the budget of what it is compared with.
+    """
     from crossdistill.training.settings import Settings
 
-    place = ("stages", name)
+    place = place or ("stages", name)
     if "module" in raw:
         return StageSpec(name, module=ModuleSpec(**check(_MODULE, raw, document, place)))
     if not isinstance(raw.get("method"), str):
@@ -242,22 +278,24 @@ def _stage(name: str, raw: dict[str, Any], document: Document) -> StageSpec:
     everything = parameters_of(method)
     own = {key: value for key, value in everything.items() if key not in ROLES}
     loop = parameters_of(Settings)
+    if like is not None:
+        loop = {key: (kind, like.settings[key]) for key, (kind, _) in loop.items()}
     fields: dict[str, tuple[Any, Any]] = {
         "method": (str, ...),
-        "augment": (dict[str, TransformSpec], {}),
+        "augment": (dict[str, TransformSpec], {} if like is None else dict(like.augment)),
         **own,
         **loop,
     }
-    for role, kind in (("modality", str), ("teacher", str), ("objectives", dict[str, float | dict[str, Any]])):
+    for role, kind, empty in _SAID:
         if role in everything:
-            fields[role] = (kind, ...)
+            fields[role] = (kind, ... if everything[role][1] is ... else empty)
     values = check(fields, raw, document, place)
     settings = {key: values[key] for key in loop}
     try:
         Settings(**settings)
     except CrossDistillError as error:
         raise at(document, place, error, loop) from None
-    objectives = _objectives(values["objectives"], document, (*place, "objectives")) if "objectives" in values else ()
+    objectives = _objectives(values["objectives"], document, (*place, "objectives")) if "objectives" in raw else ()
     return StageSpec(
         name,
         method=values["method"],
@@ -268,6 +306,14 @@ def _stage(name: str, raw: dict[str, Any], document: Document) -> StageSpec:
         settings=settings,
         augment=values["augment"],
     )
+
+
+_SAID: tuple[tuple[str, Any, Any], ...] = (
+    ("modality", str, ""),
+    ("teacher", str, ""),
+    ("objectives", dict[str, float | dict[str, Any]], {}),
+)
+"""Roles that the file names itself: their type, and what it is if a method can do without and nothing is said."""
 
 
 def _objectives(
@@ -310,16 +356,35 @@ def _check_objective(cls: type[Any], where: str) -> None:
         raise ConfigError(f"{where}: {cls.__name__} has no `facts`; give it crossdistill.objectives.Facts(...)")
 
 
-def _comparisons(raw: list[str | dict[str, Any]], document: Document) -> dict[str, tuple[ObjectiveSpec, ...]]:
-    """Read `compare`: names of objectives, or {row name: objectives}."""
-    found: dict[str, tuple[ObjectiveSpec, ...]] = {}
-    for number, item in enumerate(raw):
+def _comparisons(
+    raw: list[str | dict[str, Any]] | None, stages: Mapping[str, StageSpec], data: DataSpec, document: Document
+) -> dict[str, StageSpec]:
+    """Read `compare`: names of objectives, {row: objectives}, or {row: a stage with a method of its own}.
+
+    All of them have the main stage's settings and augmentation, unless a stage says otherwise. Where nothing is said, a
+    method that takes objectives is compared with L2 and cosine.
+    """
+    main = list(stages.values())[-1]
+    found: dict[str, StageSpec] = {}
+    items: list[str | dict[str, Any]] = raw if raw is not None else (["l2", "cosine"] if main.objectives else [])
+    for number, item in enumerate(items):
         place = ("compare", number)
         named: dict[str, Any] = {item: {item: 1.0}} if isinstance(item, str) else item
-        for name, objectives in named.items():
+        for name, value in named.items():
             if name in found or name in CONTROLS:
                 raise ConfigError(f"{document.where(place)}: '{name}' is the name of another row; choose another")
-            found[name] = _objectives(objectives, document, place if isinstance(item, str) else (*place, name))
+            here = place if isinstance(item, str) else (*place, name)
+            if "method" in value:
+                stage = _stage(name, value, document, here, like=main)
+                _check_order({**stages, main.name: dataclasses.replace(stage, name=main.name)}, data, document)
+            elif not main.objectives:
+                raise ConfigError(
+                    f"{document.where(here)}: objectives go with a method that takes them, and {main.method} does not; "
+                    "write {row: {method: distillation, teacher: STAGE, objectives: {…}}}"
+                )
+            else:
+                stage = dataclasses.replace(main, objectives=_objectives(value, document, here))
+            found[name] = stage
     return found
 
 
@@ -334,24 +399,24 @@ def _check_order(stages: Mapping[str, StageSpec], data: DataSpec, document: Docu
             raise ConfigError(
                 f"{document.where(('stages', name, 'teacher'))}: no earlier stage is called '{stage.teacher}'{hint}"
             )
-        if stage.modality and stage.modality not in (data.source, data.target):
-            hint = suggest(stage.modality, (data.source, data.target))
+        if stage.modality and stage.modality not in data.modalities:
+            hint = suggest(stage.modality, data.modalities)
             raise ConfigError(
                 f"{document.where(('stages', name, 'modality'))}: no modality '{stage.modality}' here{hint} "
-                "(data.source and data.target)"
+                "(data.source, data.target and data.further)"
             )
         for modality in stage.augment:
-            if modality not in (data.source, data.target):
-                hint = suggest(modality, (data.source, data.target))
+            if modality not in data.modalities:
+                hint = suggest(modality, data.modalities)
                 raise ConfigError(
                     f"{document.where(('stages', name, 'augment', modality))}: no modality '{modality}' here{hint}"
                 )
         seen.append(name)
     last = list(stages.values())[-1]
-    if not last.teacher:
+    if last.module is not None or last.modality:
         raise ConfigError(f"{document.where(('stages', last.name))}: the last stage must distil: it needs a 'teacher'")
-    teacher = stages[last.teacher]
-    if teacher.modality and teacher.modality != data.source:
+    teacher = stages.get(last.teacher)
+    if teacher is not None and teacher.modality and teacher.modality != data.source:
         raise ConfigError(
             f"{document.where(('stages', last.teacher, 'modality'))}: the teacher must read the source "
             f"'{data.source}'; it reads '{teacher.modality}'"
@@ -394,11 +459,15 @@ def to_yaml(experiment: Experiment) -> str:
             written["objectives"] = objectives(spec.objectives)
         return {**written, **spec.parameters, **spec.settings, "augment": spec.augment}
 
+    def row(spec: StageSpec) -> dict[str, Any]:
+        same = dataclasses.replace(spec, objectives=experiment.student.objectives) == experiment.student
+        return objectives(spec.objectives) if same else stage(spec)
+
     content = {
         "data": dataclasses.asdict(experiment.data),
         "networks": experiment.networks,
         "stages": {name: stage(spec) for name, spec in experiment.stages.items()},
-        "compare": [{name: objectives(specs)} for name, specs in experiment.compare.items()],
+        "compare": [{name: row(spec)} for name, spec in experiment.compare.items()],
         "controls": experiment.controls,
         "evaluate": dataclasses.asdict(experiment.evaluate),
         "seeds": experiment.seeds,

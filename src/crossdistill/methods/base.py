@@ -23,8 +23,8 @@ from crossdistill.registry import Facts
 
 Batch = Mapping[str, Any]
 """Modality names to tensors (b, ...), beside the reserved keys `label`, `group`, `index` (tensors (b,), or dicts of
-them by modality where streams are unpaired), `present` (modality to bool (b,)) and `stored` (modality to the frozen
-teacher's `Outputs`, put there by the loop). The k-th further augmented view of a modality is called `view(name, k)`."""
+them by modality where streams are unpaired), `present` (modality to bool (b,)) and `stored` (name of a frozen teacher
+to its `Outputs`, put there by the loop). The k-th further augmented view of a modality is called `view(name, k)`."""
 
 RESERVED = frozenset({"label", "group", "index", "present", "stored"})
 
@@ -32,6 +32,11 @@ RESERVED = frozenset({"label", "group", "index", "present", "stored"})
 def view(modality: str, k: int) -> str:
     """Name the k-th augmented view of a modality in a batch: "image" for k = 0, then "image#1", "image#2"."""
     return modality if k == 0 else f"{modality}#{k}"
+
+
+def modality_of(name: str) -> str:
+    """Give the modality of a view or a teacher: "image" for "image", "image#1" and "image#large"."""
+    return name.partition("#")[0]
 
 
 def index_of(batch: Batch, modality: str) -> Tensor:
@@ -45,7 +50,7 @@ class Losses:
     """Named scalar terms, already weighted; the loop adds, differentiates and logs them.
 
     Attributes:
-        terms: Name to scalar tensor.
+        terms: Name to scalar tensor; none at all (every term masked: an absent modality) takes no step.
         logged: Further scalars to log that are not part of the loss.
     """
 
@@ -56,6 +61,8 @@ class Losses:
     def total(self) -> Tensor:
         """The scalar to differentiate."""
         values = list(self.terms.values())
+        if not values:
+            return torch.zeros(())
         return values[0] if len(values) == 1 else torch.stack(values).sum()
 
 
@@ -159,22 +166,28 @@ class Method(nn.Module, ABC):
         return {name: values[0] if len(values) == 1 else torch.stack(values).mean() for name, values in found.items()}
 
     def teachers(self) -> Mapping[str, nn.Module]:
-        """Give the frozen networks by the modality they read; the loop may take their outputs from the store."""
+        """Give the frozen networks by name: the modality they read, with "#word" where several read the same.
+
+        The loop keeps watch over them, leaves them out of checkpoints, and may take their outputs from the store; those
+        of a network that reads something else (several modalities, say), under a name that is no modality's, it leaves
+        live.
+        """
         return {}
 
-    def teacher_outputs(self, batch: Batch, modality: str) -> Outputs:
-        """Give the frozen teacher's outputs for a batch: the stored ones where the loop put them there, else live ones.
+    def teacher_outputs(self, batch: Batch, name: str) -> Outputs:
+        """Give a frozen teacher's outputs for a batch: the stored ones where the loop put them there, else live ones.
 
         Raises:
             DataError: If the batch holds neither.
         """
         stored: Mapping[str, Outputs] = batch.get("stored", {})
-        if modality in stored:
-            return stored[modality]
+        if name in stored:
+            return stored[name]
+        modality = modality_of(name)
         if modality not in batch:
             raise DataError(f"the batch lacks the modality '{modality}'; it has: {', '.join(sorted(batch))}")
         with torch.no_grad():
-            return as_outputs(self.teachers()[modality](batch[modality]))
+            return as_outputs(self.teachers()[name](batch[modality]))
 
     def parameter_groups(self) -> Sequence[Mapping[str, Any]]:
         """Give the optimiser's parameter groups; a group's "lr_scale" multiplies the stage's learning rate."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Iterator, Mapping
-from typing import ClassVar, Literal, cast
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from crossdistill.errors import ConfigError, CrossDistillError, NetworkError, ObjectiveError
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
 from crossdistill.networks.base import Network, Outputs
+from crossdistill.networks.taps import Mapped, Maps
 from crossdistill.objectives.base import Context, Objective
 from crossdistill.objectives.cmcd import kernel_distances
 from crossdistill.registry import Facts
@@ -33,10 +34,12 @@ class Distillation(Method):
         target: Name of the student's.
         weights: Name of the objective to its weight; 1 where nothing is said.
         projector: What stands between the student's features and the objectives, and is dropped afterwards: "auto" a
-            linear layer where an
-            objective needs equal widths and they differ, and nothing else; "linear" or "mlp" always; "none" never.
-        teacher_reads: Which output of the teacher the objectives see, "features" or "embedding"; features, as
+            linear layer before those objectives that need equal widths, where the widths differ; "linear" or "mlp"
+            before all, always; "none" never.
+        teacher_reads: Which output of the teacher stands for its features, "features" or "embedding"; features, as
             downstream use does.
+        classes: Width of the linear head that is put on the student, and dropped afterwards, for objectives that read
+            logits; None takes that of the teacher's logits.
 
     Raises:
         ConfigError: If weights name no objective, or nothing is to be learnt.
@@ -61,6 +64,7 @@ class Distillation(Method):
         weights: Mapping[str, float] | None = None,
         projector: Literal["auto", "none", "linear", "mlp"] = "auto",
         teacher_reads: Literal["features", "embedding"] = "features",
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         weights = dict(weights or {})
@@ -70,7 +74,7 @@ class Distillation(Method):
         if not all(map(math.isfinite, self.weights.values())):
             raise ConfigError(f"weights must be finite; received {self.weights}")
         if not any(self.weights.values()):
-            raise ConfigError("there is nothing to learn: give at least one objective with a weight other than 0")
+            raise ConfigError("nothing to learn: give at least one objective with a weight other than 0")
         if projector not in ("auto", "none", "linear", "mlp"):
             raise ConfigError(f"projector must be auto, none, linear or mlp; received '{projector}'")
         if source == target:
@@ -78,12 +82,15 @@ class Distillation(Method):
         self.source, self.target, self.teacher_reads, self.projector_kind = source, target, teacher_reads, projector
         self.objectives = nn.ModuleDict(objectives)
         self.network = Network(student)
-        self.teacher = freeze(teacher)
+        layers = [pair for o in objectives.values() if o.reads == "maps" for pair in o.layers or [("", "")]]
+        self._maps = Maps(self.network, (mine for mine, _ in layers)) if layers else None
+        self.teacher = freeze(Mapped(teacher, (theirs for _, theirs in layers)) if layers else teacher)
         self.projector: nn.Module | None = None
-        self._needs_equal = any("equal_widths" in objective.facts.needs for objective in objectives.values())
-        self._width: int | None = None
+        self.head: nn.Module | None = None
+        self._classes, self._width = classes, 0
+        self._done = self._length = 0
         if teacher_reads == "features" and isinstance(width := getattr(teacher, "dim", None), int):
-            self._build(width)
+            self._make_projector(width)
 
     def inputs(self) -> Mapping[str, int]:
         """One view of the source for the teacher, one of the target for the student."""
@@ -94,22 +101,37 @@ class Distillation(Method):
         return {self.source: self.teacher}
 
     def student(self, modality: str) -> nn.Module:
-        """Give the student's encoder, without the projector."""
+        """Give the student's encoder, without projector and head."""
         if modality != self.target:
             raise NetworkError(f"this method trains a student of '{self.target}', none of '{modality}'")
         return self.network.encoder
 
+    def parameter_groups(self) -> Sequence[Mapping[str, Any]]:
+        """Give all that learns, the objectives' own parameters at the rate that each asks for."""
+        own = {id(p): o.lr_scale for _, o in self._objectives() for p in o.parameters() if o.lr_scale != 1}
+        groups: dict[float, list[nn.Parameter]] = {1.0: []}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                groups.setdefault(own.get(id(parameter), 1.0), []).append(parameter)
+        return [{"params": found, "lr_scale": scale} for scale, found in groups.items()]
+
+    # Before training -------------------------------------------------------------------------------------------------
+
     def before_stage(self, data: StageData) -> None:
-        """Make what objectives keep; a teacher that does not say its width is asked for a batch.
+        """Make what depends on widths, and what objectives keep or learn from the teacher alone.
 
         Raises:
-            NetworkError: If an objective needs equal widths, they differ, and no projector is allowed.
+            NetworkError: If an objective needs equal widths, they differ, and no projector is allowed; or if a network
+                does not give what is read.
         """
-        if self._width is None:
-            teacher = self.teacher_outputs(next(iter(data.batches())), self.source).read(self.teacher_reads)
-            self._build(teacher.shape[1])
-            self.to(teacher.device)
-        self._prepare(len(data))
+        self._length = data.epochs * data.steps_per_epoch
+        with torch.no_grad():
+            student, teacher = self._outputs(next(iter(data.batches())))
+        self._make(student, teacher, pairs=len(data))
+        for name, objective in self._objectives():
+            if type(objective).study is not Objective.study:
+                with _named(name):
+                    objective.study(_Teacher(self, objective, data))
 
     def rehearse(self, student: Outputs, teacher: Outputs, context: Context, *, pairs: int) -> None:
         """Run each objective once, forward and backward, so that one that fails does so before anything is trained.
@@ -117,112 +139,199 @@ class Distillation(Method):
         It makes what `before_stage` makes, and objectives may remember what they saw: throw the method away afterwards.
 
         Args:
-            student: What the student's encoder gives for a batch, before the projector.
+            student: What `read_student` gives for a batch.
             teacher: What the teacher gives for the partners.
             context: What else is known of the rows.
             pairs: Number of pairs in the training split.
 
         Raises:
-            NetworkError: If an objective needs equal widths, they differ, and no projector is allowed; or if the
-                teacher does not give what is read.
+            NetworkError: If an objective needs equal widths, they differ, and no projector is allowed; or if a network
+                does not give what is read.
             ObjectiveError: Saying which fails (`objective`), and how; its cause is what the objective raised.
         """
-        width = teacher.read(self.teacher_reads).shape[1]
-        if self._width is None:
-            self._build(width)
-        self._prepare(pairs)
+        self._make(student, teacher, pairs=pairs)
         device = teacher.features.device
-        for module in (self.objectives, *([] if self.projector is None else [self.projector])):
-            module.train().to(device)
+        for module in (self.objectives, self.projector, self.head):
+            if module is not None:
+                module.train().to(device)
         learns = False
         for name, objective in self._objectives():
-            start = student.features.detach().clone().requires_grad_()
-            given = self._projected(Outputs(start, logits=student.logits, maps=student.maps))
-            parts = self._parts(name, objective, given, teacher, context)
+            with _named(name):
+                objective.study([(self._of_teacher(objective, teacher), context)])
+            start, leaves = _leaves(student)
+            parts = self._parts(name, objective, start, teacher, context)
+            rows = len(student.features)
             with _named(name):
                 for part, value in parts.items():
                     if not torch.isfinite(value):
-                        raise ObjectiveError(f"its part '{part}' is {value.item()} on a batch of {len(start)} pairs")
+                        raise ObjectiveError(f"its part '{part}' is {value.item()} on a batch of {rows} pairs")
                 total = torch.stack([value.float() for value in parts.values()]).sum()
                 if total.requires_grad:
-                    learns = True
                     total.backward()  # pyright: ignore[reportUnknownMemberType]
-                if start.grad is not None and not torch.isfinite(start.grad).all():
-                    raise ObjectiveError(f"its gradient is not finite on a batch of {len(start)} pairs")
+                gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+                learns = learns or bool(gradients)
+                if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+                    raise ObjectiveError(f"its gradient is not finite on a batch of {rows} pairs")
         if not learns:
             raise ObjectiveError(f"no gradient reaches the student from {', '.join(self.weights)}")
 
-    def _prepare(self, pairs: int) -> None:
-        assert self._width is not None
-        student_width = self.network.dim if self.projector is None else self._width
-        for name, objective in self._objectives():
-            with _named(name):
-                objective.prepare(student_width=student_width, teacher_width=self._width, pairs=pairs)
+    def _make(self, student: Outputs, teacher: Outputs, *, pairs: int) -> None:
+        self._make_projector(teacher.read(self.teacher_reads).shape[1])
+        if student.logits is None and any(o.reads == "logits" for _, o in self._objectives()):
+            self._make_head(teacher)
+        self.to(teacher.features.device)
+        with torch.no_grad():
+            for name, objective in self._objectives():
+                s, t = self._of_student(objective, student), self._of_teacher(objective, teacher)
+                with _named(name):
+                    objective.prepare(s, t, pairs=pairs)
+                    objective.to(teacher.features.device)
 
-    def _build(self, teacher_width: int) -> None:
-        self._width, width, kind = teacher_width, self.network.dim, self.projector_kind
-        differs = self._needs_equal and width != teacher_width
-        if kind == "none" and differs:
-            needy = [name for name, o in self._objectives() if "equal_widths" in o.facts.needs]
+    def _make_projector(self, teacher_width: int) -> None:
+        """Make the projector to the teacher's width, once."""
+        if self._width:
+            return
+        width, kind = self.network.dim, self.projector_kind
+        needy = [name for name, o in self._objectives() if o.reads == "features" and "equal_widths" in o.needs]
+        if kind == "none" and needy and width != teacher_width:
             raise NetworkError(
                 f"{', '.join(needy)} needs equal widths, but the student gives {width}, the teacher {teacher_width}; "
                 "set projector to auto, or the student's dim to the teacher's"
             )
+        self._width = teacher_width
         if kind == "mlp":
             self.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, teacher_width))
-        elif kind == "linear" or (kind == "auto" and differs):
+        elif kind == "linear" or (kind == "auto" and needy and width != teacher_width):
             self.projector = nn.Linear(width, teacher_width)
+
+    def _make_head(self, teacher: Outputs) -> None:
+        """Make the student's head for logits, once."""
+        theirs = None if teacher.logits is None else teacher.logits.shape[1]
+        if theirs is not None and self._classes is not None and theirs != self._classes:
+            raise NetworkError(f"the teacher's logits are over {theirs} classes, the data have {self._classes}")
+        classes = theirs or self._classes
+        if classes is None:
+            raise NetworkError("the teacher gives no logits, so the student's head needs `classes`")
+        if self.head is None:
+            self.head = nn.Linear(self.network.dim, classes)
+
+    # Training --------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch) -> Losses:
         """Weighted parts of all objectives on one batch of pairs."""
-        student, teacher = self._outputs(batch)
-        terms: dict[str, Tensor] = {}
-        context = Context(
-            label=batch.get("label"),
-            index=index_of(batch, self.target) if "index" in batch else None,
-            group=batch.get("group"),
-        )
-        for name, objective in self._objectives():
-            for part, value in self._parts(name, objective, student, teacher, context).items():
-                terms[part if part == name else f"{name}/{part}"] = self.weights[name] * value
-        return Losses(terms)
+        return self._losses(*self._outputs(batch), self._context(batch))
+
+    def after_step(self) -> None:
+        """Count the steps, for objectives that change as training goes on."""
+        self._done += 1
 
     def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
-        """The loss on held-out pairs, the kernels' distances and, if widths agree, how often the partner is found."""
-        losses = self.training_step(batch)
+        """The loss on held-out pairs, the kernels' distances and, if widths agree, how often the partner is found.
+
+        Kernels are those of the student's own features, as they are used afterwards; partners are looked for after the
+        projector, if there is one.
+        """
         student, teacher = self._outputs(batch)
+        losses = self._losses(student, teacher, self._context(batch))
         s, t = student.features, teacher.read(self.teacher_reads)
         scores: dict[str, Tensor] = {**losses.terms, "loss": losses.total}
         if len(s) > 1:
             scores.update(kernel_distances(s, t))
+        s = s if self.projector is None else self.projector(s)
         if s.shape == t.shape:
             found = (nn.functional.normalize(s) @ nn.functional.normalize(t).T).argmax(dim=1)
             scores["partner_found"] = (found == torch.arange(len(s), device=s.device)).float().mean()
         return scores
 
+    def read_student(self, x: Tensor) -> Outputs:
+        """Give what objectives may read of the student, before projector and head."""
+        return self.network(x) if self._maps is None else self._maps(x)
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Give the steps that are done; torch keeps them with the weights."""
+        return {"done": self._done}
+
+    def set_extra_state(self, state: Mapping[str, int]) -> None:
+        """Take up the steps that were done."""
+        self._done = state["done"]
+
+    def _context(self, batch: Batch) -> Context:
+        return Context(
+            label=batch.get("label"),
+            index=index_of(batch, self.target) if "index" in batch else None,
+            group=batch.get("group"),
+            progress=min(1.0, self._done / max(1, self._length)),
+        )
+
+    def _outputs(self, batch: Batch) -> tuple[Outputs, Outputs]:
+        teacher = self.teacher_outputs(batch, self.source)
+        return self.read_student(batch[self.target]), teacher
+
+    def _losses(self, student: Outputs, teacher: Outputs, context: Context) -> Losses:
+        terms: dict[str, Tensor] = {}
+        for name, objective in self._objectives():
+            for part, value in self._parts(name, objective, student, teacher, context).items():
+                terms[part if part == name else f"{name}/{part}"] = self.weights[name] * value
+        return Losses(terms)
+
     def _parts(
         self, name: str, objective: Objective, student: Outputs, teacher: Outputs, context: Context
     ) -> dict[str, Tensor]:
         """Give an objective's parts, and whatever goes wrong in it as an error with its name."""
-        s = student.read("features" if objective.reads == "embedding" else objective.reads)
-        t = teacher.read(self.teacher_reads if objective.reads == "features" else objective.reads)
+        s, t = self._of_student(objective, student), self._of_teacher(objective, teacher)
         with _named(name):
-            parts: object = objective.parts(s, t, context)
+            parts: object = objective.terms(s, t, context)
             return _checked(parts)
+
+    def _of_student(self, objective: Objective, student: Outputs) -> Any:
+        """Give what an objective reads of the student."""
+        if objective.reads == "maps":
+            return [(student.maps or {})[mine] for mine, _ in objective.layers or [("", "")]]
+        if objective.reads == "logits":
+            return student.read("logits") if self.head is None else self.head(student.features)
+        always = self.projector_kind != "auto"
+        if self.projector is not None and (always or "equal_widths" in objective.needs):
+            return self.projector(student.features)
+        return student.features
+
+    def _of_teacher(self, objective: Objective, teacher: Outputs) -> Any:
+        """Give what an objective reads of the teacher."""
+        if objective.reads == "maps":
+            return [(teacher.maps or {})[theirs] for _, theirs in objective.layers or [("", "")]]
+        if objective.reads == "logits":
+            return teacher.read("logits") if "teacher_logits" in objective.needs else teacher.logits
+        return teacher.read(self.teacher_reads)
 
     def _objectives(self) -> Iterator[tuple[str, Objective]]:
         for name, objective in self.objectives.items():
             assert isinstance(objective, Objective)
             yield name, objective
 
-    def _outputs(self, batch: Batch) -> tuple[Outputs, Outputs]:
-        teacher = self.teacher_outputs(batch, self.source)
-        return self._projected(self.network(batch[self.target])), teacher
 
-    def _projected(self, student: Outputs) -> Outputs:
-        if self.projector is None:
-            return student
-        return Outputs(self.projector(student.features), logits=student.logits, maps=student.maps)
+class _Teacher:
+    """What an objective reads of the teacher, for all training pairs, as often as it is iterated over."""
+
+    def __init__(self, method: Distillation, objective: Objective, data: StageData) -> None:
+        self.method, self.objective, self.data = method, objective, data
+
+    def __iter__(self) -> Iterator[tuple[Any, Context]]:
+        method = self.method
+        for batch in self.data.batches():
+            outputs = method.teacher_outputs(batch, method.source)
+            yield method._of_teacher(self.objective, outputs), method._context(batch)  # pyright: ignore[reportPrivateUsage]
+
+
+def _leaves(outputs: Outputs) -> tuple[Outputs, list[Tensor]]:
+    """Copy outputs so that each can be asked for its gradient."""
+    leaves: list[Tensor] = []
+
+    def leaf(value: Tensor) -> Tensor:
+        leaves.append(value.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    logits = None if outputs.logits is None else leaf(outputs.logits)
+    maps = None if outputs.maps is None else {word: leaf(value) for word, value in outputs.maps.items()}
+    return Outputs(leaf(outputs.features), logits=logits, maps=maps), leaves
 
 
 @contextlib.contextmanager

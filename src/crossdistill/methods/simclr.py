@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from torch import nn
 from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods.base import Batch, Losses, Method, view
 from crossdistill.networks.base import Network
+from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.ntxent import nt_xent
 from crossdistill.registry import Facts
 
@@ -39,8 +39,9 @@ class SimCLR(Method):
 
     def __init__(self, encoder: nn.Module, *, modality: str, tau: float = 0.2, embedding: int = 64) -> None:
         super().__init__()
-        if not (math.isfinite(tau) and tau > 0) or embedding < 1:
-            raise ConfigError(f"simclr needs tau > 0 and embedding >= 1; received {tau} and {embedding}")
+        check_tau(tau=tau)
+        if embedding < 1:
+            raise ConfigError(f"simclr needs embedding >= 1; received {embedding}")
         network = Network(encoder)
         projector = nn.Sequential(
             nn.Linear(network.dim, network.dim), nn.ReLU(inplace=True), nn.Linear(network.dim, embedding)

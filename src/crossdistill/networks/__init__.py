@@ -7,6 +7,7 @@ from crossdistill.networks.cnn import CNN
 from crossdistill.networks.mlp import MLP
 from crossdistill.networks.projector import Projector
 from crossdistill.networks.tapped import Tapped
+from crossdistill.networks.taps import Mapped, Maps, Taps
 from crossdistill.networks.temporal import TemporalCNN
 from crossdistill.networks.vit import ViT
 from crossdistill.networks.weights import WeightDifference, load_weights
@@ -15,11 +16,14 @@ __all__ = [
     "CNN",
     "MLP",
     "Encoder",
+    "Mapped",
+    "Maps",
     "Network",
     "Outputs",
     "Projector",
     "SpectrogramCNN",
     "Tapped",
+    "Taps",
     "TemporalCNN",
     "ViT",
     "WeightDifference",

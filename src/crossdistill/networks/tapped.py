@@ -1,30 +1,31 @@
-"""Any module as an encoder: features and feature maps taken at submodules named by dotted path."""
+"""Any module as an encoder: features, logits and feature maps taken at submodules named by dotted path."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from crossdistill.errors import ConfigError, NetworkError, suggest
+from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.networks.base import Outputs
+from crossdistill.networks.taps import Taps, evaluated, first_tensor
 
 Pool = Literal["auto", "space", "tokens", "time", "first"]
 POOLS = ("auto", "space", "tokens", "time", "first")
 
 
 class Tapped(nn.Module):
-    """Take features, and if wanted feature maps, inside a module that was not written for it.
+    """Take features, and if wanted logits and feature maps, inside a module that was not written for it.
 
     The whole module still runs; hooks live during one forward alone, so that copies, `state_dict` and gradients are
     those of the module, below the prefix "net.". A submodule that runs several times gives its last output; one that
     returns a tuple or a mapping gives its first tensor.
 
     Args:
-        module: Any module that takes a batch (b, ...).
+        module: Any module that takes a batch (b, ...). One that gives `Outputs` keeps all of them.
         example: One batch in the form the module reads, b >= 1; it is run once, in eval mode, to learn `dim`.
         tap: Dotted path of the submodule whose output becomes the features, for example "layer4"; None takes the
             module's own output.
@@ -32,12 +33,13 @@ class Tapped(nn.Module):
         pool: How outputs with more than two axes become features (b, dim). "auto" pools (b, dim, h, w) over space and
             refuses (b, ., .), where no shape tells width from time; "space" and "time" average over all axes after
             the second, "tokens" over all but the first and the last, "first" takes the first token of (b, n, dim).
+        logits: Whether the module's own output (b, c) is a classifier's: it becomes `Outputs.logits`.
 
     Attributes:
         dim: Width of the features.
 
     Raises:
-        NetworkError: If a path names no submodule, or what is tapped cannot be pooled to (b, dim).
+        NetworkError: If a path names no submodule, what is tapped cannot be pooled to (b, dim), or logits are none.
         ConfigError: If `pool` is unknown.
     """
 
@@ -49,61 +51,41 @@ class Tapped(nn.Module):
         maps: Sequence[str] = (),
         *,
         pool: Pool = "auto",
+        logits: bool = False,
     ) -> None:
         super().__init__()
         if pool not in POOLS:
             raise ConfigError(f"pool must be one of {', '.join(POOLS)}; received '{pool}'")
         self.net = module
-        self.tap, self.maps, self.pool = tap, tuple(maps), pool
-        self._paths = tuple(dict.fromkeys([*(() if tap is None else (tap,)), *self.maps]))
-        known = set(_submodules(module))
-        for path in self._paths:
-            if path not in known:
-                raise NetworkError(f"{type(module).__name__} has no submodule '{path}'{_near(path, known)}")
-        self._changed_later: frozenset[str] = frozenset()
-        with _evaluated(module), torch.no_grad():
-            result, tapped = self._run(example.to(_device(module)))
-            # an in-place ReLU after the tap would change what was taken; such outputs are copied when they are taken
-            self._changed_later = frozenset(path for path, (value, at) in tapped.items() if _version(value) != at)
-            self.dim = self._outputs(result, tapped).features.shape[1]
+        self.tap, self.maps, self.pool, self.logits = tap, tuple(maps), pool, logits
+        self._taps = Taps(module, (*(() if tap is None else (tap,)), *self.maps))
+        with evaluated(module), torch.no_grad():
+            self.dim = self._outputs(*self._taps.run(example.to(_device(module)))).features.shape[1]
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
-        """Encode a batch (b, ...) to features (b, dim), or to `Outputs` with them where maps were asked for.
+        """Encode a batch (b, ...) to features (b, dim), or to `Outputs` with them where there is more.
 
         Raises:
             NetworkError: If a tapped submodule did not run, or gave no tensor.
         """
-        outputs = self._outputs(*self._run(x))
-        return outputs if self.maps else outputs.features
+        outputs = self._outputs(*self._taps.run(x))
+        more = (outputs.embedding, outputs.logits, outputs.maps)
+        return outputs.features if all(value is None for value in more) else outputs
 
-    def _run(self, x: Tensor) -> tuple[Any, dict[str, tuple[Tensor, int]]]:
-        """Run the module; give its result and each tapped output with its version when it was taken."""
-        tapped: dict[str, tuple[Tensor, int]] = {}
-
-        def catch(path: str) -> Any:
-            def hook(_module: nn.Module, _inputs: Any, result: Any) -> None:
-                value = _tensor(result, path)
-                value = value.clone() if path in self._changed_later else value
-                tapped[path] = (value, _version(value))
-
-            return hook
-
-        handles = [self.net.get_submodule(path).register_forward_hook(catch(path)) for path in self._paths]
-        try:
-            result = self.net(x)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if idle := [path for path in self._paths if path not in tapped]:
-            raise NetworkError(
-                f"{', '.join(idle)} did not run in the forward of {type(self.net).__name__}; tap another"
-            )
-        return result, tapped
-
-    def _outputs(self, result: Any, tapped: Mapping[str, tuple[Tensor, int]]) -> Outputs:
-        value = _tensor(result, type(self.net).__name__) if self.tap is None else tapped[self.tap][0]
-        maps = {path: tapped[path][0] for path in self.maps}
-        return Outputs(self._pooled(value), maps=maps or None)
+    def _outputs(self, result: Any, tapped: Mapping[str, Tensor]) -> Outputs:
+        maps = {path: tapped[path] for path in self.maps} or None
+        if isinstance(result, Outputs):
+            taken = result.features if self.tap is None else self._pooled(tapped[self.tap])
+            return dataclasses.replace(result, features=taken, maps={**(result.maps or {}), **(maps or {})} or None)
+        value = first_tensor(result, type(self.net).__name__) if self.tap is None else tapped[self.tap]
+        logits: Tensor | None = None
+        if self.logits:
+            logits = first_tensor(result, type(self.net).__name__)
+            if logits.ndim != 2:
+                raise NetworkError(
+                    f"{type(self.net).__name__} gives {tuple(logits.shape)}, no logits (b, classes); say logits: false"
+                )
+        return Outputs(self._pooled(value), logits=logits, maps=maps)
 
     def _pooled(self, value: Tensor) -> Tensor:
         shape = tuple(value.shape)
@@ -124,57 +106,6 @@ class Tapped(nn.Module):
         return value.flatten(2).mean(dim=2)
 
 
-def _tensor(result: Any, where: str) -> Tensor:
-    """Find the tensor in what a submodule returned."""
-    if isinstance(result, Tensor):
-        return result
-    if isinstance(result, Outputs):
-        return result.features
-    parts: Iterable[Any] = ()
-    if isinstance(result, Mapping):
-        parts = cast("Mapping[Any, Any]", result).values()
-    elif isinstance(result, (tuple, list)):
-        parts = cast("Sequence[Any]", result)
-    for part in parts:
-        if isinstance(part, Tensor):
-            return part
-    raise NetworkError(
-        f"{where} gives {type(cast('object', result)).__name__} without a tensor; tap one of its submodules"
-    )
-
-
-def _version(value: Tensor) -> int:
-    """Count the in-place changes of a tensor; those of inference mode keep no count."""
-    return 0 if value.is_inference() else value._version
-
-
-def _near(path: str, known: set[str]) -> str:
-    """Name the tail of the error: the nearest paths, or those one level down from the longest part that is right."""
-    parent = path
-    while parent and parent not in known:
-        parent = parent.rpartition(".")[0]
-    level = {name for name in known if name.startswith(f"{parent}." if parent else "")}
-    shallow = {name for name in level if name.count(".") == (parent.count(".") + 1 if parent else 0)}
-    return suggest(path, shallow or known)
-
-
-def _submodules(module: nn.Module) -> list[str]:
-    pairs = cast("Iterable[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=False))
-    return [path for path, _ in pairs if path]
-
-
 def _device(module: nn.Module) -> torch.device:
     first = next(module.parameters(), None)
     return torch.device("cpu") if first is None else first.device
-
-
-@contextlib.contextmanager
-def _evaluated(module: nn.Module) -> Generator[None]:
-    """Put every submodule into eval mode and back into the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

@@ -1,55 +1,75 @@
-"""What every objective is: tensors of the student and the teacher in, a scalar and its named parts out."""
+"""What every objective is: outputs of the student and the teacher in, a scalar and its named parts out."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import ObjectiveError
-from crossdistill.registry import Facts
+from crossdistill.registry import Facts, Need
 
-Reads = Literal["features", "embedding", "logits", "maps"]
+Reads = Literal["features", "logits", "maps"]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a batch says of its rows beside the networks' outputs; None where it does not.
+    """What is known of a batch beside the networks' outputs; None where nothing is said.
 
     Attributes:
-        label: Classes (b,) int64, for objectives that need labels.
+        label: Classes (b,) int64, for objectives that need labels; -1 where a row's class is not known.
         index: Positions of the samples in the data set (b,) int64, for objectives with a memory.
         group: Rows of one group (b,) int64 must not count as negatives of each other.
+        progress: Share of the stage's steps that are done, in [0, 1], for weights that change as training goes on.
     """
 
     label: Tensor | None = None
     index: Tensor | None = None
     group: Tensor | None = None
+    progress: float = 0.0
 
 
 class Objective(nn.Module, ABC):
     """A distillation loss; call it like a function, in any training loop.
 
-    Subclasses are final: they state `facts`, what they read, and `parts`.
+    Subclasses are final: they state `facts`, what they read, and `parts`. Parameters of an objective's own (a
+    regressor, a memory's projector) are made in `prepare`; they learn with the student and are dropped after the stage.
 
     Attributes:
         facts: Name, paper and needs, for machines.
-        reads: Which output of both networks the objective is given.
+        reads: Which output of both networks the objective is given. "features" (b, d); "logits" (b, c); "maps", a list
+            of feature maps (b, channels, h, w), one for each of `layers`.
+        layers: For maps: pairs of dotted paths, a submodule of the student and one of the teacher; empty takes the
+            deepest maps of both.
+        lr_scale: What the stage's learning rate is multiplied by for the objective's own parameters.
     """
 
     facts: ClassVar[Facts]
     reads: ClassVar[Reads] = "features"
+    layers: Sequence[tuple[str, str]] = ()
+    lr_scale: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What this very objective cannot do without: `facts.needs`, and more where a parameter asks for more."""
+        return self.facts.needs
 
     @abstractmethod
-    def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
-        """Compute the named parts, whose sum is the loss.
+    def parts(self, student: Any, teacher: Any, context: Context) -> dict[str, Tensor]:
+        """Compute the named parts, whose sum is the loss; called by `terms`, with autocast off.
 
         Args:
-            student: What the student gave for a batch, (b, d_s); the gradient flows through it.
-            teacher: What the teacher gave for the partners, (b, d_t); it is detached.
+            student: What `reads` says, of the student for a batch, float32 or float64; the gradient flows through it.
+            teacher: The same of the teacher for the partners; it is detached. None for an objective that reads logits
+                and does not need the teacher's, where the teacher gives none.
             context: What else is known of the rows.
 
         Returns:
@@ -59,27 +79,82 @@ class Objective(nn.Module, ABC):
             ObjectiveError: If shapes do not fit or a need is missing.
         """
 
+    def terms(self, student: Any, teacher: Any, context: Context) -> dict[str, Tensor]:
+        """Give `parts` in full precision: half-precision input is converted, and autocast is off within."""
+        with no_autocast(student):
+            return self.parts(_full(student), _full(teacher), context)
+
     def forward(
         self,
-        student: Tensor,
-        teacher: Tensor,
+        student: Any,
+        teacher: Any,
         *,
         label: Tensor | None = None,
         index: Tensor | None = None,
         group: Tensor | None = None,
+        progress: float = 0.0,
     ) -> Tensor:
         """Give the loss: the sum of `parts`, a scalar (float32, or float64 for float64 input)."""
-        parts = self.parts(student, teacher, Context(label, index, group))
+        parts = self.terms(student, teacher, Context(label, index, group, progress))
         return torch.stack(list(parts.values())).sum()
 
-    def prepare(self, *, student_width: int, teacher_width: int, pairs: int) -> None:
-        """Make what depends on widths or the number of pairs (queues, memories, projections), once, before training.
+    def prepare(self, student: Any, teacher: Any, *, pairs: int) -> None:
+        """Make what depends on shapes or the number of pairs (queues, memories, projections), before training.
+
+        It may be called again, with other rows of the same shapes, and must then keep what it made.
 
         Args:
-            student_width: d_s of what the objective reads.
-            teacher_width: d_t of the same.
+            student: What `parts` will be given, for a few rows, without gradient; its shapes count, not its values.
+            teacher: The same of the teacher.
             pairs: Number of pairs in the training split.
         """
+
+    def study(self, teacher: Iterable[tuple[Any, Context]]) -> None:
+        """Learn from the teacher's outputs alone before the student does: clusters, a paraphraser. No-op by default.
+
+        Torch's global generator is seeded by the stage, and what is made here must be a function of it and the data.
+
+        Args:
+            teacher: The training pairs once, in order, in batches of (what `parts` is given, context); it may be
+                iterated over again, and costs a pass of the teacher where its outputs are not stored.
+        """
+
+
+def _full(value: Any) -> Any:
+    """Convert half precision to float32, and leave everything else alone."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() and value.itemsize < 4 else value
+    if isinstance(value, (list, tuple)):
+        return [_full(one) for one in cast("Sequence[Any]", value)]
+    return value
+
+
+def no_autocast(example: Any) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off where it is on, for the device of a tensor or of the first of several.
+
+    Similarities divided by a small temperature, and differences of nearly equal numbers, do not survive half precision:
+    the gradient of a contrastive loss at temperature 0.05 is off by 4 % in bfloat16.
+    """
+    while isinstance(example, (list, tuple)):
+        sequence = cast("Sequence[Any]", example)
+        example = sequence[0] if sequence else None
+    kind = example.device.type if isinstance(example, Tensor) else "cpu"
+    if not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def full_precision(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a pure function of tensors compute as `Objective.terms` does: half precision converted, autocast off."""
+
+    @functools.wraps(function)
+    def computed(*args: P.args, **kwargs: P.kwargs) -> T:
+        tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        with no_autocast(tensor):
+            call = cast("Callable[..., T]", function)
+            return call(*map(_full, args), **{name: _full(value) for name, value in kwargs.items()})
+
+    return computed
 
 
 def check_pair(student: Tensor, teacher: Tensor, *, name: str, equal_widths: bool, least: int = 1) -> None:
@@ -119,8 +194,7 @@ def unit(features: Tensor) -> Tensor:
 
     Rows are divided by their largest entry first: squares then neither overflow nor vanish, and as the result does not
     depend on that divisor it carries no gradient. A zero row stays zero and gets no gradient. Half precision is
-    computed, and
-    returned, in float32.
+    computed, and returned, in float32.
     """
     x = features if features.dtype == torch.float64 else features.float()
     largest = x.detach().abs().amax(dim=1, keepdim=True)

@@ -1,9 +1,8 @@
 """CMCD's two losses: similarity distillation (its CMD) and cross-modal contrast (its CMC).
 
 Source: Lin et al. 2024, "A Generalization Theory of Cross-Modality Distillation with Contrastive Learning". Its full
-text was
-not available to us; the two losses are read from public reviews of it (equations 2 and 3), and temperatures, candidate
-sets and normalisation are reconstructions of ours with measured defaults, not the paper's.
+text was not available to us; the two losses are read from public reviews of it (equations 2 and 3), and temperatures,
+candidate sets and normalisation are reconstructions of ours with measured defaults, not the paper's.
 
 Shapes: b pairs, widths d_s (student) and d_t (teacher), c candidates.
 """
@@ -11,44 +10,54 @@ Shapes: b pairs, widths d_s (student) and d_t (teacher), c candidates.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, ObjectiveError
-from crossdistill.objectives.base import Context, Objective, check_pair, mask_logits, unit
+from crossdistill.objectives.base import Context, Objective, check_pair, full_precision, mask_logits, unit
 from crossdistill.objectives.gather import gather_rows
-from crossdistill.registry import Facts
+from crossdistill.registry import Facts, Need
 
+MIN_TAU = 1e-4
+"""SEED's released temperature of the teacher, the smallest in use; far below it logits overflow."""
 MAX_INVERSE_TAU = 100.0
 """A learned temperature stays above 1/100, as in CLIP."""
 
 
 def check_tau(**taus: float) -> None:
-    """Refuse temperatures that are not positive and finite.
+    """Refuse temperatures that are not finite, or below `MIN_TAU`.
 
     Raises:
         ConfigError: With the parameter's name and what was received.
     """
     for name, tau in taus.items():
-        if not (math.isfinite(tau) and tau > 0):
-            raise ConfigError(f"{name} must be a positive temperature such as 0.1; received {tau}")
+        if not (math.isfinite(tau) and tau >= MIN_TAU):
+            raise ConfigError(
+                f"{name} must be a temperature such as 0.1, finite and at least {MIN_TAU} (SEED's); received {tau}"
+            )
 
 
+@full_precision
 def similarities(features: Tensor, *, tau: float, exclude_self: bool = True) -> Tensor:
     """Compare each row with the others: logits (b, b) of the kernel P(j|i) = softmax_j(cos(i, j) / tau).
 
     Args:
         features: (b, d), any scale.
-        tau: Temperature, > 0.
+        tau: Temperature.
         exclude_self: Leave i out of its own candidates. With it inside both kernels collapse onto the diagonal at small
             tau, and the gradient dies.
 
     Returns:
         Logits (b, b), float32 or float64.
+
+    Raises:
+        ConfigError: If tau is refused by `check_tau`.
     """
+    check_tau(tau=tau)
     z = unit(features)
     logits = z @ z.T / tau
     if exclude_self:
@@ -56,12 +65,14 @@ def similarities(features: Tensor, *, tau: float, exclude_self: bool = True) -> 
     return logits
 
 
+@full_precision
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Mean over rows of -sum_j P_t(j) log P_s(j), both (b, c) logits; the gradient flows through the student alone."""
     weights = teacher_logits.detach().softmax(dim=1)
     return -(weights * student_logits.log_softmax(dim=1)).sum(dim=1).mean()
 
 
+@full_precision
 def similarity_distillation(
     student: Tensor, teacher: Tensor, *, tau_student: float = 0.1, tau_teacher: float = 0.1, exclude_self: bool = True
 ) -> Tensor:
@@ -78,8 +89,10 @@ def similarity_distillation(
         Scalar cross-entropy H(P_teacher) + KL(P_teacher || P_student), nats.
 
     Raises:
+        ConfigError: If a temperature is refused by `check_tau`.
         ObjectiveError: If the tensors do not fit.
     """
+    check_tau(tau_student=tau_student, tau_teacher=tau_teacher)
     check_pair(student, teacher, name="similarity", equal_widths=False, least=2 if exclude_self else 1)
     student, teacher = gather_rows(student), gather_rows(teacher.detach())
     return soft_cross_entropy(
@@ -88,6 +101,7 @@ def similarity_distillation(
     )
 
 
+@full_precision
 def anchored_distillation(
     student: Tensor,
     teacher: Tensor,
@@ -110,12 +124,19 @@ def anchored_distillation(
         Scalar cross-entropy, nats.
 
     Raises:
+        ConfigError: If a temperature is refused by `check_tau`.
         ObjectiveError: If the tensors do not fit.
     """
+    check_tau(tau_student=tau_student, tau_teacher=tau_teacher)
     check_pair(student, teacher, name="similarity (anchor)", equal_widths=True)
     z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach()))
     if bank is None:
         return soft_cross_entropy(z_s @ z_t.T / tau_student, z_t @ z_t.T / tau_teacher)
+    if bank.ndim != 2 or bank.shape[1] != teacher.shape[1]:
+        raise ObjectiveError(
+            f"similarity (anchor): the bank must be (k, {teacher.shape[1]}), as wide as the teacher; "
+            f"received {tuple(bank.shape)}"
+        )
     bank = unit(bank.to(z_t))
     own_s, own_t = (z_s * z_t).sum(dim=1, keepdim=True), (z_t * z_t).sum(dim=1, keepdim=True)
     return soft_cross_entropy(
@@ -123,6 +144,7 @@ def anchored_distillation(
     )
 
 
+@full_precision
 def cross_modal_contrastive(
     student: Tensor,
     teacher: Tensor,
@@ -144,8 +166,11 @@ def cross_modal_contrastive(
         Scalar, nats; ln b for constant features, 0 for b = 1.
 
     Raises:
+        ConfigError: If a temperature is refused by `check_tau`.
         ObjectiveError: If the tensors do not fit.
     """
+    if not isinstance(tau, Tensor):
+        check_tau(tau=tau)
     check_pair(student, teacher, name="contrastive", equal_widths=True)
     z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach()))
     logits = z_s @ z_t.T / tau
@@ -158,6 +183,7 @@ def cross_modal_contrastive(
     return (loss + F.cross_entropy(logits.T, partner)) / 2 if symmetric else loss
 
 
+@full_precision
 def kernel_distances(student: Tensor, teacher: Tensor, *, tau: float = 0.1) -> dict[str, Tensor]:
     """Measure how far the student's kernel is from the teacher's on one group of held-out pairs.
 
@@ -170,10 +196,10 @@ def kernel_distances(student: Tensor, teacher: Tensor, *, tau: float = 0.1) -> d
 
     Returns:
         "kl": mean over rows of KL(P_t || P_s), nats, the part of the raw loss that a student can change; "tv": mean
-        total
-        variation in [0, 1].
+        total variation in [0, 1].
 
     Raises:
+        ConfigError: If a temperature is refused by `check_tau`.
         ObjectiveError: If the tensors do not fit.
     """
     check_pair(student, teacher, name="kernel_distances", equal_widths=False, least=2)
@@ -189,12 +215,12 @@ class SimilarityDistillation(Objective):
 
     Args:
         tau_teacher: Temperature of the teacher's kernel; 0.1 (the paper's: not found; flat from 0.05 to 0.5 when
-            measured).
+            measured). 1e-4, SEED's, is the least.
         tau_student: Temperature of the student's kernel.
         target: "within" compares similarities inside each modality, so the widths may differ; "anchor" compares the
-            student with
-            the teacher's own embeddings, as SEED does, and needs equal widths.
-        exclude_self: Leave a sample out of its own candidates ("within" alone); on, because the loss dies otherwise.
+            student with the teacher's own embeddings, as SEED does, and needs equal widths.
+        exclude_self: Leave a sample out of its own candidates; on, because the loss dies otherwise. False is for
+            "within" alone: with "anchor" a sample's own candidate is its partner, which belongs there.
         queue_size: For "anchor": number of earlier teacher embeddings to compare with, first in first out; 0 uses the
             batch.
 
@@ -228,23 +254,35 @@ class SimilarityDistillation(Objective):
             raise ConfigError(
                 f"queue_size must be 0 with target 'within' and >= 0 with 'anchor'; received {queue_size}"
             )
+        if target == "anchor" and not exclude_self:
+            raise ConfigError(
+                "exclude_self=False belongs to target 'within'; with 'anchor' the sample itself is never a candidate "
+                "and its partner always is: leave exclude_self out"
+            )
         self.tau_teacher, self.tau_student = tau_teacher, tau_student
         self.target, self.exclude_self, self.queue_size = target, exclude_self, queue_size
         self.register_buffer("queue", torch.zeros(0, 0))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 
-    def prepare(self, *, student_width: int, teacher_width: int, pairs: int) -> None:
-        """Make the queue, (queue_size, teacher_width), empty."""
-        self.queue = torch.zeros(self.queue_size, teacher_width, device=self.queue.device)
-        self.filled.zero_()
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Pairs, and with "anchor" equal widths."""
+        more: set[Need] = {"equal_widths"} if self.target == "anchor" else set()
+        return self.facts.needs | more
+
+    def prepare(self, student: Tensor, teacher: Tensor, *, pairs: int) -> None:
+        """Make the queue, (queue_size, d_t), empty; one that is there with this shape is kept with what it holds."""
+        if self.queue_size and self.queue.shape != (self.queue_size, teacher.shape[1]):
+            self.queue = unit(teacher[:1]).new_zeros(self.queue_size, teacher.shape[1])
+            self.filled = torch.zeros_like(self.filled, device=teacher.device)
 
     def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
         """Give {"similarity": cross-entropy of the kernels}; (b, d_s) and (b, d_t)."""
         if self.target == "within":
             taus = {"tau_student": self.tau_student, "tau_teacher": self.tau_teacher}
             return {"similarity": similarity_distillation(student, teacher, exclude_self=self.exclude_self, **taus)}
-        if self.queue_size and self.queue.shape != (self.queue_size, teacher.shape[1]):
-            self.prepare(student_width=student.shape[1], teacher_width=teacher.shape[1], pairs=0)
+        check_pair(student, teacher, name="similarity (anchor)", equal_widths=True)
+        self.prepare(student, teacher, pairs=0)
         held = min(int(self.filled), self.queue_size)
         bank = self.queue[:held].clone() if held else None
         loss = anchored_distillation(
@@ -266,13 +304,14 @@ class CrossModalContrastive(Objective):
     """CMCD's CMC: each student sample finds its own partner among the teacher's, and the other way round.
 
     Args:
-        tau: Temperature. Small data overfit at 0.1 and below: use 0.5 below about 100,000 pairs.
-        symmetric: Mean of both directions.
-        learnable_tau: Learn the temperature, kept above 1/100.
+        tau: Temperature, or where a learned one starts. Small data overfit at 0.1 and below: use 0.5 below about
+            100,000 pairs.
+        symmetric: Mean of both directions; else student to teacher alone.
+        learnable_tau: Learn the temperature, kept at 1/100 or above.
         mask_groups: Do not count rows of one group as negatives of each other, where the data have groups.
 
     Raises:
-        ConfigError: If tau is not positive.
+        ConfigError: If tau is out of range.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -288,12 +327,18 @@ class CrossModalContrastive(Objective):
         super().__init__()
         check_tau(tau=tau)
         self.symmetric, self.mask_groups, self.learnable_tau = symmetric, mask_groups, learnable_tau
-        log_scale = torch.tensor(-math.log(tau))
-        if learnable_tau:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
+        if learnable_tau and tau < 1 / MAX_INVERSE_TAU:
+            raise ConfigError(
+                f"learnable_tau keeps tau at {1 / MAX_INVERSE_TAU} or above, so tau must start there; received {tau}"
+            )
         self.tau = tau
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(tau))) if learnable_tau else None
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Pairs of equal widths, and to mask groups a group for each."""
+        more: set[Need] = {"group"} if self.mask_groups else set()
+        return self.facts.needs | more
 
     def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
         """Give {"contrastive": the InfoNCE}; student and teacher (b, d).
@@ -303,7 +348,26 @@ class CrossModalContrastive(Objective):
         """
         if self.mask_groups and context.group is None:
             raise ObjectiveError("contrastive: mask_groups needs a group for each sample, and the data have none")
-        tau = 1 / self.log_scale.exp().clamp(max=MAX_INVERSE_TAU) if self.learnable_tau else self.tau
         groups = context.group if self.mask_groups else None
-        loss = cross_modal_contrastive(student, teacher, tau=tau, symmetric=self.symmetric, group=groups)
+        loss = cross_modal_contrastive(student, teacher, tau=self._tau(), symmetric=self.symmetric, group=groups)
         return {"contrastive": loss}
+
+    def _tau(self) -> float | Tensor:
+        if self.log_scale is None:
+            return self.tau
+        bounded = cast("Callable[[Tensor, float], Tensor]", _AtMost.apply)  # torch does not type it
+        return (-bounded(self.log_scale, math.log(MAX_INVERSE_TAU))).exp()
+
+
+class _AtMost(torch.autograd.Function):
+    """A clamp whose gradient is stopped outward alone: torch's own is 0 both ways, and what is past it stays there."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, largest: float) -> Tensor:
+        ctx.save_for_backward(value > largest)
+        return value.clamp(max=largest)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), (past,) = gradients, ctx.saved_tensors
+        return torch.where(past & (gradient < 0), torch.zeros_like(gradient), gradient), None

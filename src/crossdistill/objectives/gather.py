@@ -22,15 +22,17 @@ from crossdistill.errors import ObjectiveError
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
         everyone = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyone, rows.contiguous())
+        dist.all_gather(everyone, rows)
         ctx.local = len(rows)
         return torch.cat(everyone)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gradient,) = gradients
-        gradient = gradient.contiguous()
+        # Autograd may hand the same tensor to other branches, and all_reduce writes into what it is given.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         start = dist.get_rank() * ctx.local
         return gradient[start : start + ctx.local]

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crossdistill.objectives.base import check_pair, mask_logits, unit
+from crossdistill.objectives.base import check_pair, full_precision, mask_logits, unit
+from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.gather import gather_rows
 
 
+@full_precision
 def nt_xent(first: Tensor, second: Tensor, *, tau: float = 0.2) -> Tensor:
     """Find the other view of each sample among all 2b - 1 other views.
 
@@ -24,8 +26,10 @@ def nt_xent(first: Tensor, second: Tensor, *, tau: float = 0.2) -> Tensor:
         Scalar, nats; ln(2b - 1) for constant embeddings.
 
     Raises:
+        ConfigError: If tau is refused by `check_tau`.
         ObjectiveError: If the tensors do not fit.
     """
+    check_tau(tau=tau)
     check_pair(first, second, name="nt_xent", equal_widths=True)
     first, second = gather_rows(first), gather_rows(second)
     u = unit(torch.cat([first, second]))

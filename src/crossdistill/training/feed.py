@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import DataError, NetworkError
-from crossdistill.methods.base import Batch, Method, view
+from crossdistill.methods.base import Batch, Method, modality_of, view
 from crossdistill.networks.base import Outputs
 from crossdistill.training.checkpoint import kept_random
 from crossdistill.training.protocols import Loader, TrainingData
@@ -45,20 +45,25 @@ class Feed:
         seed: int,
     ) -> None:
         self.data, self.device, self.labels, self.batch_size = data, device, labels, batch_size
+        self.learner = method.facts.name if "labels" in method.facts.needs else ""
         self.epochs = self.steps_per_epoch = 0  # the stage says, once it knows its loader's length
         self.stored: dict[str, StoredOutputs] = {}
         self.views = dict(method.inputs())
-        for modality, teacher in method.teachers().items():
-            known = data.fingerprint_of(modality) and modality not in data.augmented_modalities
-            if store is None or not known or self.views.get(modality) != 1:
-                continue
-            outputs = store.outputs(teacher, data, modality, device=device, seed=seed)
+        live: set[str] = set()
+        for name, teacher in method.teachers().items():
+            modality = modality_of(name)
+            storable = store is not None and self.views.get(modality) == 1
+            known = storable and data.fingerprint_of(modality) and modality not in data.augmented_modalities
+            outputs = store.outputs(teacher, data, modality, device=device, seed=seed) if store and known else None
             if outputs is None:
-                continue
-            self.stored[modality] = outputs
+                live.add(modality)
+            else:
+                self.stored[name] = outputs
+        for modality in sorted({modality_of(name) for name in self.stored} - live):
             if not _has_student(method, modality) and len(self.views) > 1:  # something must be read
                 del self.views[modality]
-        self._partners = {modality: torch.from_numpy(data.partners(modality)) for modality in self.stored}
+        modalities = {modality_of(name) for name in self.stored}
+        self._partners = {modality: torch.from_numpy(data.partners(modality)) for modality in modalities}
 
     def __len__(self) -> int:
         """Give the number of samples."""
@@ -94,7 +99,8 @@ class Feed:
         that is resumed opens it once more than one that ran through.
 
         Raises:
-            DataError: If the first batch does not hold what the method reads, or labels that nobody asked for.
+            DataError: If the first batch does not hold what the method reads, or labels that nobody asked for, or lacks
+                some that the method learns from.
         """
         with kept_random(self.device):
             batches = iter(loader.epoch(epoch, skip))
@@ -113,6 +119,12 @@ class Feed:
             raise DataError(f"a batch lacks {', '.join(missing)}; it has: {', '.join(sorted(batch))}")
         if "label" in batch and not self.labels:
             raise DataError("this stage takes no labels, but its batches carry them; leave them out of the loader")
+        label: object = batch.get("label")
+        if self.learner and isinstance(label, Tensor) and bool((label < 0).any()):
+            raise DataError(
+                f"{self.learner} learns from labels, and some rows have none; take the labelled ones alone: "
+                "data.subset(data.labelled)"
+            )
 
     def batches(self) -> Iterator[Batch]:
         """Give every sample once, in order, without augmentation, on the method's device."""
@@ -153,7 +165,7 @@ class Feed:
         if isinstance(index, Mapping) or any(not torch.equal(rows, index) for rows in found.values()):
             read_index = dict(index) if isinstance(index, Mapping) else dict.fromkeys(self.views, index)
             batch["index"] = {**read_index, **found}
-        return {modality: self.stored[modality].rows(rows) for modality, rows in found.items()}
+        return {name: stored.rows(found[modality_of(name)]) for name, stored in self.stored.items()}
 
     def _position(self, modality: str) -> Tensor:
         """Give the pair that each sample of a modality belongs to, (n,) int64: the inverse of its partners."""

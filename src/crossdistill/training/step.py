@@ -107,6 +107,8 @@ class Stepper:
             yield losses
 
     def _backward(self, losses: Losses, share: int) -> None:
+        if not losses.terms:  # every term of this batch is masked
+            return
         total: Tensor = losses.total
         self._meter.add(losses, total)
         if not total.requires_grad:

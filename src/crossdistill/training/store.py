@@ -60,11 +60,13 @@ class TeacherStore:
         folder: Where to keep them; None keeps them in memory, for as long as this object lives.
         tolerance: How far a stored output may be from a live one, relative to the output's largest magnitude. 1e-4
             lets other batch sizes, thread counts and devices round differently, and no wrong row through.
+        made_of: What else decides what the teachers give, hashed: constructor arguments and places of taps, say, which
+            neither their weights nor their classes tell.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, tolerance: float = 1e-4) -> None:
+    def __init__(self, folder: str | Path | None = None, *, tolerance: float = 1e-4, made_of: str = "") -> None:
         self.folder = None if folder is None else Path(folder)
-        self.tolerance = tolerance
+        self.tolerance, self.made_of = tolerance, made_of
         self._open: dict[str, StoredOutputs | None] = {}
 
     def outputs(
@@ -98,6 +100,7 @@ class TeacherStore:
             why = "is augmented" if fingerprint else "has no fingerprint"
             raise TrainingError(f"a teacher's outputs cannot be stored: '{modality}' {why}; leave the teacher live")
         parts = {"weights": weights_digest(teacher), "code": code_of(teacher), "samples": fingerprint}
+        parts |= {"made_of": self.made_of} if self.made_of else {}
         key = digest(parts, __version__)
         if key not in self._open:
             run = _runner(teacher, device or torch.device("cpu"))

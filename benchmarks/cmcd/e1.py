@@ -1,4 +1,4 @@
-"""E1 of CMCD: distillation in a world of known truth; run it with `python benchmarks/cmcd/e1.py [--seeds 3]`.
+"""E1 of CMCD: distillation in a world of known truth; run it with `python -m benchmarks.cmcd.e1 [--seeds 3]`.
 
 Two modalities of 64 numbers each see one latent of 8 dimensions; the target sees a share rho of it, under more noise.
 4000 unlabelled pairs teach, 50 random labels are given (scores are means over ten draws), 2000 samples test. At
@@ -8,7 +8,7 @@ rho = 0.8 distillation helps much; at rho = 0 nothing is shared, and whatever st
 from __future__ import annotations
 
 import numpy as np
-from protocol import (
+from benchmarks.cmcd.protocol import (
     DRAWS,
     augmented,
     distilled,
@@ -21,7 +21,7 @@ from protocol import (
     total_variation,
     tuned,
 )
-from record import Check, Reference, at_least, difference, keep, mean, row, run_seeds, seeds_from
+from benchmarks.record import Check, Reference, at_least, difference, keep, mean, row, run_seeds, seeds_from
 from torch import nn
 
 from crossdistill.data import shared_latent
@@ -142,7 +142,7 @@ def main() -> None:
         for name, values in apart.items()
         if not name.startswith("TV")
     ]
-    keep("e1", "E1: synthetic world, rho 0.8 (and rho 0 where said); accuracy, %, and TV", seeds, rows, checks)
+    keep("cmcd", "e1", "E1: synthetic world, rho 0.8 (and rho 0 where said); accuracy, %, and TV", seeds, rows, checks)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""E2 of CMCD: real digits, and the controls; run it with `python benchmarks/cmcd/e2.py [--seeds 5]`.
+"""E2 of CMCD: real digits, and the controls; run it with `python -m benchmarks.cmcd.e2 [--seeds 5]`.
 
 Scikit-learn's digits: the source is the 8 x 8 picture, the target its noisy column and row sums. 900 unlabelled pairs
 teach, 256 are held out to measure TV, 3 labels a class are given (scores are means over ten draws), 641 digits test.
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
-from protocol import (
+from benchmarks.cmcd.protocol import (
     DRAWS,
     augmented,
     distilled,
@@ -28,7 +28,7 @@ from protocol import (
     total_variation,
     tuned,
 )
-from record import Check, Reference, at_least, difference, keep, row, run_seeds, seeds_from
+from benchmarks.record import Check, Reference, at_least, difference, keep, row, run_seeds, seeds_from
 from torch import nn
 
 from crossdistill.data import PairedDataset, digits_views
@@ -230,7 +230,7 @@ def main() -> None:
     seeds = seeds_from(__doc__ or "", 5)
     found = run_seeds(run, seeds)
     rows = [row(name, values, REFERENCE.get(name)) for name, values in found.items()]
-    keep("e2", "E2: digits, pictures teach sums; accuracy, %, and held-out TV", seeds, rows, checks(found))
+    keep("cmcd", "e2", "E2: digits, pictures teach sums; accuracy, %, and held-out TV", seeds, rows, checks(found))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""E3 of CMCD: what total variation foretells; run it with `python benchmarks/cmcd/e3.py [--seeds 3]`.
+"""E3 of CMCD: what total variation foretells; run it with `python -m benchmarks.cmcd.e3 [--seeds 3]`.
 
 The world of E1 at six shares rho of the latent that the target sees. TV between the student's and the teacher's
 kernels follows the student's accuracy, and not what distillation gains: with everything shared the target can learn by
@@ -10,9 +10,9 @@ nothing.
 from __future__ import annotations
 
 import numpy as np
-from e1 import World, objectives
-from protocol import features, groups, labels, total_variation, vote_errors
-from record import Check, Reference, at_least, keep, mean, row, run_seeds, seeds_from
+from benchmarks.cmcd.e1 import World, objectives
+from benchmarks.cmcd.protocol import features, groups, labels, total_variation, vote_errors
+from benchmarks.record import Check, Reference, at_least, keep, mean, row, run_seeds, seeds_from
 from scipy.stats import spearmanr
 
 from crossdistill.evaluation import accuracy, linear_probe
@@ -78,7 +78,7 @@ def main() -> None:
     ]  # fmt: skip
     rows = [row(name, values, reference.get(name)) for name, values in found.items()]
     title = "E3: synthetic world at six shares rho; accuracy and gain, %, TV, rank correlations"
-    keep("e3", title, seeds, rows, checks, pooled={"TV and accuracy": follows, "TV and gain": foretells})
+    keep("cmcd", "e3", title, seeds, rows, checks, pooled={"TV and accuracy": follows, "TV and gain": foretells})
 
 
 if __name__ == "__main__":

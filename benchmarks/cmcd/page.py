@@ -1,4 +1,4 @@
-"""Bring the kept results into docs/benchmarks/cmcd.md: run it with `python benchmarks/cmcd/page.py`.
+"""Bring the kept results into docs/benchmarks/cmcd.md: run it with `python -m benchmarks.cmcd.page`.
 
 Each table stands between `<!-- table: e1 -->` and `<!-- end -->`; all else on the page is written by hand.
 """
@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from record import RESULTS, table
+from benchmarks.record import results_of, table
 
 from crossdistill.files import write_text
 
@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "cmcd.md"
 
 def section(name: str) -> str:
     """Give the table, the checks and the circumstances of one kept result."""
-    kept = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    kept = json.loads((results_of("cmcd") / f"{name}.json").read_text(encoding="utf-8"))
     machine = kept["machine"]
     where = (
         f"`{kept['command']}`: {kept['cpu_seconds']} CPU seconds, {kept['date']}, commit {kept['commit']}; "

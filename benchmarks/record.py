@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from crossdistill.evaluation import mean_interval
 from crossdistill.files import write_json
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
 FINE = ("TV", "rank correlation", "largest excess", "least accuracy")
 """How rows begin that are no percentages, and are printed with three digits."""
 
@@ -131,7 +131,7 @@ def commit() -> str:
         return done.stdout.strip()
 
     top = git("rev-parse", "--show-toplevel")
-    changed = top and git("status", "-s", "--", f"{top}/src", str(Path(__file__).parent / "*.py"))
+    changed = top and git("status", "-s", "--", f"{top}/src", str(HERE / "**" / "*.py"))
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if changed else "")
 
 
@@ -158,7 +158,13 @@ def run_seeds(run: Callable[[int], dict[str, float]], seeds: Sequence[int]) -> d
     return found
 
 
+def results_of(family: str) -> Path:
+    """Give the folder of a family's kept results."""
+    return HERE / family / "results"
+
+
 def keep(
+    family: str,
     name: str,
     title: str,
     seeds: Sequence[int],
@@ -169,7 +175,9 @@ def keep(
     """Print the table and the checks, keep both, and leave with status 1 where a check fails on enough seeds.
 
     Args:
-        name: Of the file under results/, which only runs on `BINDING` seeds or more replace.
+        family: Folder of the experiment: "cmcd", "fidelity".
+        name: Of the experiment's module and of the file under results/, which only runs on `BINDING` seeds or more
+            replace.
         title: What was measured.
         seeds: On which.
         rows: As `row` gives them.
@@ -184,7 +192,7 @@ def keep(
         return
     record = {
         "experiment": title,
-        "command": f"python benchmarks/cmcd/{name}.py --seeds {len(seeds)}",
+        "command": f"python -m benchmarks.{family}.{name} --seeds {len(seeds)}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
         "machine": machine(),
@@ -194,7 +202,7 @@ def keep(
         "rows": list(rows),
         "checks": [{"says": c.says, "measured": c.measured, "holds": c.holds} for c in checks],
     }
-    write_json(RESULTS / f"{name}.json", record)
+    write_json(results_of(family) / f"{name}.json", record)
     failed = [check.says for check in checks if not check.holds]
     if failed:
         sys.exit(f"{len(failed)} of {len(checks)} expected figures were missed: {'; '.join(failed)}")

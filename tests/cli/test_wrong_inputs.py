@@ -61,7 +61,7 @@ CHANGES = {
     "negative number of seeds": ("seeds=-2", ["seeds", "above 0"]),
     "half a seed": ("seeds=1.5", ["seeds", "1.5"]),
     "unknown objective": ("stages.student.objectives={similarty: 1}", ["'similarity'?"]),
-    "bad temperature": ("stages.student.objectives={similarity: {tau_student: 0}}", ["positive temperature"]),
+    "bad temperature": ("stages.student.objectives={similarity: {tau_student: 0}}", ["must be a temperature"]),
     "objectives of a list": ("stages.student.objectives=[similarity]", ["stages.student.objectives"]),
     "unknown method": ("stages.teacher.method=simclear", ["no method is called 'simclear'", "'simclr'?"]),
     "method without a class": ("stages.teacher.method=os:nothing", ["'os' has no 'nothing'"]),
@@ -389,3 +389,41 @@ def test_a_teacher_from_a_file_that_holds_more_than_tensors(says, file, tmp_path
         "stages.teacher={module: 'torch.nn:Linear', weights: evil.pt, parameters: {in_features: 12, out_features: 3}}",
     )
     assert "evil.pt holds more than tensors" in err
+
+
+# Options of the reader, and what students are given ------------------------------------------------------------------
+
+OPTIONS = {
+    "size: x": "size",
+    "mels: 2.5": "mels is a whole number",
+    "seconds: .inf": "seconds",
+    "split_seed: -1": "split_seed",
+    "modalities: rich": "modalities is a list of names",
+    "kinds: {pooor: image}": "did you mean 'poor'",
+    "length: 5": "length is for sequences",
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_wrong_option_of_the_data(options, says, file):
+    assert OPTIONS[options] in says("run", file, f"data.options={{{options}}}", "--dry-run")
+
+
+def test_a_home_that_nobody_has(says, file):
+    assert "'~nobody_at_all': nobody has that home folder" in says("run", file, "data.name=~nobody_at_all", "--dry-run")
+
+
+def test_groups_that_are_too_few_to_split(toy, says, file, toy_npz):
+    np.savez(toy_npz, **toy.columns.arrays, label=toy.label, group=np.arange(300) % 2)
+    assert "2 groups are too few" in says("run", file, "--dry-run")
+
+
+def test_numbers_that_a_student_of_whole_ones_cannot_hold(toy, says, file, tmp_path, monkeypatch, capsys):
+    whole = {name: (100 * array).round().astype("int16") for name, array in toy.columns.arrays.items()}
+    np.savez(tmp_path / "toy.npz", **whole, label=toy.label, split=toy.columns.split)
+    assert call(monkeypatch, capsys, "run", file, "--out", "out", "--jobs", 1).code == 0
+    np.save("good.npy", np.arange(8))
+    assert call(monkeypatch, capsys, "predict", "out/student", "good.npy").code == 0
+    for value in (np.nan, np.inf, 65536 + 3, 0.7):
+        np.save("bad.npy", np.arange(8) + value)
+        assert "bad.npy" in says("predict", "out/student", "bad.npy")

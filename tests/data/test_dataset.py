@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -185,6 +187,26 @@ def test_worker_processes_give_the_same_bits(data):
     assert all(same(a, b) for a, b in zip(plain.epoch(1, skip=1), batches, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_worker_processes_live_on_for_the_next_epoch(data):
+    plain = augmented(data).loader({"image": 2, "pen": 1}, batch_size=16, seed=5)
+    worked = augmented(data).loader({"image": 2, "pen": 1}, batch_size=16, seed=5, workers=2)
+    before = set(multiprocessing.active_children())
+    pids = []
+    for epoch in (0, 1, 4):
+        assert all(same(a, b) for a, b in zip(plain.epoch(epoch), worked.epoch(epoch), strict=True))
+        pids.append({process.pid for process in set(multiprocessing.active_children()) - before})
+    assert len(pids[0]) == 2
+    assert pids[0] == pids[1] == pids[2]
+    together = zip(worked.epoch(0), worked.epoch(1), plain.epoch(0), plain.epoch(1), strict=True)
+    assert all(same(a, c) and same(b, d) for a, b, c, d in together)
+    given_up = worked.epoch(2)
+    next(given_up)
+    assert all(same(a, b) for a, b in zip(plain.epoch(3), worked.epoch(3), strict=True))
+    del worked, given_up, together
+    assert set(multiprocessing.active_children()) == before
+
+
 def test_every_pair_comes_once_an_epoch_without_drop_last(data):
     loader = data.loader({"pen": 1}, batch_size=16, seed=0, drop_last=False)
     assert len(loader) == 4
@@ -259,14 +281,30 @@ def test_pairs_without_label(data):
     assert half.classes == 5
     train = half.split("train")
     assert np.array_equal(train.labelled, np.arange(40) % 3 == 0)
-    with pytest.raises(DataError, match=r"reads rows without labels \(26 of 40\).*np\.flatnonzero\(data\.labelled\)"):
-        train.loader({"pen": 1}, batch_size=4, seed=0, labels=True)
+    for batch in train.loader({"pen": 1}, batch_size=4, seed=0, labels=True).epoch(0):
+        assert torch.equal(batch["label"], torch.from_numpy(train.label)[batch["index"]])
     assert "label" not in next(train.loader({"pen": 1}, batch_size=4, seed=0).epoch(0))
     known = train.subset(np.flatnonzero(train.labelled))
     assert known.labelled.all()
     for batch in known.loader({"pen": 1}, batch_size=4, seed=0, labels=True).epoch(0):
         assert torch.equal(batch["label"], torch.from_numpy(known.label)[batch["index"]])
     assert train.subset(~train.labelled).label.tolist() == [-1] * 26
+
+
+def test_keeping_some_labels(data):
+    train = data.split("train")
+    few = train.keep_labels(np.array([3, 7]))
+    assert few.label.tolist() == [i % 5 if i in (3, 7) else -1 for i in range(40)]
+    assert np.array_equal(data.label, np.arange(60) % 5)
+    assert few.fingerprint != train.fingerprint
+    assert few.fingerprint_of("pen") == train.fingerprint_of("pen")
+    assert few.class_names == data.class_names
+    assert np.array_equal(train.keep_labels(few.labelled).label, few.label)
+    assert few.keep_labels(np.arange(5)).label.max() == 3  # what is unknown stays so
+    with pytest.raises(DataError, match=r"positions in 0\.\.39"):
+        train.keep_labels(np.array([40]))
+    with pytest.raises(DataError, match="'data' has no labels to keep"):
+        PairedDataset({"pen": data.columns.arrays["pen"]}, {"pen": data.modality("pen")}).keep_labels(np.arange(2))
 
 
 def test_labels_that_must_be_there(data):

@@ -88,6 +88,8 @@ def test_json_and_back():
         ({"mean": (math.nan,)}, "mean needs 1 or 1 finite numbers"),
         ({"std": (0.0,)}, "std must be positive; received 0"),
         ({"channels": ("a", "b")}, "2 names for 1 channels"),
+        ({"name": "label"}, "no modality can be called 'label': batches use group, index, label, present, stored"),
+        ({"name": "image#1"}, "no modality can be called 'image#1'"),
     ],
 )
 def test_wrong_modalities(changes, message):
@@ -131,6 +133,10 @@ def test_deep_pictures_keep_their_numbers(tmp_path):
     assert np.array_equal(modality.read(tmp_path / "a.png")[0], depth)
     with pytest.raises(DataError, match="a picture of more than 8 bits among pictures of 8"):
         GREY.read(tmp_path / "a.png")
+    Image.fromarray(depth.astype(np.uint8)).save(tmp_path / "b.png")
+    for dtype in ("float32", "int16"):
+        with pytest.raises(DataError, match=r"b\.png: a picture of 8 bits, where the others have more"):
+            Modality(name="depth", kind="image", shape=(1, 4, 6), dtype=dtype).read(tmp_path / "b.png")
 
 
 def test_a_picture_on_its_side_is_turned_upright(tmp_path):
@@ -168,6 +174,53 @@ def test_arrays(tmp_path):
         np.arange(5, 9.1, 0.5).tolist(),
     ]
     assert np.array_equal(resample_time(np.arange(10.0).reshape(2, 5), 5), np.arange(10.0).reshape(2, 5))
+
+
+def test_arrays_with_colours_last(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    colour = Modality(name="image", kind="image", shape=(3, 4, 6), dtype="uint8")
+    assert np.array_equal(colour.read(tmp_path / "a.npy"), pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 65536 + 7.0, -1.0, 0.7])
+@pytest.mark.parametrize("kind", ["vector", "sequence"])
+def test_numbers_that_whole_ones_cannot_hold_are_refused(tmp_path, value, kind):
+    numbers = np.arange(6.0) if kind == "vector" else np.arange(12.0).reshape(2, 6)
+    np.save(tmp_path / "a.npy", numbers)
+    modality = Modality(name="m", kind=kind, shape=numbers.shape, dtype="uint8")
+    assert np.array_equal(modality.read(tmp_path / "a.npy"), numbers)
+    numbers[..., 3] = value
+    np.save(tmp_path / "a.npy", numbers)
+    with pytest.raises(DataError, match=r"a\.npy: "):
+        modality.read(tmp_path / "a.npy")
+
+
+def test_numbers_that_cannot_be_stored_are_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([1, 40000]))
+    with pytest.raises(
+        DataError, match=r"holds 40000; samples are stored as int16 here, whole numbers in -32768\.\.32767"
+    ):
+        Modality(name="m", kind="vector", shape=(2,), dtype="int16").read(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.array([1, 1e300]))
+    for dtype in ("float16", "float32"):
+        with pytest.raises(DataError, match=rf"holds 1e\+300; samples are stored as {dtype} here"):
+            Modality(name="m", kind="vector", shape=(2,), dtype=dtype).read(tmp_path / "a.npy")
+
+
+def test_whole_numbers_are_rounded_where_they_are_resampled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[0, 10, 30]]))
+    sequence = Modality(name="s", kind="sequence", shape=(1, 5), dtype="int16")
+    assert sequence.read(tmp_path / "a.npy").tolist() == [[0, 5, 10, 20, 30]]
+
+
+def test_fractions_and_numbers_of_8_bits_do_not_mix(tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((4, 6)))
+    with pytest.raises(DataError, match=r"a\.npy: holds 0\.\d+; samples are stored as uint8"):
+        GREY.read(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.full((4, 6), 9, dtype=np.uint8))
+    with pytest.raises(DataError, match=r"a\.npy: numbers of 8 bits in 0\.\.255, where the others are fractions"):
+        Modality(name="image", kind="image", shape=(1, 4, 6)).read(tmp_path / "a.npy")
 
 
 def test_a_tone_is_in_its_band():

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +133,9 @@ def test_an_archive(tmp_path):
     assert load(tmp_path / "d.npz", pairing="class").pairing == "class"
     refuses(tmp_path / "d.npz", "pairing is 'natural' or 'class'; received 'label'", pairing="label")
     assert load(tmp_path / "d.npz", kinds={"sensor": "image"}).modality("sensor").shape == (1, 2, 16)
+    words = {"label": np.array(labels()).astype("S"), "class_names": None}
+    assert load(make_npz(tmp_path / "d.npz", **words)).class_names == ("cat", "dog")
+    assert load(make_npz(tmp_path / "d.npz", class_names=np.array([b"no", b"yes"]))).class_names == ("no", "yes")
 
 
 def test_a_deployed_student_reads_new_files_as_the_data_were_read(tmp_path):
@@ -163,6 +168,83 @@ def test_sounds(tmp_path):
     file = root / "pen/train/class0/002.wav"
     assert data.modality("pen").read(file).dtype == np.float16
     assert load(root, rate=4000, seconds=0.2).modality("pen").shape == (1, 64, 21)
+
+
+def as_arrays(root: Path, make) -> Path:
+    """Put NPY files made by make(i) in the place of a folder's pictures."""
+    for path in sorted((root / "image").rglob("*.png")):
+        np.save(path.with_suffix(".npy"), make(int(path.stem)))
+        path.unlink()
+    return root
+
+
+@pytest.mark.parametrize("axes", [(12, 10), (12, 10, 3), (3, 12, 10)])
+def test_arrays_in_files_are_understood_as_those_in_an_archive(tmp_path, axes):
+    samples = np.random.default_rng(0).integers(0, 256, (N, *axes), dtype=np.uint8)
+    root = as_arrays(make_folder(tmp_path / "road"), lambda i: samples[i])
+    files, archive = load(root), load(make_npz(tmp_path / "d.npz", photo=samples))
+    found, expected = files.modality("image"), archive.modality("photo")
+    assert (found.kind, found.shape, found.dtype, found.scale) == ("image", expected.shape, "uint8", 1 / 255)
+    stem = int(Path(sorted(str(p) for p in (root / "image").rglob("*.npy"))[5]).stem)
+    assert np.array_equal(files.raw("image", np.array([5])), archive.raw("photo", np.array([stem])))
+
+
+def test_the_type_of_all_files_counts(tmp_path):
+    def make(i):
+        numbers = np.random.default_rng(i).integers(-9, 9, (7,), dtype=np.int16)
+        return numbers + 0.5 if i % 6 == 4 else numbers
+
+    data = load(as_arrays(make_folder(tmp_path / "road"), make))
+    assert data.modality("image").dtype == "float32"
+    stems = [int(Path(p).stem) for p in sorted(str(p) for p in (tmp_path / "road/image").rglob("*.npy"))]
+    assert np.array_equal(data.raw("image", np.arange(N)), np.stack([make(i) for i in stems]).astype(np.float32))
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    root = make_folder(tmp_path / "road")
+    data = load(root)
+    for modality in ("image", "pen"):
+        (tmp_path / f"own/{modality}").mkdir(parents=True)
+        (tmp_path / f"own/{modality}/test").symlink_to(root / modality / "test")
+        (tmp_path / f"own/{modality}/val").symlink_to(root / modality / "val")
+        (tmp_path / f"own/{modality}/train").mkdir()
+        for name in ("class0", "class1"):
+            (tmp_path / f"own/{modality}/train/{name}").symlink_to(root / modality / "train" / name)
+    assert load(tmp_path / "own").fingerprint == data.fingerprint
+    (root / "pen/train/class0/again").symlink_to(root / "pen")
+    refuses(root, "class0/again is a link to a folder that it lies in")
+    (root / "pen/train/class0/again").unlink()
+    (root / "pen/train/class9").symlink_to(tmp_path / "gone")
+    refuses(root, "pen/train/class9 is a link to ", "gone, which is not there")
+
+
+def test_folders_that_are_not_asked_for_do_not_matter(tmp_path):
+    root = make_folder(tmp_path / "road")
+    (root / "sound/train/class0").mkdir(parents=True)
+    (root / "sound/train/class0/000.npy").write_bytes(b"broken")
+    for folder in ("__MACOSX/image", ".git/image", "image/__MACOSX"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "._0.png").write_bytes(b"x")
+        (root / folder / "0.png").write_bytes(b"x")
+    data = load(root, modalities=["image", "pen"])
+    assert set(data.modalities) == {"image", "pen"}
+    assert len(data) == N
+    refuses(root, "24 image, 24 pen, 1 sound")
+
+
+@pytest.mark.parametrize("comma", [";", "\t"])
+def test_a_manifest_with_another_separator(tmp_path, comma):
+    path = make_manifest(tmp_path / "m", label=labels(), split=splits())
+    data = load(path)
+    path.write_text(path.read_text().replace(",", comma))
+    assert load(path).fingerprint == data.fingerprint
+
+
+def test_a_manifest_whose_labels_are_missing_as_minus_one(tmp_path):
+    empty = load(make_manifest(tmp_path / "m", label=a_third(), split=splits()))
+    data = load(make_manifest(tmp_path / "n", label=[word or "-1" for word in a_third()], split=splits()))
+    assert data.class_names == ("cat", "dog")
+    assert np.array_equal(data.label, empty.label)
 
 
 # Few labels ---------------------------------------------------------------------------------------------------------
@@ -241,10 +323,7 @@ def test_a_split_that_is_made_trains_what_has_no_label(tmp_path):
     assert [int((data.split(s).label == 0).sum()) for s in data.splits] == [7, 1, 2]
     assert (data.columns.split[~data.labelled] == 0).all()
     groups = [f"g{i % 20}" for i in range(60)]
-    assert (
-        "every group has rows without label"
-        in load(make_manifest(tmp_path / "n", n=60, label=words, group=groups)).warnings[0]
-    )
+    refuses(make_manifest(tmp_path / "n", n=60, label=words, group=groups), "20 groups, 0 of them labelled throughout")
 
 
 @pytest.mark.parametrize("empty", [[""] * N, np.full(N, -1), np.full(N, np.nan)])
@@ -316,6 +395,39 @@ def test_a_decode_that_was_killed_before_its_note_is_done_again(tmp_path, cache)
         (cache / f"{note.stem}.npy").write_bytes(b"half")
     assert load(root).fingerprint == first.fingerprint
     assert not half.exists()
+
+
+@pytest.mark.parametrize("ending", [".npy", ".rows.npy", ".json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\x93NUMPY damaged"])
+def test_a_damaged_store_is_decoded_anew(tmp_path, cache, ending, content):
+    root = make_folder(tmp_path / "road")
+    first = load(root)
+    whole = {p: p.read_bytes() for p in cache.glob(f"*{ending}")}
+    for path in whole:
+        path.write_bytes(content)
+    assert load(root).fingerprint == first.fingerprint
+    assert {p: p.read_bytes() for p in whole} == whole
+
+
+def test_a_cache_that_is_a_file(tmp_path, monkeypatch):
+    (tmp_path / "afile").write_text("x")
+    for place, reason in (("afile", "it is a file, not a folder"), ("afile/below", "it lies below a file")):
+        monkeypatch.setenv("CROSSDISTILL_CACHE", str(tmp_path / place))
+        refuses(make_folder(tmp_path / "road"), f"the cache {tmp_path / place}", reason, "Set CROSSDISTILL_CACHE")
+    monkeypatch.setenv("CROSSDISTILL_CACHE", "~nobody_at_all/cache")
+    refuses(tmp_path / "road", "no place for the cache", "'~nobody_at_all/cache'", "CROSSDISTILL_CACHE")
+
+
+def test_a_cache_on_a_full_disk(tmp_path, cache):
+    root = make_folder(tmp_path / "road")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # an error while writing, as on a full disk
+    try:
+        text = refuses(root, f"the cache {cache} cannot be written: ", "CROSSDISTILL_CACHE")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(text.splitlines()) == 1
+    assert not list(cache.iterdir())
 
 
 # What is wrong ------------------------------------------------------------------------------------------------------
@@ -524,9 +636,9 @@ def test_an_unknown_column(tmp_path):
 def test_an_empty_cell_and_a_short_line(tmp_path):
     path = make_manifest(tmp_path / "m")
     path.write_text(path.read_text().replace("4.png,4.npy", "4.png,"))
-    refuses(path, "row 5: column 'pen' is empty")
+    assert len(refuses(path, "row 5: column 'pen' is empty").splitlines()) == 1
     path.write_text(path.read_text().replace("4.png,", "4.png"))
-    refuses(path, "row 5: 1 cells for 2 columns")
+    refuses(path, "row 5: 1 cells for 2 columns (cells are separated by ',')")
 
 
 def test_a_file_of_another_kind(tmp_path):
@@ -592,7 +704,125 @@ def test_sources_and_options_that_do_not_exist(tmp_path):
     refuses(tmp_path / "none.csv", "is neither a file, a folder nor a set")
     (tmp_path / "a.txt").write_text("x")
     refuses(tmp_path / "a.txt", "data are a folder, or a .csv, .parquet or .npz file")
-    refuses(make_folder(tmp_path / "road"), "channels is 1 (grey) or 3 (colour); received 2", channels=2)
-    refuses(tmp_path / "road", "no modality folder is called 'sound'", modalities=["sound"])
+    refuses(make_folder(tmp_path / "road"), "no modality folder is called 'sound'", modalities=["sound"])
     with pytest.raises(ConfigError, match="has no option 'sice'; did you mean 'size'"):
         load(tmp_path / "road", sice=5)
+
+
+@pytest.mark.parametrize("shallow", [0, 9])
+def test_pictures_of_8_and_of_more_bits(tmp_path, shallow):
+    root = make_folder(tmp_path / "road")
+    for k, path in enumerate(sorted((root / "image").rglob("*.png"))):
+        if k >= shallow:
+            Image.fromarray(picture(int(path.stem)).astype(np.uint16) * 200).save(path)
+    if shallow:
+        refuses(root, "a picture of 8 bits, where the others have more (float32); convert it or the others")
+    else:
+        assert load(root).modality("image").dtype == "float32"
+
+
+def test_a_file_of_fractions_among_whole_numbers(tmp_path):
+    root = as_arrays(make_folder(tmp_path / "road", n=40), lambda i: np.arange(7, dtype=np.int16) + i)
+    path = sorted((root / "image").rglob("*.npy"))[3]  # every second one is looked at
+    np.save(path, np.arange(7) + 0.5)
+    refuses(root, path.name, "holds 0.5; samples are stored as int16")
+    np.save(path, np.full(7, np.nan))
+    refuses(root, path.name, "7 of 7 numbers are NaN or infinite")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["no", "no"], "'class_names' holds 'no' more than once"),
+        ([["no", "yes"]], "'class_names' must be one word a class; it is <U3 (1, 2)"),
+        ([0.5, 1.5], "'class_names' must be one word a class; it is float64 (2,)"),
+    ],
+)
+def test_class_names_that_are_none(tmp_path, names, message):
+    refuses(make_npz(tmp_path / "d.npz", class_names=np.array(names)), message)
+
+
+@pytest.mark.parametrize("name", ["index", "present", "stored", "sensor#1"])
+def test_names_of_modalities_that_are_taken(tmp_path, name):
+    message = f"no modality can be called '{name}'"
+    refuses(make_npz(tmp_path / "d.npz", **{name: np.zeros((N, 3))}), message)
+    root = make_folder(tmp_path / "road")
+    (root / "pen").rename(root / name)
+    refuses(root, message)
+    path = make_manifest(tmp_path / "m")
+    path.write_text(path.read_text().replace("image,pen", f"image,{name}"))
+    refuses(path, message)
+
+
+def test_names_that_are_no_text(tmp_path):
+    root = make_folder(tmp_path / "road")
+    (root / "image/train" / os.fsdecode(b"caf\xe9")).mkdir()
+    refuses(root, r"image/train/caf\xe9: the name is not UTF-8 text; rename it")
+    refuses("~nobody_at_all/data", "'~nobody_at_all/data': nobody has that home folder")
+
+
+OPTIONS = {
+    "another modality": ({"size": {"imgae": 3}}, "size: no modality is called 'imgae'; did you mean 'image'?"),
+    "kinds of another": ({"kinds": {"penn": "image"}}, "kinds: no modality is called 'penn'; did you mean 'pen'?"),
+    "of no use": ({"rate": 8000}, "rate is for sound files, and there are none; options here: size, channels, length"),
+    "of no use to one": ({"length": {"image": 3}}, "length: 'image' is not read from sequences in NPY files"),
+    "no length": ({"length": 0}, "length is a whole number in 1..1000000; received 0"),
+    "rate": ({"rate": "x"}, "rate is a whole number of Hz in 1000..384000; received 'x'"),
+    "seconds": ({"seconds": "x"}, "seconds is a number of seconds in 0.025..3600; received 'x'"),
+    "infinite": ({"seconds": float("inf")}, "received inf"),
+    "too short": ({"seconds": "1e-9"}, "received '1e-9'"),
+    "mels": ({"mels": 2.5}, "mels is a whole number in 1..1024; received 2.5"),
+    "list of mels": ({"mels": [1]}, "received [1]"),
+    "size": ({"size": 3.5}, "size is a number of pixels in 1..16384 or (height, width); received 3.5"),
+    "true size": ({"size": True}, "received True"),
+    "size of three": ({"size": {"image": [1, 2, 3]}}, "size.image is a number of pixels"),
+    "channels": ({"channels": 2}, "channels is 1 (grey) or 3 (colour); received 2"),
+    "true channels": ({"channels": True}, "received True"),
+    "kinds": ({"kinds": {"pen": "vectr"}}, "kinds.pen is one of vector, sequence, image, audio; received 'vectr'"),
+    "seed": ({"split_seed": "x"}, "split_seed is a whole number of at least 0; received 'x'"),
+    "negative seed": ({"split_seed": -1}, "received -1"),
+    "number of modalities": ({"modalities": 3}, "modalities is a list of names, as in [rich, poor]; received 3"),
+    "one modality": ({"modalities": "pen"}, "modalities is a list of names, as in [rich, poor]; received 'pen'"),
+    "name": ({"name": 3}, "name is a word; received 3"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options_that_are_wrong(tmp_path, case):
+    options, message = OPTIONS[case]
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(make_folder(tmp_path / "road", n=8), **options)
+
+
+def test_options_of_archives_and_worlds(tmp_path):
+    with pytest.raises(ConfigError, match="size is for picture files, and there are none; options here: kinds"):
+        load(make_npz(tmp_path / "d.npz"), size=3)
+    with pytest.raises(ConfigError, match="kinds: no modality is called 'sensr'; did you mean 'sensor'"):
+        load(tmp_path / "d.npz", kinds={"sensr": "image"})
+    with pytest.raises(ConfigError, match="rho is a number; received 'x'"):
+        load("synthetic:shared_latent", rho="x")
+    with pytest.raises(ConfigError, match="label is a word; received 3"):
+        load("omniglot-small", label=3)
+    assert "rho = 0.001" in load("synthetic:shared_latent", rho="1e-3", n_pairs=5, n_test=5, n_validation=5).about
+
+
+def test_numbers_that_yaml_takes_for_words(tmp_path):
+    assert load(make_folder(tmp_path / "road"), size="7", length={"pen": "5e0"}).modality("pen").shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"group": ["a", "b"] * 12}, "no test rows can be split off: 2 groups are too few to keep whole; give more"),
+        ({"label": [f"id{i}" for i in range(N)]}, "no class has 3 labelled rows that differ (of 24 the largest has 1)"),
+        ({"label": [str(i / 7) for i in range(N)]}, "leave the label out if it is no class but a number or a name"),
+    ],
+)
+def test_a_split_that_cannot_be_made_says_why(tmp_path, columns, message):
+    text = refuses(make_manifest(tmp_path / "m", **columns), message, "or give a split of your own")
+    assert len(text.splitlines()) == 1
+
+
+def test_a_split_that_is_made_is_not_blamed_on_the_data(tmp_path):
+    path = make_manifest(tmp_path / "m", label=["cat"] * 23 + ["owl"], group=["a"] * 16 + ["b"] * 8)
+    refuses(path, "class 'owl' has no training rows", "the split was made here: give one of your own")

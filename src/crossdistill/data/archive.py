@@ -14,10 +14,12 @@ from crossdistill.data import checks
 from crossdistill.data.assemble import assemble
 from crossdistill.data.checks import Contents, Problems
 from crossdistill.data.dataset import PairedDataset
-from crossdistill.data.modality import Modality
-from crossdistill.data.probe import ReadOptions, array_modality
+from crossdistill.data.decode import check_finite
+from crossdistill.data.modality import Modality, check_name
+from crossdistill.data.options import ReadOptions
+from crossdistill.data.probe import array_modality
 from crossdistill.data.tables import RESERVED, Table
-from crossdistill.errors import DataError
+from crossdistill.errors import DataError, suggest
 
 
 def load_archive(
@@ -28,8 +30,9 @@ def load_archive(
     columns = {key: arrays.pop(key) for key in (*RESERVED, "class_names") if key in arrays}
     for key in wanted or ():
         if key not in arrays:
-            raise DataError(f"{path}: no array is called '{key}'; found: {', '.join(arrays) or 'none'}")
+            raise DataError(f"{path}: no array is called '{key}'{suggest(key, arrays)}")
     arrays = {key: array for key, array in arrays.items() if not wanted or key in wanted}
+    options.check_names(arrays)
     counts = {key: len(array) if array.ndim else 0 for key, array in {**arrays, **columns}.items()}
     counts.pop("class_names", None)
     if not arrays or len(set(counts.values())) != 1 or not max(counts.values()):
@@ -38,16 +41,19 @@ def load_archive(
     modalities: dict[str, Modality] = {}
     contents: dict[str, Contents] = {}
     for key in list(arrays):
+        check_name(key)
         try:
             arrays[key], modalities[key] = array_modality(key, arrays[key], options)
         except DataError as error:
             problems.add(str(error))
             continue
         for i, sample in enumerate(arrays[key]):
-            wrong = "" if problems.full else checks.check_finite(sample)
+            wrong = "" if problems.full else check_finite(sample)
             if wrong:
                 problems.add(f"'{key}', row {i}: {wrong}")
         contents[key] = checks.hash_rows(arrays[key])
+    if len(modalities) == len(arrays):
+        options.check_used()
     rows = [f"row {i}" for i in range(max(counts.values()))]
     label, group, split = (_words(key, columns.get(key), problems) for key in RESERVED)
     table = Table(rows=rows, label=label, group=group, split=split)
@@ -83,6 +89,7 @@ def _words(key: str, column: np.ndarray | None, problems: Problems) -> list[str]
     """Turn a column of an archive into words, as a manifest has them."""
     if column is None:
         return None
+    column = _text(column)
     if key == "label" and column.ndim == 1 and column.dtype.kind == "f":  # integers that NaN has made floats
         known = np.where(np.isnan(column), -1, column)
         if np.isfinite(known).all() and (known == np.round(known)).all():
@@ -98,8 +105,32 @@ def _words(key: str, column: np.ndarray | None, problems: Problems) -> list[str]
     return [str(v) for v in column.tolist()]
 
 
+def _text(column: np.ndarray) -> np.ndarray:
+    """Turn bytes into words, where they are UTF-8."""
+    if column.dtype.kind != "S":
+        return column
+    try:
+        return np.char.decode(column, "utf-8")
+    except UnicodeDecodeError:
+        return column
+
+
+def _check_class_names(class_names: np.ndarray, problems: Problems) -> np.ndarray | None:
+    """Give the class names as words (c,), or note what is wrong with them."""
+    names = _text(class_names)
+    if names.ndim != 1 or names.dtype.kind not in "iuU":
+        problems.add(f"'class_names' must be one word a class; it is {class_names.dtype} {class_names.shape}")
+        return None
+    words, counts = np.unique(names.astype(str), return_counts=True)
+    for word in words[counts > 1].tolist():
+        problems.add(f"'class_names' holds '{word}' more than once; every class needs a name of its own")
+    return names.astype(str)
+
+
 def _name_classes(table: Table, class_names: np.ndarray | None, problems: Problems) -> None:
     """Check that numbers for classes run from 0 without gaps, and put the class names in their place."""
+    if class_names is not None:
+        class_names = _check_class_names(class_names, problems)
     given = {i: word for i, word in enumerate(table.label or ()) if word}
     if not given or not all(word.removeprefix("-").isdecimal() for word in given.values()):
         return

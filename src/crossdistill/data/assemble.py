@@ -10,7 +10,7 @@ from crossdistill.data import checks
 from crossdistill.data.checks import Contents, Problems
 from crossdistill.data.dataset import PairedDataset
 from crossdistill.data.modality import Modality
-from crossdistill.data.splits import make_split
+from crossdistill.data.splits import make_split, why_no_test
 from crossdistill.data.tables import Table
 
 
@@ -57,6 +57,7 @@ def assemble(
         group = checks.read_groups(table.group, table.rows, problems)
     split = None if table.split is None else checks.read_split(table.split, table.rows, problems)
     problems.raise_if_any()
+    made = split is None
     about = f"Read from {problems.where}."
     if split is None:
         same = [_own_hash(c) for c in contents.values()]
@@ -64,14 +65,15 @@ def assemble(
         about += f" The split 70/10/20 was made by crossdistill (seed {seed}; stratified by class, groups kept whole)."
         if label is not None and (label < 0).any():
             about += " Rows without label, and what must stay with them, are in its training part."
-            if not (split == 2).any():
-                problems.warn("every group has rows without label, and these train: give a split to have test rows")
+        if not (split == 2).any():
+            problems.add(why_no_test(len(table.rows), label, group))
+            problems.raise_if_any()
     elif group is not None:
         checks.check_groups(group, split, table.rows, problems)
     kinds = {m: modality.kind for m, modality in modalities.items()}
     checks.check_sizes(split, problems)
     if label is not None:
-        checks.check_labels(label, class_names, split, table.rows, problems)
+        checks.check_labels(label, class_names, split, table.rows, problems, made=made)
     checks.check_contents(contents, kinds, names, problems)
     checks.check_duplicates(contents, kinds, names, split, problems)
     problems.raise_if_any()

@@ -88,14 +88,6 @@ def hash_sample(sample: np.ndarray) -> tuple[int, bool]:
     return int.from_bytes(word, "little", signed=True), bool(flat.size > 1 and (flat == flat[0]).all())
 
 
-def check_finite(sample: np.ndarray) -> str:
-    """Say what is not finite in a sample, or nothing."""
-    if sample.dtype.kind != "f":
-        return ""
-    wrong = int(sample.size - np.isfinite(sample).sum())
-    return f"{wrong} of {sample.size} numbers are NaN or infinite" if wrong else ""
-
-
 def read_split(values: Sequence[str], rows: Sequence[str], problems: Problems) -> np.ndarray:
     """Turn words for splits into 0, 1, 2 (n,) uint8; unknown and missing ones become problems."""
     split = np.zeros(len(values), dtype=np.uint8)
@@ -124,9 +116,19 @@ def read_groups(values: Sequence[str], rows: Sequence[str], problems: Problems) 
 
 
 def check_labels(
-    label: np.ndarray, class_names: Sequence[str], split: np.ndarray, rows: Sequence[str], problems: Problems
+    label: np.ndarray,
+    class_names: Sequence[str],
+    split: np.ndarray,
+    rows: Sequence[str],
+    problems: Problems,
+    *,
+    made: bool = False,
 ) -> None:
-    """Find test rows without label and classes that training never sees (errors), or the test never (warnings)."""
+    """Find test rows without label and classes that training never sees (errors), or the test never (warnings).
+
+    `made` says that the split is ours, and so not to blame on the data.
+    """
+    advice = "the split was made here: give one of your own" if made else "move some there"
     for i in np.flatnonzero((label < 0) & (split == 2)).tolist():
         problems.add(f"{rows[i]}: a test row needs its label")
     labelled = "labelled " if (label < 0).any() else ""
@@ -135,7 +137,7 @@ def check_labels(
         if not counts[0]:
             problems.add(
                 f"class '{name}' has no {labelled}training rows ({counts[1]} validation, {counts[2]} test); "
-                "move some there, or leave the class out"
+                f"{advice}, or leave the class out"
             )
         elif not counts[2] and (split == 2).any():
             problems.warn(f"class '{name}' has no test rows: nothing will be measured of it")

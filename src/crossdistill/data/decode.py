@@ -45,17 +45,69 @@ def decode_file(path: Path, *, kind: str, shape: tuple[int, ...], dtype: str, op
     """
     ending = path.suffix.lower()
     if ending in ARRAYS:
-        sample = _fit_array(path, load_array(path), kind, shape)
+        array = load_array(path)
+        if kind == "image" and array.dtype == np.uint8 and dtype.startswith("float"):
+            raise DataError(
+                f"{path}: numbers of 8 bits in 0..255, where the others are fractions ({dtype}); convert it"
+            )
+        _check_fits(path, array, dtype)
+        sample = _fit_array(path, array, kind, shape)
     elif kind == "image" and ending in PICTURES:
-        sample = read_picture(path, size=shape[1:], channels=shape[0])
-        if dtype == "uint8" and sample.dtype != np.uint8:
-            raise DataError(f"{path}: a picture of more than 8 bits among pictures of 8; convert it or the others")
+        image = _pixels(path, channels=shape[0])
+        if image.mode == "F":
+            if dtype == "uint8":
+                raise DataError(f"{path}: a picture of more than 8 bits among pictures of 8; convert it or the others")
+            _check_fits(path, np.asarray(image), dtype)
+        elif dtype != "uint8":
+            raise DataError(
+                f"{path}: a picture of 8 bits, where the others have more ({dtype}); convert it or the others"
+            )
+        sample = _stretched(image, size=shape[1:], channels=shape[0])
     elif kind == "audio" and ending in SOUNDS:
         wave = read_sound(path, rate=int(options["rate"]), seconds=float(options["seconds"]))
+        _check_fits(path, wave.numpy(), "float32")
         sample = log_mel(wave[None], rate=int(options["rate"]), mels=int(options["mels"])).numpy()
     else:
         raise DataError(f"{path}: a file ending in '{ending}' cannot be read as {kind}")
+    if np.dtype(dtype).kind in "iu" and sample.dtype.kind == "f":
+        sample = np.rint(sample)  # what resizing and resampling made of whole numbers
     return sample.astype(dtype)
+
+
+def check_finite(sample: np.ndarray) -> str:
+    """Say what is not finite in a sample, or nothing."""
+    if sample.dtype.kind != "f":
+        return ""
+    wrong = int(sample.size - np.isfinite(sample).sum())
+    return f"{wrong} of {sample.size} numbers are NaN or infinite" if wrong else ""
+
+
+def _check_fits(path: Path, array: np.ndarray, dtype: str) -> None:
+    """Refuse numbers that would be other ones as `dtype`; what floats round is no matter.
+
+    Raises:
+        DataError: Naming the file and the first of them.
+    """
+    wrong = check_finite(array)
+    if wrong:
+        raise DataError(f"{path}: {wrong}")
+    if str(array.dtype) == dtype:
+        return
+    if np.dtype(dtype).kind == "f":
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(array.astype(dtype))
+        allowed = f"numbers up to {np.finfo(dtype).max:.3g}"
+    else:
+        limits = np.iinfo(dtype)
+        bad = (array < limits.min) | (array > limits.max)
+        if array.dtype.kind == "f":
+            bad |= array != np.rint(array)
+        allowed = f"whole numbers in {limits.min}..{limits.max}"
+    if bad.any():
+        raise DataError(
+            f"{path}: holds {array[bad][0]:.9g}; samples are stored as {dtype} here, {allowed}, as the first files "
+            "were. Convert this file or the others"
+        )
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -76,11 +128,13 @@ def load_array(path: Path) -> np.ndarray:
 
 
 def _fit_array(path: Path, array: np.ndarray, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Bring a sample from a NPY file to its shape; only time may differ."""
+    """Bring a sample from a NPY file to its shape; only time may differ, and colours may come last."""
     if kind == "sequence" and array.ndim == 2 and array.shape[0] == shape[0] and array.shape[1] != shape[1]:
         return resample_time(array, shape[1])
     if kind in ("image", "audio") and array.shape == shape[1:] and shape[0] == 1:
         return array[None]
+    if kind == "image" and shape[0] in (1, 3) and array.shape == (*shape[1:], shape[0]) != shape:
+        return array.transpose(2, 0, 1)
     if array.shape != shape:
         raise DataError(f"{path}: the sample has shape {array.shape}, the others {shape}")
     return array
@@ -116,18 +170,25 @@ def read_picture(path: Path, *, size: tuple[int, ...], channels: int) -> np.ndar
     Raises:
         DataError: If the file is missing or broken.
     """
+    return _stretched(_pixels(path, channels=channels), size=size, channels=channels)
+
+
+def _pixels(path: Path, *, channels: int) -> Image.Image:
+    """Read a picture at its own size, upright and on white: mode "L" or "RGB", or "F" for more than 8 bits."""
     with _opened(path) as opened:
         try:
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith(("I", "F")):
-                image = image.convert("F")
-            else:
-                if image.mode in ("P", "LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                image = image.convert("L" if channels == 1 else "RGB")
+                return image.convert("F")
+            if image.mode in ("P", "LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("L" if channels == 1 else "RGB")
         except _BROKEN as error:
             raise DataError(f"{path}: a broken picture: {error}") from None
+
+
+def _stretched(image: Image.Image, *, size: tuple[int, ...], channels: int) -> np.ndarray:
     height, width = size
     if (image.height, image.width) != (height, width):
         shrinks = image.height >= height and image.width >= width

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from crossdistill.data.dataset import PairedDataset
 from crossdistill.data.named import available_sets, load_named, set_facts
+from crossdistill.data.options import number, whole
+from crossdistill.data.paths import expanded
 from crossdistill.data.readers import load_files
 from crossdistill.data.synthetic import WORLDS
 from crossdistill.errors import ConfigError, DataError, suggest
@@ -27,7 +30,8 @@ def load(source: str | Path, **options: Any) -> PairedDataset:
 
     Raises:
         DataError: If there is nothing of that name, or the data are wrong.
-        ConfigError: If an option is unknown; the message names the nearest.
+        ConfigError: If an option is unknown (the message names the nearest), of another type, out of range, or of no
+            use with these data.
 
     Example:
         >>> load("synthetic:shared_latent", rho=0.8, seed=0)
@@ -38,25 +42,52 @@ def load(source: str | Path, **options: Any) -> PairedDataset:
         world = word.removeprefix("synthetic:")
         if world not in WORLDS:
             raise DataError(f"no world is called '{world}'{suggest(world, WORLDS)}")
-        _check_options(word, WORLDS[world], options)
-        return WORLDS[world](**options)
+        return WORLDS[world](**_checked(word, WORLDS[world], options))
     names = [facts.name for facts in available_sets()]
     if isinstance(source, str) and word in names:
-        _check_options(word, set_facts(word).build, options)
-        return load_named(word, **options)
-    path = Path(source).expanduser()
+        return load_named(word, **_checked(word, set_facts(word).build, options))
+    path = expanded(source)
     if not path.exists():
         worlds = [f"synthetic:{world}" for world in WORLDS]
         raise DataError(f"'{word}' is neither a file, a folder nor a set{suggest(word, [*names, *worlds])}")
     if path.is_file() and path.suffix.lower() not in (".csv", ".parquet", ".npz"):
         raise DataError(f"{path}: data are a folder, or a .csv, .parquet or .npz file")
-    _check_options(word, load_files, options)
-    return load_files(path, **options)
+    return load_files(path, **_checked(word, load_files, options))
 
 
-def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def _checked(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check options against a function's signature and convert numbers; what takes mappings checks itself."""
+    hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    for option in options:
+    checked: dict[str, Any] = {}
+    for option, value in options.items():
         if option not in known:
             raise ConfigError(f"'{name}' has no option '{option}'{suggest(option, known)}")
+        types = [typing.get_origin(t) or t for t in (typing.get_args(hints[option]) or (hints[option],))]
+        checked[option] = value
+        if Mapping in types or (value is None and type(None) in types):
+            continue
+        for kind, convert, words in _TYPES:
+            if kind in types:
+                checked[option] = convert(value)
+                if checked[option] is None:
+                    raise ConfigError(f"'{name}': {option} is {words}; received {value!r}")
+                break
+    return checked
+
+
+def _names(value: Any) -> list[str] | None:
+    if not isinstance(value, (list, tuple)) or not value:
+        return None
+    names = [name for name in cast("Sequence[Any]", value) if isinstance(name, str)]
+    return names if len(names) == len(cast("Sequence[Any]", value)) else None
+
+
+_TYPES: tuple[tuple[Any, Callable[[Any], Any], str], ...] = (
+    (int, lambda value: whole(value, 0), "a whole number of at least 0"),
+    (float, number, "a number"),
+    (Sequence, _names, "a list of names, as in [rich, poor]"),
+    (str, lambda value: value if isinstance(value, (str, Path)) else None, "a word"),
+)
+"""Types of options with what makes a value one (None: it is none), and what they are called."""

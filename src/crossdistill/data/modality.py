@@ -20,6 +20,9 @@ Stored = Literal["uint8", "int16", "float16", "float32"]
 
 KINDS: tuple[str, ...] = get_args(Kind)
 STORED: tuple[str, ...] = get_args(Stored)
+TAKEN = frozenset({"index", "label", "group", "present", "stored"})
+"""What batches hold beside modalities under these names, so that no modality can be called so."""
+
 _DIMENSIONS = {"vector": 1, "sequence": 2, "image": 3, "audio": 3}
 _SHAPES = {"vector": "(d,)", "sequence": "(c, t)", "image": "(c, h, w)", "audio": "(1, mels, frames)"}
 
@@ -55,6 +58,7 @@ class Modality:
 
     def __post_init__(self) -> None:
         where = f"modality '{self.name}'"
+        check_name(self.name)
         if self.kind not in KINDS:
             raise DataError(f"{where}: no kind is called '{self.kind}'{suggest(self.kind, KINDS)}")
         if self.dtype not in STORED:
@@ -160,3 +164,16 @@ class Modality:
             if key in values:
                 values[key] = tuple(values[key])
         return cls(**values)
+
+
+def check_name(name: str) -> None:
+    """Refuse names of modalities that mean something else in batches.
+
+    Raises:
+        DataError: Naming those that are taken.
+    """
+    if name in TAKEN or "#" in name:
+        raise DataError(
+            f"no modality can be called '{name}': batches use {', '.join(sorted(TAKEN))}, and # for further views; "
+            "rename it"
+        )

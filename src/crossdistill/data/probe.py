@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from crossdistill.data.decode import ARRAYS, PICTURES, SOUNDS, frames_of, load_array, picture_facts, sound_facts
-from crossdistill.data.modality import KINDS, STORED, Modality
-from crossdistill.errors import DataError, suggest
+from crossdistill.data.modality import STORED, Modality
+from crossdistill.data.options import ReadOptions
+from crossdistill.errors import DataError
 
 LOOKED_AT = 16
 """Files whose headers are looked at to choose defaults, spread evenly: enough to meet the odd one."""
@@ -21,40 +21,6 @@ LARGEST = 64
 
 LONGEST = 10.0
 """Seconds of sound at most, by default."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadOptions:
-    """How files become samples. Every option is one value for all modalities, or a mapping from modality to value.
-
-    Attributes:
-        size: Height and width of pictures in pixels, or one number for both; default: the first file's, shrunk to a
-            longer side of 64.
-        channels: 1 (grey) or 3 (colour); default: 3 when any of the files looked at has colour.
-        rate: Sampling rate of sounds in Hz; default: the lowest of the files looked at.
-        seconds: Length of sounds in seconds, cut or padded with silence; default: the longest of the files looked
-            at, at most 10.
-        mels: Bands of the log-mel spectrogram; default 64, the usual choice for small networks.
-        length: Steps of sequences, resampled linearly; default: the median of the files looked at.
-        kinds: Kind of an array modality where its number of axes leaves a doubt.
-    """
-
-    size: Any = None
-    channels: Any = None
-    rate: Any = None
-    seconds: Any = None
-    mels: Any = 64
-    length: Any = None
-    kinds: Any = None
-
-    def of(self, option: str, modality: str, default: T) -> T:
-        """Give an option's value for one modality."""
-        value = getattr(self, option)
-        if isinstance(value, Mapping):
-            value = value.get(modality)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - a user's
-        return default if value is None else value  # pyright: ignore[reportUnknownVariableType] - a user's
 
 
 def guess_modality(name: str, paths: Sequence[Path], options: ReadOptions) -> Modality:
@@ -107,14 +73,9 @@ def _facts(path: Path) -> tuple[str, Any]:
 def _image(name: str, facts: Sequence[tuple[int, int, int, str]], options: ReadOptions) -> Modality:
     height, width = facts[0][:2]
     shrink = min(1.0, LARGEST / max(height, width))
-    size: Any = options.of("size", name, (max(1, round(height * shrink)), max(1, round(width * shrink))))
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    size = options.of("size", name, (max(1, round(height * shrink)), max(1, round(width * shrink))))
     channels = options.of("channels", name, max(f[2] for f in facts))
-    if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
-        raise DataError(f"'{name}': size is a number of pixels or (height, width); received {size}")
-    if channels not in (1, 3):
-        raise DataError(f"'{name}': channels is 1 (grey) or 3 (colour); received {channels}")
-    deep = any(f[3] == "float32" for f in facts)
+    deep = any(f[3] == "float32" for f in facts)  # then those of 8 bits are refused where they are decoded
     return Modality(
         name=name,
         kind="image",
@@ -129,9 +90,9 @@ def _audio(name: str, facts: Sequence[tuple[int, float]], options: ReadOptions) 
     rate = options.of("rate", name, min(f[0] for f in facts))
     seconds = options.of("seconds", name, round(min(LONGEST, max(f[1] for f in facts)), 3))
     mels = options.of("mels", name, 64)
-    if not (rate >= 1000 and seconds > 0 and mels >= 1):
+    if not (rate >= 1000 and seconds > 0):
         raise DataError(
-            f"'{name}': rate must be >= 1000 Hz, seconds and mels positive; received {rate}, {seconds}, {mels}"
+            f"'{name}': sounds need a rate of 1000 Hz and some length; the files have {rate} and {seconds} s"
         )
     return Modality(
         name=name,
@@ -143,20 +104,28 @@ def _audio(name: str, facts: Sequence[tuple[int, float]], options: ReadOptions) 
 
 
 def _array(name: str, facts: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], options: ReadOptions) -> Modality:
-    shape, dtype = facts[0]
-    kinds = {1: "vector", 2: "sequence", 3: "image"}
-    kind = options.of("kinds", name, kinds.get(len(shape), ""))
-    if kind not in KINDS:
-        raise DataError(f"'{name}': an array of shape {shape} is no kind of sample{suggest(kind, KINDS)}")
+    dtype = np.result_type(*(f[1] for f in facts))
+    kind, shape = _form(name, facts[0][0], dtype, options)
+    if not kind:
+        raise DataError(f"'{name}': an array of shape {shape} is no kind of sample")
     if kind == "sequence" and len(shape) == 2:
         middle = sorted(f[0][1] for f in facts if len(f[0]) == 2)[len(facts) // 2 :][:1]
         shape = (shape[0], options.of("length", name, middle[0] if middle else shape[1]))
-    if kind in ("image", "audio") and len(shape) == 2:
-        shape = (1, *shape)
-    stored = str(dtype) if str(dtype) in STORED else "float32"
+    stored: Any = str(dtype) if str(dtype) in STORED else "float32"
     if kind == "sequence" and stored != "float16":
         stored = "float32"  # resampling in time makes fractions
-    return Modality(name=name, kind=kind, shape=shape, dtype=stored, scale=picture_scale(kind, stored))  # pyright: ignore[reportArgumentType] - both are of the known words, checked above
+    return Modality(name=name, kind=kind, shape=shape, dtype=stored, scale=picture_scale(kind, stored))
+
+
+def _form(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions) -> tuple[Any, tuple[int, ...]]:
+    """Say of what kind samples of a shape are ("" for none), and what shape they have when colours come first."""
+    guess = {1: "vector", 2: "image" if dtype == np.uint8 else "sequence", 3: "image"}.get(len(shape), "")
+    kind = options.of("kinds", name, guess)
+    if kind in ("image", "audio") and len(shape) == 2:
+        return kind, (1, *shape)
+    if kind == "image" and len(shape) == 3 and shape[0] not in (1, 3) and shape[2] in (1, 3):
+        return kind, (shape[2], *shape[:2])
+    return kind, shape
 
 
 def picture_scale(kind: str, dtype: str) -> float:
@@ -167,8 +136,8 @@ def picture_scale(kind: str, dtype: str) -> float:
 def array_modality(name: str, array: np.ndarray, options: ReadOptions) -> tuple[np.ndarray, Modality]:
     """Bring an array (n, ...) to a form that can be stored, and say what it is.
 
-    Two axes are vectors (n, d), three are sequences (n, c, t) or, for uint8, grey pictures (n, h, w), four are pictures
-    (n, c, h, w) or (n, h, w, c) where only the last axis can be one of colours. `kinds` says otherwise.
+    One axis a sample makes vectors (n, d), two make sequences (n, c, t) or, for uint8, grey pictures (n, h, w), three
+    make pictures (n, c, h, w) or (n, h, w, c) where only the last axis can be one of colours. `kinds` says otherwise.
 
     Returns:
         The array (n, *shape), uint8, int16, float16 or float32, and its modality, not yet fitted.
@@ -178,20 +147,16 @@ def array_modality(name: str, array: np.ndarray, options: ReadOptions) -> tuple[
     """
     if array.dtype.kind not in "biuf":
         raise DataError(f"'{name}': holds {array.dtype}, not real numbers")
-    picture = array.ndim == 4 or (array.ndim == 3 and array.dtype == np.uint8)
-    guess = {2: "vector", 3: "image" if picture else "sequence", 4: "image"}.get(array.ndim, "")
-    kind: Any = options.of("kinds", name, guess)
-    if kind not in KINDS:
-        raise DataError(f"'{name}': an array of shape {array.shape} is no kind of modality{suggest(kind, KINDS)}")
-    if kind in ("image", "audio") and array.ndim == 3:
+    kind, shape = _form(name, array.shape[1:], array.dtype, options)
+    if not kind:
+        raise DataError(f"'{name}': an array of shape {array.shape} is no kind of modality")
+    if array.ndim == 3 and len(shape) == 3:
         array = array[:, None]
-    elif kind == "image" and array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
+    elif array.shape[1:] != shape:
         array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
     array = storable(array)
     dtype: Any = str(array.dtype)
-    return array, Modality(
-        name=name, kind=kind, shape=tuple(array.shape[1:]), dtype=dtype, scale=picture_scale(kind, dtype)
-    )
+    return array, Modality(name=name, kind=kind, shape=shape, dtype=dtype, scale=picture_scale(kind, dtype))
 
 
 def storable(array: np.ndarray) -> np.ndarray:

@@ -11,8 +11,10 @@ from crossdistill.data.assemble import assemble
 from crossdistill.data.checks import Problems
 from crossdistill.data.columns import Pairing
 from crossdistill.data.dataset import PairedDataset
-from crossdistill.data.modality import Modality
-from crossdistill.data.probe import ReadOptions, guess_modality
+from crossdistill.data.modality import Modality, check_name
+from crossdistill.data.options import ReadOptions
+from crossdistill.data.paths import expanded
+from crossdistill.data.probe import guess_modality
 from crossdistill.data.store import Stored, decoded
 from crossdistill.data.tables import Table, read_folder, read_manifest
 from crossdistill.errors import DataError
@@ -30,7 +32,7 @@ def load_files(
     channels: int | Mapping[str, int] | None = None,
     rate: int | Mapping[str, int] | None = None,
     seconds: float | Mapping[str, float] | None = None,
-    mels: int | Mapping[str, int] = 64,
+    mels: int | Mapping[str, int] | None = None,
     length: int | Mapping[str, int] | None = None,
     kinds: Mapping[str, str] | None = None,
 ) -> PairedDataset:
@@ -41,7 +43,7 @@ def load_files(
     modality, row i of each one pair, and `label`, `group`, `split`, `class_names` where known. Rows of manifests count
     from 1 in messages, those of arrays from 0.
 
-    Outside the test split a label may be missing: an empty cell, a file beside the class folders, -1 or NaN in a NPZ
+    Outside the test split a label may be missing: an empty cell, a file beside the class folders, -1, or NaN in a NPZ
     file. It is -1 in the data set.
 
     Files are decoded once into the store and memory-mapped from there. Everything is checked in that pass; up to ten
@@ -67,8 +69,9 @@ def load_files(
 
     Raises:
         DataError: With what is wrong, naming files and rows.
+        ConfigError: If an option is of another type, out of range, or of no use with these data.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     options = ReadOptions(
         size=size, channels=channels, rate=rate, seconds=seconds, mels=mels, length=length, kinds=kinds
     )
@@ -76,14 +79,7 @@ def load_files(
     if path.suffix.lower() == ".npz":
         data = load_archive(path, modalities, options, problems, name or path.stem, split_seed)
         return data.named(pairing=pairing)
-    if path.is_dir():
-        table = read_folder(path, problems)
-        for wanted in modalities or ():
-            if wanted not in table.files:
-                raise DataError(f"{path}: no modality folder is called '{wanted}'; found: {', '.join(table.files)}")
-        table.files = {k: v for k, v in table.files.items() if not modalities or k in modalities}
-    else:
-        table = read_manifest(path, modalities, problems)
+    table = read_folder(path, problems, modalities) if path.is_dir() else read_manifest(path, modalities, problems)
     if not table.rows:
         problems.add("there is not a single pair")
         problems.raise_if_any()
@@ -97,15 +93,17 @@ def _load_table(
     """Decode a table's files and put the data set together."""
     stored: dict[str, Stored] = {}
     modalities: dict[str, Modality] = {}
+    options.check_names(table.files)
     for modality, paths in table.files.items():
-        if problems.full:
-            break
+        check_name(modality)
         try:
             modalities[modality] = guess_modality(modality, paths, options)
         except DataError as error:
             problems.add(str(error))
-            continue
-        found = decoded(paths, table.rows, modalities[modality], problems, cache)
+    if len(modalities) == len(table.files):
+        options.check_used()
+    for modality, kind in modalities.items():
+        found = None if problems.full else decoded(table.files[modality], table.rows, kind, problems, cache)
         if found is not None:
             stored[modality] = found
     if len(stored) < len(table.files):

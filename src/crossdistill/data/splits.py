@@ -56,6 +56,22 @@ def make_split(
     return where[unit]
 
 
+def why_no_test(n: int, label: np.ndarray | None, group: np.ndarray | None) -> str:
+    """Say why `make_split` left nothing for the test, and what to do about it."""
+    known = np.ones(n, dtype=bool) if label is None else label >= 0
+    if group is not None:
+        count, free = len(np.unique(group)), len(np.setdiff1d(group, group[~known]))
+        some = "" if known.all() else f", {free} of them labelled throughout,"
+        why, what = f"{count} groups{some} are too few to keep whole", "give more groups"
+    elif label is not None:
+        counts = np.bincount(label[known])
+        why = f"no class has 3 labelled rows that differ (of {np.count_nonzero(counts)} the largest has {counts.max()})"
+        what = "give more rows a class, leave the label out if it is no class but a number or a name"
+    else:
+        why, what = f"{n} rows, equal ones counted as one, are too few", "give more rows"
+    return f"no test rows can be split off: {why}; {what}, or give a split of your own (train, validation, test)"
+
+
 def _single_rows(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Split every class by itself; a class of three or more rows has one in each of training and test."""
     split = np.zeros(len(label), dtype=np.uint8)

@@ -8,23 +8,26 @@ CACHE/<key>.json        the modality and the content hash; written last, so that
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from crossdistill.data.checks import Contents, Problems, check_finite, hash_sample
+from crossdistill.data.checks import Contents, Problems, hash_sample
 from crossdistill.data.columns import hash_array
 from crossdistill.data.modality import Modality
+from crossdistill.data.paths import expanded
+from crossdistill.data.tables import NO_FILE
 from crossdistill.errors import DataError
 from crossdistill.files import digest, whole_file, write_json
 
-FORMAT = 1
+FORMAT = 2
 """Raised when decoding changes, so that what older versions stored is not taken for the new."""
 
 
@@ -45,8 +48,10 @@ class Stored:
 
 def cache_folder(folder: str | Path | None = None) -> Path:
     """Give the store's folder: the argument, CROSSDISTILL_CACHE, or ~/.cache/crossdistill."""
-    chosen = folder or os.environ.get("CROSSDISTILL_CACHE") or Path.home() / ".cache" / "crossdistill"
-    return Path(chosen).expanduser()
+    try:
+        return expanded(folder or os.environ.get("CROSSDISTILL_CACHE") or "~/.cache/crossdistill")
+    except DataError as error:
+        raise DataError(f"no place for the cache: {error}, or set CROSSDISTILL_CACHE to a folder") from None
 
 
 def store_key(paths: Sequence[Path], modality: Modality) -> str:
@@ -76,16 +81,22 @@ def decoded(
     """
     there = True
     for path, row in zip(paths, rows, strict=True):
-        if not path.is_file():
+        if path is NO_FILE:
+            there = False
+        elif not path.is_file():
             there = False
             problems.add(f"{row}: {path}: there is no such file")
-    base = cache_folder(cache)
-    key = store_key(paths, modality) if there else ""
-    if there and (base / f"{key}.json").is_file():
-        return _open(base, key)
+    if not there:  # look for whatever else is wrong, to say it all at once
+        for _ in _samples(paths, rows, modality, problems):
+            pass
+        return None
+    base, key = cache_folder(cache), store_key(paths, modality)
+    found = _open(base, key, (len(paths), *modality.shape))
+    if found is not None:
+        return found
     _sweep(base)
     before = len(problems.errors)
-    if there:
+    with _writing(base, key):
         try:
             with whole_file(base / f"{key}.npy") as temporary:
                 contents = _decode_into(temporary, paths, rows, modality, problems)
@@ -94,10 +105,34 @@ def decoded(
         except _BrokenFilesError:
             return None
         _finish(base, key, contents, modality)
-        return _open(base, key)
-    for _ in _samples(paths, rows, modality, problems):  # look for whatever else is wrong, to say it all at once
-        pass
-    return None
+    found = _open(base, key, (len(paths), *modality.shape))
+    if found is None:
+        raise DataError(f"{base / key}.npy was written and cannot be read again: the cache's disk is damaged")
+    return found
+
+
+@contextlib.contextmanager
+def _writing(base: Path, key: str) -> Generator[None]:
+    """Say that it is the cache which cannot be written, and leave nothing half done in it.
+
+    Raises:
+        DataError: Naming the folder and the variable that chooses it.
+    """
+    try:
+        yield
+    except OSError as error:
+        for ending in ("json", "rows.npy", "npy"):
+            with contextlib.suppress(OSError):
+                (base / f"{key}.{ending}").unlink()
+        reason = {
+            errno.ENOSPC: "its disk is full",
+            errno.EDQUOT: "your share of its disk is full",
+            errno.EEXIST: "it is a file, not a folder",
+            errno.ENOTDIR: "it lies below a file, not a folder",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise DataError(
+            f"the cache {base} cannot be written: {reason}. Set CROSSDISTILL_CACHE to a folder that can, or make room"
+        ) from None
 
 
 def _sweep(base: Path) -> None:
@@ -115,14 +150,15 @@ class _BrokenFilesError(Exception):
 def _decode_into(
     file: Path, paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems
 ) -> Contents:
-    """Decode all files into a NPY file; broken ones become problems."""
-    shape = (len(paths), *modality.shape)
-    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(modality.dtype), shape=shape)
+    """Decode all files into a NPY file; broken ones become problems, and what is written is then of no use."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(modality.dtype))
+    facts = {"descr": descr, "fortran_order": False, "shape": (len(paths), *modality.shape)}
     hashes, constant = np.zeros(len(paths), dtype=np.int64), np.zeros(len(paths), dtype=bool)
-    for i, sample in _samples(paths, rows, modality, problems):
-        array[i] = sample
-        hashes[i], constant[i] = hash_sample(sample)
-    array.flush()
+    with file.open("wb") as stream:  # no memory map: on a full disk that is a bus error, and no exception
+        np.lib.format.write_array_header_1_0(stream, facts)
+        for i, sample in _samples(paths, rows, modality, problems):
+            stream.write(np.ascontiguousarray(sample).data)
+            hashes[i], constant[i] = hash_sample(sample)
     return Contents(hashes, constant)
 
 
@@ -133,11 +169,9 @@ def _samples(
 
     def read(i: int) -> np.ndarray | str:
         try:
-            sample = modality.read(paths[i])
+            return modality.read(paths[i])
         except DataError as error:
             return str(error)
-        wrong = check_finite(sample)
-        return f"{paths[i]}: {wrong}" if wrong else sample
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for start in range(0, len(paths), 256):  # a part at a time, so that memory stays small
@@ -159,11 +193,13 @@ def _finish(base: Path, key: str, contents: Contents, modality: Modality) -> Non
     write_json(base / f"{key}.json", {"format": FORMAT, "digest": content, "modality": modality.to_json()})
 
 
-def _open(base: Path, key: str) -> Stored:
-    facts = json.loads((base / f"{key}.json").read_text(encoding="utf-8"))
+def _open(base: Path, key: str, shape: tuple[int, ...]) -> Stored | None:
+    """Give what is stored, or None where it is not there, or damaged, and must be decoded (anew)."""
     try:
+        facts = json.loads((base / f"{key}.json").read_text(encoding="utf-8"))
         array = np.load(base / f"{key}.npy", mmap_mode="r", allow_pickle=False)
         hashes, constant = np.load(base / f"{key}.rows.npy", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{base / key}.npy: a damaged store: {error}; delete the files of that name") from None
-    return Stored(array, Contents(hashes, constant.astype(bool)), facts["digest"])
+        fits = array.shape == shape and hashes.shape == constant.shape == shape[:1]
+        return Stored(array, Contents(hashes, constant.astype(bool)), str(facts["digest"])) if fits else None
+    except (OSError, ValueError, EOFError, KeyError, TypeError):  # JSON's and Unicode's errors are ValueErrors
+        return None

@@ -10,10 +10,13 @@ from typing import Any
 
 from crossdistill.data.checks import ALIASES, SHOWN, Problems
 from crossdistill.data.decode import ARRAYS, PICTURES, SOUNDS
+from crossdistill.data.paths import files_below, listed
 from crossdistill.errors import DataError, suggest
 
 READABLE = PICTURES | SOUNDS | ARRAYS
 RESERVED = ("label", "group", "split")
+NO_FILE = Path()
+"""Stands where a cell of a manifest is empty, which is told of as such, and of nothing else (`is`)."""
 
 
 @dataclass
@@ -37,34 +40,38 @@ class Table:
     class_names: tuple[str, ...] = ()
 
 
-def read_folder(folder: Path, problems: Problems) -> Table:
+def read_folder(folder: Path, problems: Problems, wanted: Sequence[str] | None = None) -> Table:
     """Read FOLDER/<modality>/[<split>/][<class>/]<stem>.<ending>; equal paths below the modality make a pair.
 
         road/image/train/cat/001.png  ┐
         road/depth/train/cat/001.npy  ┘ one pair of class "cat" in the training split
 
     Splits are known by their names (train, validation, val, test); any other folder is a class. Files beside class
-    folders have no label. Names that begin with a dot are passed over, other files that cannot be read are told of as a
-    warning.
+    folders have no label. Links are followed. Names that begin with a dot and __MACOSX are passed over, other files
+    that cannot be read are told of as a warning.
 
     Args:
         folder: Whose subfolders are the modalities.
         problems: Where unpaired files and mixed layouts are noted.
+        wanted: Modalities to use; default: all. The others are not looked into.
 
     Returns:
         The table of complete pairs, sorted by path.
 
     Raises:
-        DataError: If there are no modalities at all.
+        DataError: If there are no modalities at all, or not those that are wanted.
     """
-    modalities = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    names = [p.name for p in modalities]
-    if not modalities or any(name.lower() in ALIASES for name in names):
+    there = [p.name for p in listed(folder) if p.is_dir()]
+    names = sorted(set(wanted or there))
+    missing = [name for name in names if name not in there]
+    if not there or any(name.lower() in ALIASES for name in (there if missing else names)):
         raise DataError(
             f"{folder}: expected FOLDER/<modality>/[<split>/][<class>/]<file>, the modalities outermost; "
-            f"found {', '.join(names) if names else 'no folders'}"
+            f"found {', '.join(there) if there else 'no folders'}"
         )
-    found: dict[str, dict[str, Path]] = {p.name: _stems(p, problems) for p in modalities}
+    if missing:
+        raise DataError(f"{folder}: no modality folder is called '{missing[0]}'{suggest(missing[0], there)}")
+    found: dict[str, dict[str, Path]] = {name: _stems(folder / name, problems) for name in names}
     every = {stem for files in found.values() for stem in files}
     paired = sorted(stem for stem in every if all(stem in files for files in found.values()))
     unpaired = sorted(every.difference(paired))
@@ -82,10 +89,8 @@ def _stems(root: Path, problems: Problems) -> dict[str, Path]:
     """Map paths below a modality's folder, without their endings, to files."""
     stems: dict[str, Path] = {}
     others: list[Path] = []
-    for path in sorted(root.rglob("*")):
+    for path in files_below(root, problems):
         inside = path.relative_to(root)
-        if not path.is_file() or any(part.startswith(".") for part in inside.parts):
-            continue
         if path.suffix.lower() not in READABLE:
             others.append(path)
             continue
@@ -117,6 +122,8 @@ def _places(table: Table, problems: Problems) -> None:
 def read_manifest(path: Path, modalities: Sequence[str] | None, problems: Problems) -> Table:
     """Read a CSV or Parquet table: a column a modality with paths relative to it, and `label`, `group`, `split`.
 
+    An empty `label` and -1 are missing ones.
+
     Args:
         path: The manifest.
         modalities: Columns to use; default: every column but the reserved ones.
@@ -146,17 +153,22 @@ def read_manifest(path: Path, modalities: Sequence[str] | None, problems: Proble
         for row, cell in zip(table.rows, cells, strict=True):
             if not cell:
                 problems.add(f"{row}: column '{name}' is empty; every pair needs all modalities")
-        table.files[name] = [path.parent / cell for cell in cells]
+        table.files[name] = [path.parent / cell if cell else NO_FILE for cell in cells]
     if not table.files and not problems.errors:
         raise DataError(f"{path}: no column holds files; columns: {', '.join(columns) or 'none'}")
     table.label, table.group, table.split = (columns.get(name) for name in RESERVED)
+    if table.label is not None:
+        table.label = ["" if word == "-1" else word for word in table.label]
     return table
 
 
 def _csv(path: Path) -> dict[str, list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets begin with a mark
-            lines = list(csv.reader(file, strict=True))
+            first = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            comma = max(",;\t", key=first.count)  # some spreadsheets write semicolons or tabs
+            lines = list(csv.reader(file, strict=True, delimiter=comma))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV table that can be read: {error}") from None
     lines = [line for line in lines if line]
@@ -167,7 +179,9 @@ def _csv(path: Path) -> dict[str, list[str]]:
         raise DataError(f"{path}: every column needs a name of its own; received {', '.join(header)}")
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(header):
-            raise DataError(f"{path}, row {number}: {len(line)} cells for {len(header)} columns")
+            raise DataError(
+                f"{path}, row {number}: {len(line)} cells for {len(header)} columns (cells are separated by {comma!r})"
+            )
     return {name: [line[k].strip() for line in lines[1:]] for k, name in enumerate(header)}
 
 

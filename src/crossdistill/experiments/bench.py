@@ -404,12 +404,15 @@ def load_data(experiment: Experiment) -> PairedDataset:
     try:
         data = datasets.load(spec.name, **spec.options)
     except CrossDistillError as error:
-        raise type(error)(f"{document.where(('data', 'name'))}: {error}") from None
-    for role in ("source", "target"):
+        option = next((o for o in spec.options if isinstance(error, ConfigError) and o in str(error)), None)
+        place = ("data", "name") if option is None else ("data", "options", option)
+        raise type(error)(f"{document.where(place)}: {error}") from None
+    roles = [(("data", "source"), spec.source), (("data", "target"), spec.target)]
+    for place, name in [*roles, *((("data", "further"), name) for name in spec.further)]:
         try:
-            data.modality(getattr(spec, role))
+            data.modality(name)
         except CrossDistillError as error:
-            raise ConfigError(f"{document.where(('data', role))}: {error}") from None
+            raise ConfigError(f"{document.where(place)}: {error}") from None
     for split in ("train", "test"):
         if split not in data.splits:
             raise DataError(f"'{data.name}' has no {split} split; it has: {', '.join(data.splits) or 'none'}")

@@ -68,6 +68,8 @@ class Stage:
         saved = None if self.checkpoint is None else read_checkpoint(self.checkpoint, self.identity)
         self.feed = self._feed(self.data, store)
         self.held_out = None if held_out is None else self._feed(held_out, store)
+        if self.held_out is not None:
+            self.held_out_loader = self.held_out.loader(self.settings, self.seed, training=False)
         self.loader: Loader = self.feed.loader(self.settings, self.seed, training=True)
         self.batches = len(self.loader)
         if not self.batches:
@@ -182,9 +184,8 @@ class Stage:
         record["data_wait"] = progress.waited / max(progress.running, 1e-9)
         if self.held_out is not None:
             self.method.eval()
-            loader = self.held_out.loader(self.settings, self.seed, training=False)
             with kept_random(self.device), torch.no_grad():
-                scores = held_out_means(self.method, self.held_out, loader, self.stepper.autocast)
+                scores = held_out_means(self.method, self.held_out, self.held_out_loader, self.stepper.autocast)
             record |= {f"held_out/{name}": value for name, value in scores.items()}
             if self.settings.keep == "best":
                 keep_best(self.method, progress, scores)

@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check docs format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    teach a student on real data and write runs/demo/report.html"
 	@echo "make test    all tests, linters, types and the picture of the imports"
+	@echo "make docs    write the pages of methods anew, from their classes"
 	@echo "make format  bring the code into shape"
 	@echo "make clean   remove .venv and what tools left behind (not runs/)"
 
@@ -30,6 +31,9 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m docs.generate
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

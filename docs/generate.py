@@ -1,0 +1,175 @@
+"""Write docs/methods/ from the classes: facts, docstrings, signatures, and what was measured. `make docs` runs it.
+
+A page a loss or method, and an index. Nothing on them is written by hand, so that they say what the code does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from crossdistill.experiments.schema import ROLES
+from crossdistill.experiments.signatures import parameters_of
+from crossdistill.files import write_text
+from crossdistill.registry import Facts, discover
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "methods"
+MEASURED = ROOT / "benchmarks" / "fidelity" / "results"
+KINDS = {"objectives": "loss", "methods": "method"}
+NEEDS = {
+    "labels": "labels",
+    "pairs": "pairs",
+    "teacher_logits": "a teacher with logits",
+    "feature_maps": "feature maps of both networks",
+    "equal_widths": "equal widths (a projector is put in where they differ)",
+    "index": "the samples' positions",
+    "group": "groups",
+}
+
+
+def described(cls: type[Any]) -> tuple[str, dict[str, str]]:
+    """Split a class's docstring into its text and what it says of each parameter."""
+    text = inspect.getdoc(cls) or ""
+    body, _, rest = text.partition("\nArgs:\n")
+    section = re.split(r"\n(?=\S)", rest)[0]
+    found: dict[str, str] = {}
+    for match in re.finditer(r"^ {4}(\w+): (.*?)(?=^ {4}\w+: |\Z)", section, flags=re.DOTALL | re.MULTILINE):
+        found[match[1]] = " ".join(match[2].split())
+    return re.split(r"\n(?:Attributes|Raises|Returns):\n", body)[0].strip(), found
+
+
+def type_name(kind: Any) -> str:
+    """Give a type as a reader writes it."""
+    words = kind.__name__ if inspect.isclass(kind) else str(kind)
+    words = re.sub(r"\b(?:typing|collections\.abc|torch|crossdistill(?:\.\w+)*)\.", "", words)
+    return re.sub(r"^Literal\[(.*)\]$", r"\1", words).replace("|", "or")
+
+
+def parameters(cls: type[Any]) -> list[str]:
+    """Lay out what an experiment file may say of a class, as rows of a table."""
+    said, rows = described(cls)[1], list[str]()
+    for name, (kind, default) in parameters_of(cls).items():
+        if name not in ROLES:
+            shown = "required" if default is ... else f"`{default}`"
+            rows.append(f"| `{name}` | {type_name(kind)} | {shown} | {said.get(name, '').replace('|', '&#124;')} |")
+    return ["| parameter | type | default | |", "| --- " * 4 + "|", *rows] if rows else []
+
+
+def use(package: str, cls: type[Any]) -> str:
+    """Show the lines of an experiment file."""
+    facts: Facts = cls.facts
+    if package == "objectives":
+        return f"stages:\n  student: {{method: distillation, teacher: teacher, objectives: {{{facts.name}: 1.0}}}}"
+    wanted = parameters_of(cls)
+    roles = {
+        "modality": "modality: image",
+        "teacher": "teacher: teacher",
+        "objectives": "objectives: {similarity: 1.0}",
+    }
+    said = [text for role, text in roles.items() if wanted.get(role, (None, None))[1] is ...]
+    stage = "teacher" if "modality" in wanted else "student"
+    return f"stages:\n  {stage}: {{{', '.join([f'method: {facts.name}', *said])}}}"
+
+
+def measured(name: str) -> list[str]:
+    """Lay out every fidelity experiment that is kept under a name, or that says it is about it."""
+    lines: list[str] = []
+    for path in sorted(MEASURED.glob("*.json")):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if name not in (path.stem, *kept.get("about", [])):
+            continue
+        machine = kept["machine"]
+        lines += [f"**{kept['experiment']}.** `{kept['command']}`: {kept['cpu_seconds']} CPU seconds, {kept['date']}, "
+                  f"{machine['cpu']}, torch {machine['torch']}.", ""]  # fmt: skip
+        lines += ["| row | claimed | measured | 95 % interval | seeds | agrees |", "| --- " * 6 + "|"]
+        for row in kept["rows"]:
+            claimed = "-" if row["reference"] is None else f"{row['reference']:g}"
+            span = "-" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
+            lines.append(
+                f"| {row['row']} | {claimed} | {row['mean']:.4g} | {span} | {len(row['values'])} | {row['agrees']} |"
+            )
+        lines += ["", "| expected | measured | holds |", "| --- " * 3 + "|"]
+        lines += [f"| {c['says']} | {c['measured']} | {'yes' if c['holds'] else '**no**'} |" for c in kept["checks"]]
+        lines.append("")
+    return lines
+
+
+def page(package: str, cls: type[Any]) -> str:
+    """Write the page of one loss or method."""
+    facts: Facts = cls.facts
+    needs = ", ".join(NEEDS.get(need, need) for need in sorted(facts.needs)) or "nothing"
+    module = sys.modules[cls.__module__]
+    source = f"../../src/{cls.__module__.replace('.', '/')}.py"
+    lines = [
+        f"# {facts.name}",
+        "",
+        f"{facts.title[:1].upper()}{facts.title[1:]}.",
+        "",
+        f"- Source: {facts.paper}",
+        f"- Needs: {needs}",
+        *([f"- Reads: {cls.reads}"] if package == "objectives" else []),
+        f"- Class: `{cls.__module__}.{cls.__qualname__}` ([code]({source}))",
+        "",
+        "```yaml",
+        use(package, cls),
+        "```",
+        "",
+        described(cls)[0],
+        "",
+        *parameters(cls),
+        "",
+        "## The family",
+        "",
+        inspect.getdoc(module) or "",
+        "",
+    ]
+    if tables := measured(facts.name):
+        lines += [
+            "## Measured",
+            "",
+            "Claimed: the figures that we had for it, of papers, of authors' code or of earlier prototypes of ours. "
+            "Agrees: no difference at the 95 % level.",
+            "",
+            *tables,
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def pages() -> dict[Path, str]:
+    """Give all pages by path: one a loss and method, and the index."""
+    found: dict[Path, str] = {}
+    index = [
+        "# Losses and methods",
+        "",
+        "`crossdistill methods` lists them too; `crossdistill methods NAME` shows one.",
+    ]
+    for package, word in KINDS.items():
+        index += ["", f"## {word.capitalize()}es" if word == "loss" else f"## {word.capitalize()}s", ""]
+        index += ["| name | what it is | needs | source |", "| --- " * 4 + "|"]
+        for name, cls in discover(f"crossdistill.{package}").items():
+            facts: Facts = cls.facts
+            found[PAGES / f"{name}.md"] = page(package, cls)
+            needs = ", ".join(sorted(facts.needs)).replace("_", " ")
+            index.append(f"| [{name}]({name}.md) | {facts.title} | {needs} | {facts.paper} |")
+    found[PAGES / "README.md"] = "\n".join(index) + "\n"
+    return found
+
+
+def main() -> None:
+    """Write what changed, and remove pages of what is gone."""
+    written = pages()
+    for old in PAGES.glob("*.md"):
+        if old not in written:
+            old.unlink()
+    for path, text in written.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The pages of methods are what their classes say, and show stages that an experiment file may hold."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from crossdistill.experiments import parse_experiment
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+generate = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(generate)
+PAGES = generate.pages()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_is_current(path):
+    assert path.is_file(), "run make docs"
+    assert path.read_text(encoding="utf-8") == PAGES[path], "run make docs"
+
+
+def test_no_page_is_of_something_that_is_gone():
+    assert {p.name for p in generate.PAGES.glob("*.md")} == {p.name for p in PAGES}
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if p.name != "README.md"], ids=lambda path: path.stem)
+def test_the_stage_that_a_page_shows_is_understood(path):
+    (stage,) = re.findall(r"```yaml\nstages:\n  (.*?)\n```", PAGES[path])
+    kind = stage.partition(":")[0]
+    teacher = stage if kind == "teacher" else "teacher: {method: simclr, modality: image}"
+    student = stage if kind == "student" else "student: {method: distillation, teacher: teacher, objectives: {l2: 1.0}}"
+    text = f"data: {{name: omniglot-small, source: image, target: pen}}\nstages:\n  {teacher}\n  {student}\n"
+    assert parse_experiment(text).stages[kind].method
+
+
+def test_every_parameter_is_described():
+    for package in generate.KINDS:
+        for name, cls in generate.discover(f"crossdistill.{package}").items():
+            said = generate.described(cls)[1]
+            undescribed = [p for p in generate.parameters_of(cls) if p not in said]
+            assert not undescribed, f"{name}: {undescribed}"

@@ -10,7 +10,7 @@ from toy_experiment import EXPERIMENT
 
 from crossdistill.data import PairedDataset
 from crossdistill.errors import ConfigError, CrossDistillError, DataError, NetworkError, ObjectiveError
-from crossdistill.experiments import Bench, parse_experiment, plan, run_experiment
+from crossdistill.experiments import Bench, parse_experiment, plan, read_experiment, run_experiment
 from crossdistill.experiments.rehearsal import rehearse
 
 LEAN = (
@@ -317,3 +317,20 @@ def test_the_resolved_file_names_every_network_as_it_was_built(toy, tmp_path):
     started = []
     run_experiment(again.experiment, tmp_path / "out", data=toy, listen=lambda word, facts: started.append(word))
     assert "stepped" not in started  # it is the same run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("stages.teacher.batch_size=1", "stages.teacher: one step of simclr fails: ValueError: Expected more than 1"),
+        ("seeds=[99999999999999999999]", "distinct seeds from 0 to 2\\*\\*32 - 1"),
+        ("seeds=100000000", "at most 1000 seeds"),
+        ("stages.student.epochs=true", "stages.student.epochs: expected no true or false; received true"),
+        ("evaluate.labels_per_class=true", "evaluate.labels_per_class: expected no true or false"),
+    ],
+)
+def test_what_would_fail_after_minutes_is_found_before(change, message, toy, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(LEAN)
+    with pytest.raises(CrossDistillError, match=message):
+        plan(Bench(read_experiment(path, [change]), tmp_path / "out", data=toy))

@@ -1,6 +1,7 @@
 """The student that a run leaves, and the evidence beside it: what is on disk is what was evaluated."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -153,6 +154,48 @@ def test_a_changed_configuration_is_refused(changes, message, done, tmp_path):
     assert "copy" in str(caught.value)
 
 
+def test_a_file_of_the_folder_is_not_the_folder(done):
+    with pytest.raises(NetworkError, match="is a file; give the folder that holds it"):
+        load_student(done[1] / "student" / "model.safetensors")
+
+
+OWN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=6):
+        super().__init__()
+        self.layer = nn.Linear(8, width)
+
+    def forward(self, x):
+        if getattr(self, "tired", False):
+            raise KeyError("tired")
+        return self.layer(x)
+"""
+
+
+def test_an_encoder_of_ones_own_names_its_module(toy, tmp_path, monkeypatch):
+    (tmp_path / "nets_of_a_user.py").write_text(OWN)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        text = TEXT.replace("compare: [l2]", "compare: []").replace(
+            "poor: {hidden: [16], dim: 8}", 'poor: {encoder: "nets_of_a_user:Net"}'
+        )
+        run_experiment(parse_experiment(text), tmp_path / "out", data=toy)
+        student = load_student(tmp_path / "out" / "student")
+        np.save(tmp_path / "x.npy", np.zeros(8, dtype="float32"))
+        assert len(student.predict([tmp_path / "x.npy"])) == 1
+        student.encoder.net.tired = True
+        with pytest.raises(NetworkError, match=r"KeyError: 'tired' \(.*nets_of_a_user.py:11\)"):
+            student.predict([tmp_path / "x.npy"])
+    sys.modules.pop("nets_of_a_user")
+    card = (tmp_path / "out" / "student" / "README.md").read_text()
+    assert "**Needs** the module `nets_of_a_user`" in card
+    with pytest.raises(NetworkError, match="a module of your own, and 'nets_of_a_user' must be importable") as caught:
+        load_student(tmp_path / "out" / "student")
+    assert "do not belong together" not in str(caught.value)
+
+
 def test_the_model_card_says_what_it_is_and_how_good(done):
     results, folder, _ = done
     card = (folder / "student" / "README.md").read_text()
@@ -160,6 +203,7 @@ def test_the_model_card_says_what_it_is_and_how_good(done):
     assert "(seed 3)" in card
     mine = [r for r in results["rows"] if r["method"] == "similarity" and r["metric"] == "accuracy"]
     assert all(f"| {r['evaluation']} | {100 * r['value']:.1f} |" in card for r in mine)
+    assert "**Needs**" not in card
     for words in ("Student of poor, distilled from rich", "3 labels per class", "natural", "licence not stated"):
         assert words in card
 

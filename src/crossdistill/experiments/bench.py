@@ -253,6 +253,7 @@ class Bench:
                 held_out=self.held_out_data(arm, seed),
                 folder=self.folder / "stages" / key,
                 key=key,
+                name=f"{arm.name}, seed {seed}",
                 listener=listener,
                 stop=stop,
                 store=TeacherStore(self.folder / "store", made_of=self.teacher_key(stage, seed)),

@@ -14,16 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crossdistill.errors import ConfigError, CrossDistillError, DataError, NetworkError, ObjectiveError
+from crossdistill.errors import (
+    ConfigError,
+    CrossDistillError,
+    DataError,
+    NetworkError,
+    ObjectiveError,
+    TrainingError,
+)
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.blame import definition_of, spot_of, told
 from crossdistill.experiments.schema import Experiment
 from crossdistill.experiments.yaml_lines import Place
-from crossdistill.methods import Distillation
+from crossdistill.methods import Distillation, Method
 from crossdistill.networks.base import Outputs, as_outputs
 from crossdistill.networks.taps import deepest_maps
 from crossdistill.objectives import Context
 from crossdistill.registry import lookup
+from crossdistill.training.feed import Feed
 
 if TYPE_CHECKING:
     from crossdistill.experiments.bench import Bench
@@ -93,16 +101,20 @@ def rehearse(bench: Bench, arms: Sequence[Arm]) -> None:
     """
     seed = bench.experiment.seeds[0]
     seen: list[object] = []
-    device = _device()
+    device, teaching = _device(), bench.teaching()
     with _kept_random(device), named(bench, None):
-        for arm in arms:
-            if arm.stage is None:
+        for arm in (*arms, *([] if teaching is None else [teaching])):
+            if arm.stage is None or arm.stage.module is not None:
                 continue
             teacher = _untrained(bench, arm.stage.teacher) if arm.stage.teacher else None
             with named(bench, arm):
                 method = bench.method(arm, seed, teacher=teacher)
-                if isinstance(method, Distillation) and arm.stage not in seen:
+                if arm.stage in seen:
+                    continue
+                if isinstance(method, Distillation):
                     _rehearse_objectives(bench, arm, method, device)
+                else:
+                    _rehearse_step(bench, arm, method)
             seen.append(arm.stage)
 
 
@@ -155,6 +167,35 @@ def _rehearse_objectives(bench: Bench, arm: Arm, method: Distillation, device: t
     method.rehearse(
         _mixed(student, len(positions)).to(device), _mixed(teacher, len(positions)).to(device), context, pairs=len(rows)
     )
+
+
+def _rehearse_step(bench: Bench, arm: Arm, method: Method) -> None:
+    """Run one step of a method, forward and backward, on one batch of its stage, with its hooks before it.
+
+    Raises:
+        TrainingError: If the method raises what is no error of ours; with its place in the user's code.
+    """
+    assert arm.stage is not None
+    seed = bench.experiment.seeds[0]
+    rows, settings = bench.stage_data(arm, seed), bench.settings(arm, seed)
+    size = min(settings.batch_size, len(rows))
+    few = rows.subset(np.arange(size))
+    labels, cpu = bench.reads_labels(arm.stage), torch.device("cpu")
+    feed = Feed(method, few, device=cpu, labels=labels, batch_size=size, store=None, seed=seed)
+    loader = few.loader(method.inputs(), batch_size=size, seed=seed, shuffle=False, labels=labels)
+    feed.epochs, feed.steps_per_epoch = settings.epochs, 1
+    torch.manual_seed(seed)
+    try:
+        method.eval().before_stage(feed)
+        method.before_epoch(feed, 0)
+        method.train()
+        losses = next(method.training_steps(next(feed.epoch(loader, 0))))
+        if losses.terms:
+            losses.total.backward()  # pyright: ignore[reportUnknownMemberType]
+    except CrossDistillError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"one step of {arm.stage.method} fails: {told(error)}") from error
 
 
 def _outputs(network: Callable[[Tensor], Any], x: Tensor, where: str) -> Outputs:

@@ -151,6 +151,7 @@ class Experiment:
         return self.stages[self.student.teacher] if self.student.teacher else None
 
 
+MOST_SEEDS = 1000
 Whole = Annotated[int, Field(strict=True)]
 """Neither true nor 3.0."""
 
@@ -424,9 +425,13 @@ def _check_order(stages: Mapping[str, StageSpec], data: DataSpec, document: Docu
 
 
 def _seeds(raw: int | list[int], document: Document) -> tuple[int, ...]:
+    if isinstance(raw, int) and raw > MOST_SEEDS:
+        raise ConfigError(f"{document.where(('seeds',))}: at most {MOST_SEEDS} seeds; received {raw}")
     seeds = tuple(range(raw)) if isinstance(raw, int) else tuple(raw)
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"{document.where(('seeds',))}: give a number above 0 or distinct seeds >= 0; received {raw}")
+    if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32:
+        raise ConfigError(
+            f"{document.where(('seeds',))}: give a number above 0 or distinct seeds from 0 to 2**32 - 1; received {raw}"
+        )
     return seeds
 
 

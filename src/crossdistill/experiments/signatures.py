@@ -6,7 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -55,6 +55,12 @@ def check(
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{document.where(place)}: expected keys and values; received {values!r}")
+    given = cast("dict[str, Any]", values)
+    for name, value in given.items():
+        if isinstance(value, bool) and name in fields and not _may_be_bool(fields[name][0]):
+            raise ConfigError(
+                f"{document.where((*place, name))}: expected no true or false; received {str(value).lower()}"
+            )
     definitions: dict[str, Any] = dict(fields)
     model = create_model("Section", __config__=FORBID, **definitions)
     try:
@@ -62,6 +68,11 @@ def check(
     except ValidationError as error:
         raise ConfigError(explain(error, document, place, fields)) from None
     return {name: getattr(checked, name) for name in fields}
+
+
+def _may_be_bool(kind: Any) -> bool:
+    """Say whether a type has a place for true and false, which pydantic takes for the number 1 otherwise."""
+    return kind in (bool, Any) or any(_may_be_bool(part) for part in typing.get_args(kind))
 
 
 def explain(error: ValidationError, document: Document, place: Sequence[str | int], known: Collection[str]) -> str:

@@ -36,6 +36,7 @@ def fit(
     held_out: TrainingData | None = None,
     folder: Path | None = None,
     key: str = "",
+    name: str = "",
     listener: Listener | None = None,
     stop: Callable[[], bool] | None = None,
     store: TeacherStore | None = None,
@@ -60,6 +61,7 @@ def fit(
         folder: Where checkpoint, logs and product go; None writes nothing.
         key: What must be equal for a folder's content to be of this run, beside settings, seed and data. Networks and
             objectives are not looked at: put them here (`weights_digest` and `code_of` help) where they may change.
+        name: What messages call the stage; the folder's name if nothing is said.
         listener: Told of the progress.
         stop: Asked after every step; once true, the run is saved and `Interrupted` raised.
         store: Where frozen teachers' outputs are taken from; None runs the teachers on every batch.
@@ -104,6 +106,7 @@ def fit(
                 labels=labels,
                 folder=folder,
                 identity=identity,
+                name=name or (folder.name if folder else ""),
             )
             stage.prepare(store, held_out)
             stage.run(listener, lambda: pressed() or (stop is not None and stop()))

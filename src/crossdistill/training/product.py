@@ -88,7 +88,9 @@ def load_product(method: Method, folder: str | Path) -> Method:
     try:
         state, metadata = _read(path)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"there is no finished stage in {folder}: {error}") from None
+        raise TrainingError(
+            f"there is no finished stage in {folder}: {error}. If it is damaged, delete it and start again"
+        ) from None
     changed = differences({"teacher": json.loads(metadata["teachers"])}, {"teacher": teacher_digests(method)})
     if changed:
         raise TrainingError(f"{path} was trained with another teacher: {'; '.join(changed)} (hash of the weights)")

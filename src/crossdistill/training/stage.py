@@ -50,10 +50,11 @@ class Stage:
         labels: bool,
         folder: Path | None,
         identity: Mapping[str, Any],
+        name: str,
     ) -> None:
         self.fabric, self.method, self.data, self.settings = fabric, method, data, settings
         self.seed, self.labels, self.folder = seed, labels, folder
-        self.identity = identity
+        self.identity, self.name = identity, name
         self.device: torch.device = fabric.device
         self.checkpoint = None if folder is None else folder / "checkpoint.pt"
         self.meter = Meter(waits=self.device.type != "cpu")
@@ -254,7 +255,7 @@ class Stage:
             raise self._placed(error) from None
 
     def _place(self) -> str:
-        stage = f" of {self.folder.name}" if self.folder is not None else ""
+        stage = f" of {self.name}" if self.name else ""
         upto = "up to " if self.meter.waits else ""  # an accelerator is asked a few times a second only
         return f"epoch {self.progress.epoch + 1}, step {upto}{self.progress.step + 1}{stage}"
 

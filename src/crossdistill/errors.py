@@ -1,9 +1,16 @@
-"""Every error that a user can cause, below one root, so that the command line can tell them from bugs."""
+"""Every error that a user can cause, below one root, so that the command line can tell them from bugs.
+
+And the telling, in one line, of what a user's own code raised: a network, an objective, a module that is imported.
+"""
 
 from __future__ import annotations
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+from types import CodeType
 
 
 class CrossDistillError(Exception):
@@ -54,3 +61,41 @@ def suggest(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"; {hint}known: {', '.join(names)}" if names else ""
+
+
+def told(error: BaseException, function: object = None) -> str:
+    """Tell of any exception in a line: its type, what it says, and where in the user's code it was raised, if there.
+
+    Args:
+        error: What was raised.
+        function: A function of theirs that was called, named where none of their lines was reached.
+    """
+    says, spot = str(error).strip().partition("\n")[0], spot_of(error) or defined_at(function)
+    return f"{type(error).__name__}{': ' if says else ''}{says}{f' ({spot})' if spot else ''}"
+
+
+def spot_of(error: BaseException) -> str:
+    """Give file:line of the innermost frame in the user's own code, empty where there is none."""
+    users = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(Path(frame.filename))]
+    return f"{_short(users[-1].filename)}:{users[-1].lineno}" if users else ""
+
+
+def defined_at(function: object) -> str:
+    """Give file:line where a function of the user's own is defined, empty where it is nobody's or not theirs."""
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType) or not is_users(Path(code.co_filename)):
+        return ""
+    return f"{_short(code.co_filename)}:{code.co_firstlineno}"
+
+
+def is_users(file: Path) -> bool:
+    """Tell whether a file is neither installed, nor Python's, nor ours."""
+    given = (Path(os.__file__).parent, Path(__file__).parent)
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    return file.is_file() and not installed and not any(file.is_relative_to(folder) for folder in given)
+
+
+def _short(file: str) -> str:
+    """Give a path as seen from the current folder, where it lies below that."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from crossdistill.errors import ConfigError, suggest
+from crossdistill.errors import ConfigError, spot_of, suggest, told
 
 Need = Literal["labels", "pairs", "teacher_logits", "feature_maps", "equal_widths", "index", "group"]
 
@@ -102,10 +102,12 @@ def load_dotted(path: str) -> Any:
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if spot := spot_of(error):  # the module is there; what it imports is not
+            raise ConfigError(f"cannot import '{module_name}' of '{path}': {error}, which {spot} imports") from None
         raise ConfigError(f"cannot import '{module_name}' of '{path}': {error}; is it on the Python path?") from None
-    except Exception as error:  # whatever a user's own module does when it is imported
-        raise ConfigError(f"importing '{module_name}' of '{path}' fails: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a user's own module does when it is imported
+        raise ConfigError(f"importing '{module_name}' of '{path}' fails: {told(error)}") from error
     if not hasattr(module, name):
         raise ConfigError(f"'{module_name}' has no '{name}'{suggest(name, (n for n in dir(module) if n[0] != '_'))}")
     return getattr(module, name)

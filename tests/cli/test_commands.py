@@ -1,7 +1,9 @@
 """The commands as they are meant to be used: what they print where, and what they leave."""
 
+import io
 import json
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from commands import call
 from toy_experiment import EXPERIMENT
 
 from crossdistill import __version__
+from crossdistill.cli import main
 from crossdistill.cli.progress import Progress, show_results
 from crossdistill.data import available_sets, available_transforms
 from crossdistill.experiments import load_student, read_results
@@ -34,7 +37,7 @@ def test_the_version(says):
 def test_help_names_every_command_and_every_command_has_help(says):
     said = says("--help")
     assert said.code == 0
-    for command in ("demo", "run", "init", "report", "predict", "list"):
+    for command in ("demo", "run", "init", "report", "predict", "methods", "list"):
         assert command in said.out
         own = says(command, "-h")
         assert own.code == 0
@@ -152,6 +155,47 @@ def test_progress_counts_what_is_resumed_and_what_is_found():
     progress.listen("finished", {"row": "never started", "seed": 0})
     progress.listen("a word of tomorrow", {})
     assert whole.completed == 20
+
+
+def test_what_is_odd_about_the_data_is_shown_up_to_ten_lines(capsys):
+    progress = Progress()
+    facts = {"tasks": 2, "steps": 30, "data": "toy"}
+    progress.listen("planned", {**facts, "warnings": [f"clip [{i}] is silent" for i in range(12)]})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:] == [*(f"odd: clip [{i}] is silent" for i in range(10)), "odd: and 2 more such findings"]
+
+
+def test_a_plan_shows_what_is_odd_about_the_data(says, file, toy, tmp_path):
+    arrays = {name: array.copy() for name, array in toy.columns.arrays.items()}
+    arrays["poor"][5] = 0.0
+    np.savez(tmp_path / "toy.npz", **arrays, label=toy.label, split=toy.columns.split)
+    said = says("run", file, "--dry-run")
+    assert said.code == 0
+    assert "odd: 'poor': 1 of 300 samples are constant" in said.out
+
+
+def test_a_module_beside_the_file_is_found_and_the_path_is_that_of_before(says, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    (tmp_path / "beside_the_file.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear(12, 3))\n"
+    )
+    said = says("run", file, "stages.teacher={module: 'beside_the_file:net'}", "--dry-run")
+    assert said.code == 0, said
+    assert sys.path[0] == str(tmp_path)
+    sys.modules.pop("beside_the_file")
+
+
+def test_letters_that_the_terminal_has_not_are_escaped(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["crossdistill", "list", "data"])
+    monkeypatch.setattr("crossdistill.cli.listing.listing", lambda _: print("\u03b1") or "")
+    term = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    signal.signal(signal.SIGTERM, term)
+    assert stop.value.code == 0
+    assert b"\\u03b1\n" in raw.getvalue()
 
 
 def test_a_difference_without_bounds_is_shown_without(capsys, tmp_path):

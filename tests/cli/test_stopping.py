@@ -125,6 +125,19 @@ def test_workers_do_not_outlive_a_parent_that_was_killed(file, tmp_path):
     assert_all_have_left(process)
 
 
+@pytest.mark.parametrize(("jobs", "kill"), [(1, os.kill), (2, os.kill), (2, os.killpg)])  # of all: as timeout sends it
+def test_a_termination_is_a_stop_that_says_how_to_go_on(jobs, kill, file, tmp_path):
+    process = start(tmp_path, "run", file, "--out", "cut", "--jobs", jobs)
+    wait_until_training(process, tmp_path / "cut", 1)
+    kill(process.pid, signal.SIGTERM)
+    code, out, err = end(process)
+    assert (code, out) == (130, "")
+    complaint = err.splitlines()[-1]
+    assert complaint.startswith("error: stopped")
+    assert complaint.endswith("; start the same command again and it goes on where it was")
+    assert_all_have_left(process)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_stopped_then_killed_then_started_again_it_ends_with_the_same_bits(jobs, file, tmp_path, uninterrupted):
     process = start(tmp_path, "run", file, "--out", "cut", "--jobs", jobs)

@@ -56,7 +56,7 @@ CHANGES = {
     "wrong type": ("stages.student.epochs=many", ["command line, stages.student.epochs", "'many'"]),
     "a nan": ("stages.student.lr=.nan", ["lr must be a number above 0; received nan"]),
     "an infinite rate": ("stages.student.lr=.inf", ["lr must be a number above 0; received inf"]),
-    "negative seed": ("seeds=[-1]", ["seeds", "distinct seeds >= 0; received [-1]"]),
+    "negative seed": ("seeds=[-1]", ["seeds", "distinct seeds from 0 to 2**32 - 1; received [-1]"]),
     "no seeds": ("seeds=0", ["seeds", "above 0"]),
     "negative number of seeds": ("seeds=-2", ["seeds", "above 0"]),
     "half a seed": ("seeds=1.5", ["seeds", "1.5"]),

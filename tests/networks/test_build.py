@@ -92,3 +92,94 @@ def test_timm_by_name():
     encoder = build_encoder("timm:resnet10t", (1, 32, 32), "image", maps=["layer1"])
     assert isinstance(encoder, nn.Module)
     assert encoder.eval()(torch.zeros(2, 1, 32, 32)).features.shape == (2, encoder.dim)
+
+
+BROKEN = """
+from torch import nn
+
+class Lost(nn.Module):
+    def __init__(self, width=3):
+        super().__init__()
+        {}["lost"]
+
+class Sized(nn.Module):
+    def __init__(self, width=3):
+        super().__init__()
+        self.layer = nn.Linear(4, width)
+
+    def forward(self, x):
+        return self.layer(x)
+
+class Two(Sized):
+    def forward(self, x, y):
+        return self.layer(x)
+
+class Missing(Sized):
+    def forward(self, x):
+        return self.leyer(x)
+
+class Absent(Sized):
+    def forward(self, x):
+        return {"a": self.layer(x)}["b"]
+
+class Mine(Sized):
+    def __init__(self, kind, spec):
+        super().__init__(kind + spec)
+
+instance = Sized()
+"""
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    (tmp_path / "broken_networks.py").write_text(BROKEN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "broken_networks"
+    sys.modules.pop("broken_networks", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "words"),
+    [
+        ("Lost", {}, ["cannot be built: KeyError: 'lost'", "(broken_networks.py:7)"]),
+        ("Sized", {"width": "nine"}, ["cannot be built: TypeError", "(broken_networks.py:12)"]),
+        ("Sized", {"width": -1}, ["cannot be built: RuntimeError", "-1", "(broken_networks.py:12)"]),
+        ("Two", {}, ["cannot read samples of shape (4,): TypeError", "'y'", "(broken_networks.py:18)"]),
+        ("Missing", {}, ["cannot read samples", "AttributeError", "leyer", "(broken_networks.py:23)"]),
+        ("Absent", {}, ["cannot read samples", "KeyError: 'b'", "(broken_networks.py:27)"]),
+    ],
+)
+def test_whatever_a_users_network_raises_is_told_with_its_place(name, parameters, words, broken):
+    with pytest.raises(NetworkError) as caught:
+        build_encoder(f"{broken}:{name}", (4,), "vector", **parameters)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_a_librarys_network_is_told_of_without_the_librarys_lines():
+    with pytest.raises(NetworkError, match=r"'torch\.nn:Linear' cannot be built: TypeError") as caught:
+        build_encoder("torch.nn:Linear", (4,), "vector", in_features=5, out_features="x")
+    assert ".py:" not in str(caught.value)
+
+
+def test_an_instance_and_what_says_no_parameters_are_refused(broken):
+    with pytest.raises(ConfigError, match="is a network already; name the class"):
+        build_encoder(f"{broken}:instance", (4,), "vector")
+    with pytest.raises(ConfigError, match="does not say its parameters"):
+        build_encoder("builtins:dict", (4,), "vector")
+
+
+def test_parameters_may_be_called_as_ours_are(broken):
+    assert build_encoder(f"{broken}:Mine", (4,), "vector", kind=2, spec=3).dim == 5
+    with pytest.raises(ConfigError, match="no parameter 'shape'; known: width"):
+        build_encoder(f"{broken}:Sized", (4,), "vector", shape=3)
+
+
+def test_taps_of_other_types():
+    assert build_encoder("torch.nn:Sequential", (4,), "vector", tap=None).dim == 4
+    for tapping, word in (({"tap": 1.5}, "tap"), ({"maps": "layer"}, "maps"), ({"logits": "yes"}, "logits")):
+        with pytest.raises(ConfigError, match=f"{word} is"):
+            build_encoder("torch.nn:Linear", (4,), "vector", in_features=4, out_features=2, **tapping)
+    with pytest.raises(NetworkError, match="no submodule '3'"):
+        build_encoder("torch.nn:Linear", (4,), "vector", in_features=4, out_features=2, tap=3)

@@ -114,3 +114,65 @@ def test_code_in_a_file_is_never_run(source, tmp_path):
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(print, protocol=2))
     with pytest.raises(NetworkError):
         load_weights(source, tmp_path / "plain.pt")
+
+
+def test_the_content_decides_what_kind_of_file_it_is(source, target, tmp_path):
+    save_file(source.state_dict(), tmp_path / "w.bin")
+    load_weights(target, tmp_path / "w.bin")
+    assert same(source, target)
+    nn.init.zeros_(target.layers[1].weight)
+    torch.save(source.state_dict(), tmp_path / "w.safetensors")
+    load_weights(target, tmp_path / "w.safetensors")
+    assert same(source, target)
+
+
+def test_the_home_folder(source, target, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    load_weights(target, "~/w.pt")
+    assert same(source, target)
+    with pytest.raises(NetworkError, match="no weights file ~nobody_of_that_name"):
+        load_weights(target, "~nobody_of_that_name/w.pt")
+
+
+def test_sparse_tensors_are_written_out(source, target, tmp_path):
+    torch.save({k: v.to_sparse() if v.ndim == 2 else v for k, v in source.state_dict().items()}, tmp_path / "w.pt")
+    load_weights(target, tmp_path / "w.pt")
+    assert same(source, target)
+
+
+def test_numbers_that_do_not_fit_change_nothing(source, target, tmp_path):
+    before = [value.clone() for value in target.parameters()]
+    for made, word in ((lambda v: v.to(torch.complex64), "complex numbers"), (lambda v: v.to("meta"), "meta device")):
+        torch.save({k: made(v) for k, v in source.state_dict().items()}, tmp_path / "w.pt")
+        with pytest.raises(NetworkError, match=word):
+            load_weights(target, tmp_path / "w.pt")
+    assert all(torch.equal(a, b) for a, b in zip(before, target.parameters(), strict=True))
+
+
+UNREADABLE = {
+    "text.pt": (b"hello weights, this is text\n", "in no form that is known"),
+    "json.pt": (b'{"a": [1, 2, 3]}\n', "in no form that is known"),
+    "pickled.pt": (pickle.dumps({"a": [1.0]}, protocol=4), "in no form that is known"),
+    "bytes.pt": (bytes(range(256)) * 8, "in no form that is known"),
+    "empty.pt": (b"", "it is empty"),
+    "empty.safetensors": (b"", "it is empty"),
+    "table.safetensors": (b"a,b\n", "header"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_file_of_another_kind_is_told_of_in_a_line(name, source, tmp_path):
+    content, word = UNREADABLE[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(NetworkError, match=word) as caught:
+        load_weights(source, tmp_path / name)
+    assert "torch.save(model.state_dict(), path)" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of TorchScript as such
+def test_a_torchscript_archive(source, tmp_path):
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "script.pt"))
+    with pytest.raises(NetworkError, match="TorchScript archive, which holds code"):
+        load_weights(source, tmp_path / "script.pt")

@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import shlex
 import signal
 import sys
+import traceback
+import warnings
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from crossdistill._version import __version__
-from crossdistill.errors import ConfigError, CrossDistillError, Interrupted
+from crossdistill.errors import ConfigError, CrossDistillError, Interrupted, told
+
+TRACEBACK = "CROSSDISTILL_TRACEBACK"
+"""Environment variable: show where errors come from, and the warnings of libraries."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a disk that takes no more."""
+
+AGAIN = "start the same command again and it goes on where it was"
+
+
+class Commands(TyperGroup):
+    """Commands whose EOFError is an error like any other: click takes each for the end of the user's typing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was typed."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise EndOfFile from error
+
+
+class EndOfFile(Exception):
+    """Carries an EOFError of ours, its cause, past click."""
+
 
 app = typer.Typer(
     name="crossdistill",
+    cls=Commands,
     help="Cross-modal knowledge distillation: will it help, do it, did it help.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-STOPPED = "stopped; start the same command again and it goes on where it was"
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the run makes; runs go on in theirs.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; one a core if not said.")]
@@ -32,15 +61,21 @@ Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes
 def main() -> NoReturn:
     """Run the command line; the exit code is 0, 2 for an error of the user's, 130 after Ctrl-C, 1 for a bug of ours."""
     signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a word that a terminal has no letters for is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(standalone_mode=False)
+        with _quiet():
+            code = app(standalone_mode=False)
         if code == 130:  # typer's own answer to Ctrl-C
-            _complain(STOPPED)
+            _complain(f"stopped; {AGAIN}")
         _leave(code if isinstance(code, int) else 0)
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
-        _complain(str(error) or STOPPED)
+        _complain(f"{str(error).partition(';')[0] or 'stopped'}; {AGAIN}")
         _leave(130)
     except CrossDistillError as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exception(error)
         _complain(str(error))
         _leave(2)
     except typer.Exit as stop:
@@ -49,10 +84,10 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
         _leave(0)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        cure = "; free some space and start again: finished stages are kept" if full else ""
-        _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{cure}")
+        _complain(_of_the_disk(error))
         _leave(2)
+    except EndOfFile as error:
+        _other(error.__cause__ or error)
     except Exception as error:
         _other(error)
 
@@ -61,17 +96,46 @@ def _stop_like_ctrl_c(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _other(error: Exception) -> NoReturn:
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """Silence the warnings of libraries, in the processes that we start too; who asks Python for them gets them."""
+    if os.environ.get(TRACEBACK) or sys.warnoptions:
+        yield
+        return
+    with warnings.catch_warnings(action="ignore"):
+        os.environ["PYTHONWARNINGS"] = "ignore"
+        try:
+            yield
+        finally:
+            del os.environ["PYTHONWARNINGS"]
+
+
+def _of_the_disk(error: OSError, out: Path | None = None) -> str:
+    """Say what the system refused, on which file; below `out`, that it is the folder of --out.
+
+    Args:
+        error: What was raised.
+        out: The folder that a run writes into.
+    """
+    what = error.strerror or str(error) or type(error).__name__
+    name = "" if error.filename is None else os.fsdecode(error.filename)
+    if error.errno in FULL:
+        where = f"'{out}'" if out is not None else f"'{Path(name).parent}'" if name else "its folder"
+        return f"cannot write into {where}: {what}; free some space and start again: finished stages are kept"
+    if out is not None and name and Path(name).absolute().is_relative_to(out.absolute()):
+        return f"cannot write into the --out folder '{out}': {what}: {name}; choose another with --out"
+    return f"{what}: {name}" if name else what
+
+
+def _other(error: BaseException) -> NoReturn:
     """Print a usage error in click's way; anything else is a bug of ours, and says how to report it."""
     show = getattr(error, "format_message", None)
     if callable(show):
         _complain(f"{show()} (try: crossdistill --help)")
         _leave(2)
-    if os.environ.get("CROSSDISTILL_TRACEBACK"):
+    if os.environ.get(TRACEBACK):
         raise error
-    _complain(
-        f"internal error, please report it: {type(error).__name__}: {error}; CROSSDISTILL_TRACEBACK=1 shows where"
-    )
+    _complain(f"internal error, please report it: {told(error)}; {TRACEBACK}=1 shows where")
     _leave(1)
 
 
@@ -83,6 +147,13 @@ def _complain(message: str) -> None:
 def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _import_from_here() -> None:
+    """Let a user's "module:name" be a file of the current folder, as `python -m` does; that folder and no other."""
+    here = str(Path.cwd())
+    if here not in sys.path and not sys.flags.safe_path:
+        sys.path.insert(0, here)
 
 
 def _show_version(wanted: bool) -> None:
@@ -106,6 +177,7 @@ def demo(out: Out = Path("runs/demo"), jobs: Jobs = None) -> None:
     """Teach a student on real data that come with the package, and prove whether it helped; under three minutes."""
     from crossdistill.experiments.files import shipped
 
+    _import_from_here()
     _run(shipped("demo"), [], out, jobs)
 
 
@@ -119,7 +191,11 @@ def run(
     jobs: Jobs = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan; train nothing.")] = False,
 ) -> None:
-    """Run an experiment: teacher, student, everything it is compared with, and the page that proves it."""
+    """Run an experiment: teacher, student, everything it is compared with, and the page that proves it.
+
+    Networks and losses of your own, "module:name" in the file, are imported from the current folder too.
+    """
+    _import_from_here()
     if dry:
         _show_plan(file, changes or [], out)
     else:
@@ -164,7 +240,11 @@ def predict(
     files: Annotated[list[str], typer.Argument(help="Files of the student's modality.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with every class's probability.")] = False,
 ) -> None:
-    """Use a student on new files; each bad one gets a line on standard error, and the exit code is 2."""
+    """Use a student on new files; each bad one gets a line on standard error, and the exit code is 2.
+
+    An encoder of your own is imported from the current folder too.
+    """
+    _import_from_here()
     import json
     from dataclasses import asdict
 
@@ -180,6 +260,19 @@ def predict(
         typer.echo(line)
     if bad:
         raise typer.Exit(2)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One of them, or your own as module:Class.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything on all of them as JSON.")] = False,
+) -> None:
+    """List methods and objectives with their papers and what they need, or all parameters of one."""
+    from crossdistill.cli.methods import described, shown
+
+    if name and ":" in name:
+        _import_from_here()
+    typer.echo(described(name) if as_json else shown(name))
 
 
 @app.command("list")
@@ -199,23 +292,32 @@ def _run(file: Path, changes: list[str], out: Path, jobs: int | None) -> None:
         from crossdistill.experiments import read_experiment, run_experiment
         from crossdistill.report import write_report
 
-        results: dict[str, Any] = run_experiment(
-            read_experiment(file, changes),
-            out,
-            jobs=jobs,
-            listen=progress.listen,
-            command=shlex.join(["crossdistill", *sys.argv[1:]]),
-        )
-        page = write_report(out)
+        experiment = read_experiment(file, changes)
+        try:
+            results: dict[str, Any] = run_experiment(
+                experiment,
+                out,
+                jobs=jobs,
+                listen=progress.listen,
+                command=shlex.join(["crossdistill", *sys.argv[1:]]),
+            )
+            page = write_report(out)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CrossDistillError(_of_the_disk(error, out)) from error
     show_results(results, page)
 
 
 def _show_plan(file: Path, changes: list[str], out: Path) -> None:
+    from crossdistill.cli.progress import odd
     from crossdistill.experiments import Bench, plan, read_experiment
 
     bench = Bench(read_experiment(file, changes), out)
     tasks = plan(bench)
     typer.echo(f"{bench.data.name}: {bench.experiment.data.source} -> {bench.experiment.data.target}")
+    for line in odd(bench.data.warnings):
+        typer.echo(line)
     for task in tasks.tasks:
         steps = tasks.steps[task]
         typer.echo(f"  seed {task.seed}  {task.arm.name:<24} {steps:>7} steps  {task.arm.title}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+
+MOST_ODD = 10
+"""Lines on odd data that are shown."""
 
 COLOURS = {"helped": "green", "hurt": "red", "undecided": "yellow"}
 
@@ -20,7 +24,7 @@ class Progress:
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -49,7 +53,9 @@ class Progress:
 
     def _planned(self, facts: Mapping[str, Any]) -> None:
         self.whole = self.bars.add_task("all steps", total=facts["steps"], note="")
-        self.console.print(f"{facts['data']}: {facts['tasks']} tasks, {facts['steps']} optimiser steps")
+        self._say(f"{facts['data']}: {facts['tasks']} tasks, {facts['steps']} optimiser steps")
+        for line in odd(facts.get("warnings", ())):
+            self._say(line)
 
     def _started(self, facts: Mapping[str, Any]) -> None:
         key = (facts["row"], facts["seed"])
@@ -75,15 +81,25 @@ class Progress:
     def _judged(self, facts: Mapping[str, Any]) -> None:
         scores = [f"{r['evaluation']} {100 * r['value']:.1f}" for r in facts["rows"] if r["metric"] == "accuracy"]
         if scores:
-            self.console.print(f"  seed {facts['seed']}  {facts['row']:<22} {', '.join(scores)}", highlight=False)
+            self._say(f"  seed {facts['seed']}  {facts['row']:<22} {', '.join(scores)}")
 
     def _closing(self, _: Mapping[str, Any]) -> None:
-        self.console.print("writing the page")
+        self._say("writing the page")
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _reach(self, key: tuple[str, int], step: int) -> None:
         if self.whole is not None:
             self.bars.advance(self.whole, step - self.done[key])
         self.done[key] = step
+
+
+def odd(warnings: Sequence[str]) -> list[str]:
+    """Give a line for each of the first things that the checks of the data found odd, and one that counts the rest."""
+    lines = [f"odd: {text}" for text in warnings[:MOST_ODD]]
+    rest = len(warnings) - MOST_ODD
+    return [*lines, f"odd: and {rest} more such findings"] if rest > 0 else lines
 
 
 def show_results(results: Mapping[str, Any], page: Path) -> None:
@@ -100,11 +116,13 @@ def show_results(results: Mapping[str, Any], page: Path) -> None:
             if (row["method"], row["evaluation"], row["metric"]) == (name, head["evaluation"], head["metric"])
         ]
         if values:
-            table.add_row(name, facts["role"], f"{sum(values) / len(values):.1f}", _difference(results, name))
+            table.add_row(
+                escape(name), facts["role"], f"{sum(values) / len(values):.1f}", escape(_difference(results, name))
+            )
     console.print(table)
     console.print()
-    console.print(f"[{COLOURS[results['verdict']]}]{results['sentence']}[/]", highlight=False, soft_wrap=True)
-    console.print(f"page: {page}", highlight=False, soft_wrap=True)
+    console.print(results["sentence"], style=COLOURS[results["verdict"]], markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _difference(results: Mapping[str, Any], against: str) -> str:

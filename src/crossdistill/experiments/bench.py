@@ -30,6 +30,7 @@ from crossdistill.files import digest
 from crossdistill.methods import Method
 from crossdistill.networks import Outputs, build_encoder, load_weights
 from crossdistill.networks.build import DEFAULTS
+from crossdistill.networks.weights import weights_file
 from crossdistill.registry import Facts, Need, lookup
 from crossdistill.training.settings import Settings
 
@@ -107,6 +108,8 @@ class Bench:
         tapping: dict[str, Any] = {"logits": True} if spec.logits else {}
         tapping |= {name: value for name, value in (("tap", spec.tap), ("pool", spec.pool)) if value is not None}
         try:
+            if twice := tapping.keys() & spec.parameters.keys():
+                raise ConfigError(f"'{min(twice)}' stands beside module and in its parameters; keep one")
             with seeded(0, "module"):
                 network = build_encoder(spec.module, kind.shape, kind.kind, **spec.parameters, **tapping)
             if spec.weights is not None:
@@ -386,7 +389,7 @@ class Bench:
         if made_by.module is None:
             return self.key(self.teacher_arm(made_by), seed)
         weights = made_by.module.weights
-        stored = Path(weights).read_bytes() if weights is not None and Path(weights).is_file() else b""
+        stored = weights_file(weights).read_bytes() if weights is not None and weights_file(weights).is_file() else b""
         return digest(code_version(), dataclasses.asdict(made_by.module), own_code(made_by.module.module), stored)
 
     def _augmented(self, rows: PairedDataset, stage: StageSpec) -> PairedDataset:

@@ -140,7 +140,8 @@ def run_experiment(
     except OSError as error:
         raise CrossDistillError(f"cannot write into '{folder}': {error.strerror}") from None
     _begin(folder, to_yaml(bench.experiment))
-    listen("planned", {"tasks": len(tasks.tasks), "steps": tasks.total_steps, "data": bench.data.name})
+    news = {"tasks": len(tasks.tasks), "steps": tasks.total_steps, "data": bench.data.name}
+    listen("planned", {**news, "warnings": list(bench.data.warnings)})
     cores = os.cpu_count() or 1
     jobs = 1 if data is not None else min(jobs or cores, len(tasks.tasks))
     rows: dict[tuple[str, int], list[Row]] = {}
@@ -212,7 +213,7 @@ def _pool(bench: Bench, jobs: int, threads: int, listen: LISTEN) -> Execute:
         with contextlib.ExitStack() as stack:
             with _deaf_children():
                 manager = SyncManager(ctx=context)
-                manager.start(_end_with_parent)
+                manager.start(_serve)
             stack.callback(manager.shutdown)
             news, stop = manager.Queue(), manager.Event()
             setting = (to_yaml(bench.experiment), str(bench.folder), threads, news, stop)
@@ -220,9 +221,10 @@ def _pool(bench: Bench, jobs: int, threads: int, listen: LISTEN) -> Execute:
             try:
                 yield from _schedule(pool, tasks, news, listen)
             except BaseException as error:
-                stop.set()
+                with contextlib.suppress(EOFError, ConnectionError):  # the manager may be what was killed
+                    stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
-                if isinstance(error, BrokenProcessPool):
+                if isinstance(error, (BrokenProcessPool, ConnectionError)):
                     raise TrainingError(
                         "a process was killed, perhaps for want of memory; start again with fewer --jobs, it goes on"
                     ) from None
@@ -290,6 +292,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def _serve() -> None:
+    """Set the manager's process up: it ends with its parent, and not before, when a whole group is told to stop."""
+    _end_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _enter(text: str, folder: str, threads: int, news: Any, stop: Any) -> None:

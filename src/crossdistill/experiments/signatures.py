@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from crossdistill.errors import ConfigError, suggest
+from crossdistill.errors import ConfigError, suggest, told
 from crossdistill.experiments.yaml_lines import Document, Place
 
 FORBID = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -25,7 +25,11 @@ def parameters_of(factory: Callable[..., Any], skip: frozenset[str] = frozenset(
         skip: Parameters that do not come from a file, networks for example.
     """
     target = factory.__init__ if inspect.isclass(factory) else factory  # pyright: ignore[reportUnknownMemberType]
-    hints = typing.get_type_hints(target)
+    try:
+        hints = typing.get_type_hints(target)
+    except Exception as error:  # of a user's own class: names that exist for type checkers alone
+        name = getattr(factory, "__name__", str(factory))
+        raise ConfigError(f"the annotations of {name} cannot be read: {told(error, target)}") from error
     found: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(factory).parameters.items():
         if name in skip or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

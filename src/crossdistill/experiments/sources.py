@@ -6,12 +6,12 @@ import ast
 import contextlib
 import functools
 import importlib.util
-import os
 import sys
 import warnings
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from crossdistill.errors import is_users
 from crossdistill.files import digest
 from crossdistill.registry import load_dotted
 
@@ -111,10 +111,3 @@ def _place(module: str) -> tuple[str | None, list[str]]:
     if spec is None:
         return None, []
     return spec.origin if spec.has_location else None, list(spec.submodule_search_locations or ())
-
-
-def is_users(file: Path) -> bool:
-    """Tell whether a file is neither installed, nor Python's, nor ours."""
-    given = (Path(os.__file__).parent, Path(__file__).parents[1])
-    installed = {"site-packages", "dist-packages"} & set(file.parts)
-    return file.is_file() and not installed and not any(file.is_relative_to(folder) for folder in given)

@@ -19,13 +19,14 @@ from torch import nn
 
 from crossdistill._version import __version__
 from crossdistill.data import Modality
-from crossdistill.errors import CrossDistillError, DataError, NetworkError
+from crossdistill.errors import ConfigError, CrossDistillError, DataError, NetworkError, told
 from crossdistill.evaluation import UnitLength, linear_probe
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.judge import features
 from crossdistill.files import whole_file, write_json, write_text
 from crossdistill.networks import as_outputs, build_encoder
+from crossdistill.registry import load_dotted
 
 FORMAT = 1
 
@@ -100,20 +101,25 @@ class Student(nn.Module):
             names = files[start : start + batch_size]
             read = [self._read(name) for name in names]
             good = [sample for sample in read if not isinstance(sample, DataError)]
-            with torch.no_grad():
-                rows = iter(self(torch.from_numpy(np.stack(good))).softmax(dim=1) if good else ())
+            rows = iter(self._probabilities(np.stack(good)) if good else ())
             for name, sample in zip(names, read, strict=True):
                 yield sample if isinstance(sample, DataError) else self._prediction(name, next(rows))
 
+    def _probabilities(self, raw: np.ndarray) -> torch.Tensor:
+        try:
+            with torch.no_grad():
+                return self(torch.from_numpy(raw)).softmax(dim=1)
+        except CrossDistillError:
+            raise
+        except Exception as error:  # the encoder may be the user's own
+            raise NetworkError(f"the student fails on samples of shape {raw.shape[1:]}: {told(error)}") from error
+
     def _read(self, name: str | Path) -> np.ndarray | DataError:
         try:
-            sample = self.modality.read(name)
+            return self.modality.read(name)
         except DataError as error:
             named = str(Path(name)) in str(error)  # that an extra is missing is said of no file
             return error if named else DataError(f"{name}: {error}")
-        if not np.isfinite(sample).all():
-            return DataError(f"{name}: holds NaN or infinite numbers; nothing can be said of it")
-        return sample
 
     def _prediction(self, name: str | Path, row: torch.Tensor) -> Prediction:
         best = int(row.argmax())
@@ -175,15 +181,20 @@ def load_student(folder: str | Path) -> Student:
     """Rebuild a student from its folder; nothing is unpickled.
 
     Raises:
-        NetworkError: If a file is missing, damaged or of a newer version.
+        NetworkError: If a file is missing, damaged or of a newer version, or the encoder is code of the user's own that
+            cannot be imported here.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise NetworkError(f"'{folder}' is a file; give the folder that holds it: the DIR/student of a run")
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         state = load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
         missing = Path(error.filename or "model.safetensors").name
         raise NetworkError(f"'{folder}' is no student: it has no {missing}; give the DIR/student of a run") from None
+    except OSError as error:
+        raise NetworkError(f"'{folder}' cannot be read: {error.strerror or error}") from None
     except Exception as error:
         raise NetworkError(
             f"'{folder}' cannot be read: {error}; the file is damaged, run the experiment again"
@@ -192,10 +203,30 @@ def load_student(folder: str | Path) -> Student:
     if given != FORMAT:
         raise NetworkError(f"'{folder}' has format {given!r}, this is crossdistill {__version__} which reads {FORMAT}")
     try:
+        _check_own(config["encoder"]["name"])
         return _rebuilt(config, state)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, CrossDistillError) as error:
+    except CrossDistillError as error:
+        raise NetworkError(f"'{folder}' cannot be rebuilt: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split()[:30])
         raise NetworkError(f"'{folder}': config.json and model.safetensors do not belong together: {reason}") from None
+
+
+def _check_own(name: str) -> None:
+    """Refuse an encoder that is the user's own code and cannot be imported here."""
+    if module := own_module(name):
+        try:
+            load_dotted(name)
+        except ConfigError as error:
+            raise NetworkError(
+                f"its encoder '{name}' is a module of your own, and '{module}' must be importable: "
+                f"start in the folder that holds it, or name that in PYTHONPATH ({error})"
+            ) from None
+
+
+def own_module(name: str) -> str:
+    """Give the module of an encoder that is the user's own; "" for ours and timm's."""
+    return name.partition(":")[0] if ":" in name and not name.startswith("timm:") else ""
 
 
 def _rebuilt(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Student:
@@ -218,6 +249,7 @@ def model_card(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) ->
     ]
     scores = "\n".join(f"| {row['evaluation']} | {100 * row['value']:.1f} |" for row in mine)
     k = bench.experiment.evaluate.labels_per_class
+    needs = _needs(str(bench.experiment.networks.get(arm.modality, {}).get("encoder", "auto")))
     return f"""# Student of {arm.modality}, distilled from {bench.experiment.data.source}
 
 {results["sentence"]}
@@ -234,10 +266,20 @@ def model_card(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) ->
         if data["pairing"] == "class"
         else ""
     }.
-- **Use**: `crossdistill predict student FILES…`, or `crossdistill.load_student("student")` in Python.
+- **Use**: `crossdistill predict student FILES…`, or `crossdistill.load_student("student")` in Python.{needs}
 - **Limits**: measured on the test split of the data above and nothing else.
 
 {data["attribution"]}
 
 crossdistill {__version__}, code {results["environment"]["code"]}.
 """
+
+
+def _needs(encoder: str) -> str:
+    """Give the card's line on what a student needs beside this package and its folder; empty if nothing."""
+    if module := own_module(encoder):
+        return (
+            f"\n- **Needs** the module `{module}`, which is not in this folder: the encoder is `{encoder}`, written by "
+            "those who trained it, and Python must be able to import that."
+        )
+    return "\n- **Needs** timm: `pip install 'crossdistill[vision]'`." if encoder.startswith("timm:") else ""

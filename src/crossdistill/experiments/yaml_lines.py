@@ -13,6 +13,12 @@ from crossdistill.errors import ConfigError
 
 Place = tuple[str | int, ...]
 
+NO_YAML = "not valid YAML: "
+DEEPEST = 30
+"""Levels of keys and lists within each other; an experiment needs six."""
+
+TOO_DEEP = f"keys and lists stand more than {DEEPEST} deep within each other; flatten them"
+
 
 @dataclass(frozen=True)
 class Document:
@@ -60,23 +66,14 @@ def parse_document(text: str, *, name: str) -> Document:
     Raises:
         ConfigError: If it is no YAML or no mapping, or a key stands twice.
     """
-    loader = yaml.SafeLoader(text)
+    lines: dict[Place, int] = {}
     try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(
-                f"{name}: an experiment file is a mapping of keys to values; `crossdistill init` writes one"
-            )
-        lines: dict[Place, int] = {}
-        _walk(node, (), lines, name)
-        values: dict[str, Any] = loader.construct_document(node)  # pyright: ignore[reportUnknownMemberType]
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        spot = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{name}{spot}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    finally:
-        loader.dispose()  # pyright: ignore[reportUnknownMemberType]
-    return Document(name, values, lines)
+        values = _parsed(text, lines)
+    except _Wrong as wrong:
+        raise ConfigError(f"{name}{f', line {wrong.line}' if wrong.line else ''}: {wrong}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: an experiment file is a mapping of keys to values; `crossdistill init` writes one")
+    return Document(name, values, lines)  # pyright: ignore[reportUnknownArgumentType] - whatever the file holds
 
 
 def override(document: Document, assignments: Sequence[str]) -> Document:
@@ -88,17 +85,72 @@ def override(document: Document, assignments: Sequence[str]) -> Document:
     values, lines = document.values, dict(document.lines)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        path: Place = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        path: Place = tuple(int(part) if _is_number(part) else part for part in key.split("."))
         if not equals or "" in path:
-            raise ConfigError(f"'{assignment}': write key.path=value, for example stages.student.epochs=10")
+            raise ConfigError(f"{_shown(assignment)}: write key.path=value, for example stages.student.epochs=10")
         try:
-            value: Any = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"'{assignment}': '{text}' is not valid YAML; quote it") from None
+            value = _parsed(text, {})
+        except _Wrong as wrong:
+            reason = f"{_shown(text)} is not valid YAML; quote it" if str(wrong).startswith(NO_YAML) else wrong
+            raise ConfigError(f"{_shown(assignment)}: {reason}") from None
         values = _with(values, path, value, assignment)
         lines = {place: line for place, line in lines.items() if place[: len(path)] != path}
         lines[path] = 0
     return Document(document.name, values, lines)
+
+
+class _Wrong(Exception):
+    """What is wrong with a YAML text, and in which line, 0 where that is not known."""
+
+    def __init__(self, problem: str, line: int = 0) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with a place for words that look like a date or a number and are none."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)  # pyright: ignore[reportUnknownMemberType]
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # what int("x") and dates raise
+            problem = f"{_shown(str(node.value))} is no {node.tag.rpartition(':')[2]}; put text into quotes"
+            raise _Wrong(problem, node.start_mark.line + 1) from None
+
+
+def _parsed(text: str, lines: dict[Place, int]) -> Any:
+    """Give the value of a YAML text, and fill in the line of each of its keys.
+
+    Raises:
+        _Wrong: If it is none, or a key stands twice.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _walk(node, (), lines, ())
+            return loader.construct_document(node)  # pyright: ignore[reportUnknownMemberType]
+        finally:
+            loader.dispose()  # pyright: ignore[reportUnknownMemberType]
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _Wrong(f"{NO_YAML}the character {text[error.position]!r} is not allowed", line) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise _Wrong(f"{NO_YAML}{getattr(error, 'problem', None) or error}", mark.line + 1 if mark else 0) from None
+    except RecursionError:
+        raise _Wrong(TOO_DEEP) from None
+
+
+def _shown(text: str) -> str:
+    """Quote a user's text for a message: its beginning, control characters escaped."""
+    return repr(text if len(text) <= 80 else f"{text[:80]}…")
+
+
+def _is_number(part: str) -> bool:
+    return part.isdecimal() and len(part) < 10  # Python refuses to read numbers of thousands of digits
 
 
 def _with(container: Any, path: Place, value: Any, assignment: str) -> Any:
@@ -114,18 +166,27 @@ def _with(container: Any, path: Place, value: Any, assignment: str) -> Any:
         if isinstance(key, int) and key < len(items):
             items[key] = _with(items[key], rest, value, assignment)
             return items
-    raise ConfigError(f"'{assignment}': there is nothing called '{key}' to step into")
+    raise ConfigError(f"{_shown(assignment)}: there is nothing called '{key}' to step into")
 
 
-def _walk(node: yaml.Node, path: Place, lines: dict[Place, int], name: str) -> None:
+def _walk(node: yaml.Node, path: Place, lines: dict[Place, int], above: tuple[yaml.Node, ...]) -> None:
+    """Note the lines of all keys below a node; `above` are the nodes that hold it."""
+    line = node.start_mark.line + 1
+    if node in above:
+        raise _Wrong("an anchor (&) holds its own alias (*), which never ends; write the value out", line)
+    if len(above) > DEEPEST:
+        raise _Wrong(TOO_DEEP, line)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise _Wrong("a key must be a word or a number, no list or mapping", line)
             place = (*path, key.value)
             if place in lines:
-                raise ConfigError(f"{name}, line {key.start_mark.line + 1}: '{key.value}' stands twice; keep one")
-            lines[place] = key.start_mark.line + 1
-            _walk(value, place, lines, name)
+                raise _Wrong(f"'{key.value}' stands twice; keep one", line)
+            lines[place] = line
+            _walk(value, place, lines, (*above, node))
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
             lines[*path, number] = value.start_mark.line + 1
-            _walk(value, (*path, number), lines, name)
+            _walk(value, (*path, number), lines, (*above, node))

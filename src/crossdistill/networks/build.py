@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from crossdistill.errors import ConfigError, NetworkError, suggest
+from crossdistill.errors import ConfigError, CrossDistillError, NetworkError, suggest, told
 from crossdistill.networks.tapped import Tapped
 from crossdistill.registry import load_dotted, lookup
 
@@ -21,16 +22,16 @@ DEFAULTS: Mapping[str, str] = MappingProxyType(
 """Kind of a modality to the network that "auto" takes for it."""
 
 
-def build_encoder(spec: str, shape: Sequence[int], kind: str, **parameters: Any) -> nn.Module:
-    """Build an encoder with an attribute `dim`.
+def build_encoder(spec: str, shape: Sequence[int], kind: str, /, **parameters: Any) -> nn.Module:
+    """Build an encoder with an attribute `dim`; whatever a network of the user's own raises becomes an error of ours.
 
     Args:
         spec: "auto" (by kind), a name of ours such as "cnn", "timm:NAME", or "package.module:factory", a function or
             class that returns a module; it is handed `shape` if it has a parameter of that name.
         shape: Shape of one prepared sample, without the batch axis.
         kind: Kind of the modality: vector, image, sequence or audio.
-        parameters: Keyword arguments of the network. For timm's and the user's own also `tap`, `maps` and `pool` of
-            `Tapped`.
+        parameters: Keyword arguments of the network. For timm's and the user's own also `tap`, `maps`, `pool` and
+            `logits` of `Tapped`.
 
     Returns:
         The encoder, in training mode, on the CPU.
@@ -50,20 +51,39 @@ def build_encoder(spec: str, shape: Sequence[int], kind: str, **parameters: Any)
         if not {"any", kind} & set(served):
             raise ConfigError(f"network '{spec}' reads {', '.join(served)}, not {kind}; 'auto' picks one that fits")
         return _call(spec, cls, {"shape": shape, **parameters})
-    tapping = {key: parameters.pop(key) for key in ("tap", "maps", "pool") if key in parameters}
+    tapping = _tapping(parameters)
     module = _timm(spec, shape, parameters) if spec.startswith("timm:") else _own(spec, shape, parameters)
     try:
         return Tapped(module, torch.zeros(1, *shape), **tapping)
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
+    except CrossDistillError:
+        raise
+    except Exception as error:
+        reason = told(error, type(module).forward)
         raise NetworkError(f"network '{spec}' cannot read samples of shape {shape}: {reason}") from error
+
+
+def _tapping(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Take what `Tapped` is told out of a network's parameters."""
+    given = {key: parameters.pop(key) for key in ("tap", "maps", "pool", "logits") if key in parameters}
+    if type(given.get("tap")) is int:  # "4" of a Sequential needs no quotes in a file
+        given["tap"] = str(given["tap"])
+    if not isinstance(given.get("tap"), str | None):
+        raise ConfigError(f"tap is the dotted path of a submodule, in quotes; received {given['tap']!r}")
+    maps = given.get("maps", ())
+    if not isinstance(maps, list | tuple) or not all(isinstance(path, str) for path in cast("list[Any]", maps)):
+        raise ConfigError(f"maps is a list of dotted paths of submodules, in quotes; received {maps!r}")
+    if not isinstance(given.get("logits", False), bool):
+        raise ConfigError(f"logits is true or false; received {given['logits']!r}")
+    return given
 
 
 def _own(spec: str, shape: tuple[int, ...], parameters: dict[str, Any]) -> nn.Module:
     factory = load_dotted(spec)
+    if isinstance(factory, nn.Module):
+        raise ConfigError(f"'{spec}' is a network already; name the class, or a function that makes a new one")
     if not callable(factory):
         raise ConfigError(f"'{spec}' cannot be called; it must be a function or class that gives a torch module")
-    if "shape" in inspect.signature(factory).parameters:
+    if "shape" in _signature(spec, factory).parameters:
         parameters = {"shape": shape, **parameters}
     module = _call(spec, factory, parameters)
     if not isinstance(module, nn.Module):
@@ -73,7 +93,7 @@ def _own(spec: str, shape: tuple[int, ...], parameters: dict[str, Any]) -> nn.Mo
 
 def _call(spec: str, factory: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
     """Call `factory`, naming the nearest right word for a parameter that it does not have."""
-    signature = inspect.signature(factory)
+    signature = _signature(spec, factory)
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     known = [name for name, p in signature.parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     for name in parameters:
@@ -84,7 +104,23 @@ def _call(spec: str, factory: Callable[..., Any], parameters: Mapping[str, Any])
         signature.bind(**parameters)
     except TypeError as error:
         raise ConfigError(f"network '{spec}': {error}") from None
-    return factory(**parameters)
+    return _made(spec, factory, parameters)
+
+
+def _signature(spec: str, factory: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(factory)
+    except (TypeError, ValueError):  # some functions that are written in C
+        raise ConfigError(f"'{spec}' does not say its parameters; write a function of your own around it") from None
+
+
+def _made(spec: str, factory: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
+    try:
+        return factory(**parameters)
+    except CrossDistillError:
+        raise
+    except Exception as error:
+        raise NetworkError(f"network '{spec}' cannot be built: {told(error, factory)}") from error
 
 
 def _timm(spec: str, shape: tuple[int, ...], parameters: Mapping[str, Any]) -> nn.Module:
@@ -102,7 +138,8 @@ def _timm(spec: str, shape: tuple[int, ...], parameters: Mapping[str, Any]) -> n
         raise NetworkError(f"'{spec}' reads pictures (channels, height, width); received samples {shape}")
     if name.partition(".")[0] not in library.list_models():
         raise ConfigError(f"timm has no model '{name}'{_few(name, library.list_models())}")
-    return library.create_model(name, **{"num_classes": 0, "in_chans": shape[0], **parameters})
+    given = {"num_classes": 0, "in_chans": shape[0], **parameters}
+    return _made(spec, functools.partial(library.create_model, name), given)
 
 
 def _few(name: str, known: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True) ->
 
     Args:
         module: The network to fill, on any device.
-        path: A file ending in .safetensors, or one of torch.
+        path: A file of safetensors or of torch, whatever its ending; "~" is the home folder.
         strict: Refuse any difference; False loads what fits by name and shape and tells the rest.
 
     Returns:
@@ -68,7 +69,7 @@ def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True) ->
     Raises:
         NetworkError: If the file cannot be read, or differs (strict), or has nothing in common with the network.
     """
-    path = Path(path)
+    path = weights_file(path)
     given = _tensors(_read(path), path)
     target = module.net if isinstance(module, Tapped) else module
     wanted = target.state_dict()
@@ -80,7 +81,12 @@ def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True) ->
     if difference and strict:
         raise NetworkError(
             f"the weights in {path} do not fit {type(target).__name__}: {difference}. "
-            "Build the network with the parameters the weights were made with, or load with strict = false"
+            "Build the network with the parameters that the weights were made with; "
+            "in Python, load_weights(..., strict=False) loads what fits"
+        )
+    if other := [name for name, value in fitting.items() if value.is_complex() and not wanted[name].is_complex()]:
+        raise NetworkError(
+            f"the weights in {path} are complex numbers, {type(target).__name__} has real ones: {_first(other)}"
         )
     target.load_state_dict(fitting, strict=strict)
     return difference
@@ -99,20 +105,54 @@ def compare_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -
     )
 
 
+def weights_file(path: str | Path) -> Path:
+    """Give the path of a weights file as a user wrote it, "~" made their home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no user of that name
+        return Path(path)
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise NetworkError(f"there is no weights file {path}")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):  # torch's doubts; ours are errors
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise NetworkError(f"cannot read the weights file {path}: {error.strerror or error}") from None
+    except Exception as error:  # torch's unpickler runs into whatever the bytes happen to say
+        if isinstance(error, pickle.UnpicklingError) and ("global" in str(error) or "class" in str(error)):
+            raise NetworkError(
+                f"{path} holds more than tensors, and nothing else is read from a file for safety; "
+                "save it again as torch.save(model.state_dict(), path) or as safetensors"
+            ) from None
         raise NetworkError(
-            f"{path} holds more than tensors, and nothing else is read from a file for safety; "
-            "save it again as torch.save(model.state_dict(), path) or as safetensors"
+            f"cannot read the weights file {path}: {_reason(path, error)}; "
+            "weights are what torch.save(model.state_dict(), path) writes, or safetensors"
         ) from None
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise NetworkError(f"cannot read the weights file {path}: {str(error).partition(chr(10))[0]}") from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Tell by content, not by name: the length of a JSON object and its brace, where torch's files begin otherwise."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[:4] == b"PK\x03\x04":  # a zip archive, as torch writes them
+        return False
+    fits = len(head) == 9 and 8 + int.from_bytes(head[:8], "little") <= path.stat().st_size
+    return (fits and head[8:] == b"{") or path.suffix == ".safetensors"
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if not path.stat().st_size:
+        return "it is empty"
+    if "TorchScript" in str(error):
+        return "it is a TorchScript archive, which holds code"
+    known = isinstance(error, safetensors.SafetensorError | RuntimeError | ValueError)
+    says = str(error).partition("\n")[0].partition(". ")[0] if known else ""
+    return says or "it is in no form that is known"
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
@@ -121,11 +161,19 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(content, Mapping):
             break
         entries = cast("Mapping[Any, Any]", content)
-        tensors = {str(name): value for name, value in entries.items() if isinstance(value, Tensor)}
+        tensors = {str(name): _dense(value) for name, value in entries.items() if isinstance(value, Tensor)}
+        if empty := [name for name, value in tensors.items() if value.is_meta]:
+            raise NetworkError(f"{path} was saved from torch's meta device and holds no numbers for {_first(empty)}")
         if tensors:
             return tensors
         content = next((entries[key] for key in WRAPPERS if key in entries), None)
     raise NetworkError(f"{path} holds no state dict, at the top or below {', '.join(WRAPPERS)}")
+
+
+def _dense(value: Tensor) -> Tensor:
+    """Give what a network can copy: sparse and quantised tensors written out."""
+    value = value.dequantize() if value.is_quantized else value
+    return value if value.layout is torch.strided else value.to_dense()
 
 
 def _namings(given: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

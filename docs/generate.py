@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from crossdistill.experiments.schema import ROLES
+from crossdistill.cli.methods import described
 from crossdistill.experiments.signatures import parameters_of
 from crossdistill.files import write_text
 from crossdistill.registry import Facts, discover
@@ -32,31 +32,18 @@ NEEDS = {
 }
 
 
-def described(cls: type[Any]) -> tuple[str, dict[str, str]]:
-    """Split a class's docstring into its text and what it says of each parameter."""
-    text = inspect.getdoc(cls) or ""
-    body, _, rest = text.partition("\nArgs:\n")
-    section = re.split(r"\n(?=\S)", rest)[0]
-    found: dict[str, str] = {}
-    for match in re.finditer(r"^ {4}(\w+): (.*?)(?=^ {4}\w+: |\Z)", section, flags=re.DOTALL | re.MULTILINE):
-        found[match[1]] = " ".join(match[2].split())
-    return re.split(r"\n(?:Attributes|Raises|Returns):\n", body)[0].strip(), found
+def text_of(cls: type[Any]) -> str:
+    """Give a class's docstring without its sections."""
+    return re.split(r"\n(?:Args|Attributes|Raises|Returns):\n", inspect.getdoc(cls) or "")[0].strip()
 
 
-def type_name(kind: Any) -> str:
-    """Give a type as a reader writes it."""
-    words = kind.__name__ if inspect.isclass(kind) else str(kind)
-    words = re.sub(r"\b(?:typing|collections\.abc|torch|crossdistill(?:\.\w+)*)\.", "", words)
-    return re.sub(r"^Literal\[(.*)\]$", r"\1", words).replace("|", "or")
-
-
-def parameters(cls: type[Any]) -> list[str]:
+def parameters(facts: dict[str, Any]) -> list[str]:
     """Lay out what an experiment file may say of a class, as rows of a table."""
-    said, rows = described(cls)[1], list[str]()
-    for name, (kind, default) in parameters_of(cls).items():
-        if name not in ROLES:
-            shown = "required" if default is ... else f"`{default}`"
-            rows.append(f"| `{name}` | {type_name(kind)} | {shown} | {said.get(name, '').replace('|', '&#124;')} |")
+    rows: list[str] = []
+    for p in facts["parameters"]:
+        shown = "required" if p["required"] else f"`{json.dumps(p['default'])}`"
+        kind, about = (p[key].replace("|", "&#124;") for key in ("type", "about"))
+        rows.append(f"| `{p['name']}` | {kind} | {shown} | {about} |")
     return ["| parameter | type | default | |", "| --- " * 4 + "|", *rows] if rows else []
 
 
@@ -119,9 +106,9 @@ def page(package: str, cls: type[Any]) -> str:
         use(package, cls),
         "```",
         "",
-        described(cls)[0],
+        text_of(cls),
         "",
-        *parameters(cls),
+        *parameters(json.loads(described(facts.name))[package][0]),
         "",
         "## The family",
         "",

@@ -7,7 +7,7 @@ import sys
 import pytest
 from commands import call
 
-from crossdistill.experiments.schema import ROLES
+from crossdistill.experiments.specs import ROLES
 from crossdistill.registry import discover
 
 KINDS = ("methods", "objectives")

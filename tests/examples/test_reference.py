@@ -1,6 +1,7 @@
 """The pages of methods are what their classes say, and show stages that an experiment file may hold."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -36,8 +37,7 @@ def test_the_stage_that_a_page_shows_is_understood(path):
 
 
 def test_every_parameter_is_described():
-    for package in generate.KINDS:
-        for name, cls in generate.discover(f"crossdistill.{package}").items():
-            said = generate.described(cls)[1]
-            undescribed = [p for p in generate.parameters_of(cls) if p not in said]
-            assert not undescribed, f"{name}: {undescribed}"
+    for classes in json.loads(generate.described()).values():
+        for facts in classes:
+            undescribed = [p["name"] for p in facts["parameters"] if not p["about"]]
+            assert not undescribed, f"{facts['name']}: {undescribed}"

@@ -12,7 +12,7 @@ from crossdistill.data import PairedDataset
 from crossdistill.errors import ConfigError, DataError, Interrupted
 from crossdistill.experiments import Bench, parse_experiment, plan, read_results, run_experiment
 from crossdistill.experiments.arms import list_arms
-from crossdistill.experiments.schema import CONTROLS
+from crossdistill.experiments.specs import CONTROLS
 
 SMALL = EXPERIMENT.replace("seeds: 2", "seeds: 1")
 LEAN = SMALL.replace("compare: [l2]", "compare: []").replace("fine_tune_steps: 5", "ways: [linear]")

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from crossdistill.errors import ConfigError, suggest
-from crossdistill.experiments.schema import ROLES
 from crossdistill.experiments.signatures import parameters_of
+from crossdistill.experiments.specs import ROLES
 from crossdistill.methods import Method
 from crossdistill.objectives import Facts, Objective
 from crossdistill.registry import discover, load_dotted

@@ -3,7 +3,8 @@
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.results import read_results
 from crossdistill.experiments.run import plan, run_experiment
-from crossdistill.experiments.schema import Experiment, parse_experiment, read_experiment, to_yaml
+from crossdistill.experiments.schema import parse_experiment, read_experiment, to_yaml
+from crossdistill.experiments.specs import Experiment
 from crossdistill.experiments.student import Prediction, Student, load_student
 
 __all__ = [

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from crossdistill.data import PairedDataset, available_transforms, build_transforms
 from crossdistill.errors import ConfigError, CrossDistillError
-from crossdistill.experiments.schema import ALONE, CONTROLS, Experiment, ObjectiveSpec, StageSpec
 from crossdistill.experiments.signatures import at, check, parameters_of
+from crossdistill.experiments.specs import ALONE, CONTROLS, Experiment, ObjectiveSpec, StageSpec
 from crossdistill.experiments.yaml_lines import Document
 from crossdistill.registry import lookup
 
@@ -99,7 +99,7 @@ def _title(stage: StageSpec) -> str:
 
 def _alone(experiment: Experiment, name: str, method: str) -> StageSpec:
     """Make a control of the target alone: the main stage's budget and augmentation, and the file's changes to it."""
-    from crossdistill.experiments.schema import ROLES, TransformSpec
+    from crossdistill.experiments.specs import ROLES, TransformSpec
     from crossdistill.training.settings import Settings
 
     main, target, document = experiment.student, experiment.data.target, experiment.document

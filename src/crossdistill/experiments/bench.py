@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,19 @@ from crossdistill.data import PairedDataset, build_transforms
 from crossdistill.errors import ConfigError, CrossDistillError, DataError
 from crossdistill.evaluation import few_labels
 from crossdistill.experiments.arms import Arm, list_arms, with_augmentation
+from crossdistill.experiments.listening import LISTEN, StageListener
 from crossdistill.experiments.rehearsal import named
-from crossdistill.experiments.schema import Experiment, ModuleSpec, StageSpec
 from crossdistill.experiments.signatures import check, parameters_of
 from crossdistill.experiments.sources import code_version, own_code
+from crossdistill.experiments.specs import Experiment, ModuleSpec, StageSpec
 from crossdistill.experiments.untaught import forget, settle
 from crossdistill.files import digest
 from crossdistill.methods import Method
-from crossdistill.networks import Outputs, build_encoder, load_weights
+from crossdistill.networks import build_encoder, load_weights
 from crossdistill.networks.build import DEFAULTS
 from crossdistill.networks.weights import weights_file
-from crossdistill.registry import Facts, Need, lookup
+from crossdistill.registry import lookup
 from crossdistill.training.settings import Settings
-
-LISTEN = Callable[[str, Mapping[str, Any]], None]
-"""Told what happens: a word and its facts. Nothing here prints."""
 
 
 @contextlib.contextmanager
@@ -346,41 +344,6 @@ class Bench:
         classes += [lookup("crossdistill.objectives", o.name) for o in stage.objectives]
         return any("labels" in cls.facts.needs for cls in classes)
 
-    def unmet(self, arm: Arm, teacher: Outputs | None) -> str:
-        """Say which need of an arm's method and objectives data and teacher cannot serve; empty if there is none.
-
-        Args:
-            arm: Whose stage is asked.
-            teacher: What its teacher gives for a sample; None where it has none.
-        """
-        stage = arm.stage
-        if stage is None:
-            return ""
-        lacking: dict[Need, str] = {
-            "labels": "" if self.train.labelled.any() else "labels, and the data have none",
-            "group": "groups, and the data have none" if self.train.group is None else "",
-            "teacher_logits": "a teacher with logits, and this one gives none",
-        }
-        if teacher is None or teacher.logits is not None:
-            lacking["teacher_logits"] = ""
-        method = lookup("crossdistill.methods", stage.method).facts
-        needs: list[tuple[str, frozenset[Need]]] = [(method.name, method.needs)]
-        for o in stage.objectives:
-            needs.append((o.name, lookup("crossdistill.objectives", o.name)(**o.parameters).needs))
-        for name, needed in needs:
-            for need, reason in lacking.items():
-                if reason and need in needed:
-                    return f"{name} needs {reason}"
-        return self._unserved(method, stage)
-
-    def _unserved(self, facts: Facts, stage: StageSpec) -> str:
-        """Say which modality a method does not serve."""
-        for modality in (stage.modality,) if stage.modality else self.experiment.data.modalities:
-            kind = self.data.modality(modality).kind
-            if not {"any", kind} & set(facts.modalities):
-                return f"{facts.name} serves {', '.join(facts.modalities)}, and '{modality}' is {kind}"
-        return ""
-
     def teacher_key(self, stage: StageSpec, seed: int) -> str:
         """Hash what makes the teacher of a stage, weights files and the user's own sources included."""
         if not stage.teacher:
@@ -430,26 +393,3 @@ def _steps(rows: PairedDataset, settings: Settings) -> int:
         modality = next(iter(rows.modalities))
         batches = len(rows.loader({modality: 1}, batch_size=settings.batch_size, seed=0, distinct_groups=True))
     return -(-max(1, batches) // settings.accumulate)
-
-
-class StageListener:
-    """Passes the loop's news on with the name of the row and the stage."""
-
-    def __init__(self, listen: LISTEN, row: str, stage: str, seed: int) -> None:
-        self.listen, self.facts = listen, {"row": row, "stage": stage, "seed": seed}
-
-    def started(self, total_steps: int, first_step: int) -> None:
-        """Pass on that a stage starts."""
-        self.listen("started", {**self.facts, "total": total_steps, "step": first_step})
-
-    def stepped(self, step: int, loss: float, rate: float, data_wait: float) -> None:
-        """Pass on a step."""
-        self.listen("stepped", {**self.facts, "step": step, "loss": loss, "rate": rate, "data_wait": data_wait})
-
-    def epoch_ended(self, record: Mapping[str, Any]) -> None:
-        """Pass on an epoch's record."""
-        self.listen("epoch", {**self.facts, "record": dict(record)})
-
-    def finished(self) -> None:
-        """Pass on that the stage is done."""
-        self.listen("finished", dict(self.facts))

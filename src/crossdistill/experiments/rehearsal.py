@@ -24,13 +24,11 @@ from crossdistill.errors import (
 )
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.blame import definition_of, spot_of, told
-from crossdistill.experiments.schema import Experiment
+from crossdistill.experiments.specs import Experiment
 from crossdistill.experiments.yaml_lines import Place
 from crossdistill.methods import Distillation, Method
 from crossdistill.networks.base import Outputs, as_outputs
-from crossdistill.networks.taps import deepest_maps
 from crossdistill.objectives import Context
-from crossdistill.registry import lookup
 from crossdistill.training.feed import Feed
 
 if TYPE_CHECKING:
@@ -38,57 +36,6 @@ if TYPE_CHECKING:
 
 FEW = 8
 """Samples that the networks are run on; more would only take time."""
-
-
-def find_unmet(bench: Bench, arms: Sequence[Arm]) -> dict[str, str]:
-    """Say of each arm which need of it data and teacher cannot serve; empty where there is none.
-
-    What a teacher gives is seen by running it, untrained, on a few samples.
-    """
-    given: dict[str, Outputs | None] = {"": None}
-    rows, source = bench.train, bench.experiment.data.source
-    found: dict[str, str] = {}
-    for arm in arms:
-        if arm.role == "ceiling" and bench.experiment.teacher is None:
-            found[arm.name] = _no_ceiling(bench, arms[0])
-            continue
-        name = "" if arm.stage is None else arm.stage.teacher
-        if name not in given:
-            where = bench.experiment.document.where(("stages", name))
-            with _kept_random(torch.device("cpu")), named(bench, None):
-                x = next(rows.samples(source, FEW))
-                given[name] = _outputs(_untrained(bench, name), x, where)
-        found[arm.name] = bench.unmet(arm, given[name]) or _no_maps(bench, arm)
-    return found
-
-
-def _no_maps(bench: Bench, arm: Arm) -> str:
-    """Say which network gives no feature maps to an arm's objectives that look for the deepest; empty if all do."""
-    stage, spec = arm.stage, bench.experiment.data
-    for o in () if stage is None else stage.objectives:
-        objective = lookup("crossdistill.objectives", o.name)(**o.parameters)
-        if objective.reads != "maps" or objective.layers:
-            continue
-        assert stage is not None
-        with _kept_random(torch.device("cpu")), named(bench, arm):
-            networks = {spec.source: _untrained(bench, stage.teacher), spec.target: bench.encoder(spec.target, 0)}
-        for modality, network in networks.items():
-            try:
-                deepest_maps(network, next(bench.train.samples(modality, FEW)))
-            except NetworkError as error:
-                return f"{o.name} needs feature maps: {error}"
-    return ""
-
-
-def _no_ceiling(bench: Bench, main: Arm) -> str:
-    """Say why a method without a teacher has no network of the source; empty if it has one."""
-    with _kept_random(torch.device("cpu")), named(bench, main):
-        method = bench.method(main, bench.experiment.seeds[0])
-    try:
-        method.student(bench.experiment.data.source)
-    except NetworkError as error:
-        return str(error)
-    return ""
 
 
 def rehearse(bench: Bench, arms: Sequence[Arm]) -> None:
@@ -102,11 +49,11 @@ def rehearse(bench: Bench, arms: Sequence[Arm]) -> None:
     seed = bench.experiment.seeds[0]
     seen: list[object] = []
     device, teaching = _device(), bench.teaching()
-    with _kept_random(device), named(bench, None):
+    with undrawn(device), named(bench, None):
         for arm in (*arms, *([] if teaching is None else [teaching])):
             if arm.stage is None or arm.stage.module is not None:
                 continue
-            teacher = _untrained(bench, arm.stage.teacher) if arm.stage.teacher else None
+            teacher = untrained(bench, arm.stage.teacher) if arm.stage.teacher else None
             with named(bench, arm):
                 method = bench.method(arm, seed, teacher=teacher)
                 if arm.stage in seen:
@@ -118,7 +65,7 @@ def rehearse(bench: Bench, arms: Sequence[Arm]) -> None:
             seen.append(arm.stage)
 
 
-def _untrained(bench: Bench, name: str) -> nn.Module:
+def untrained(bench: Bench, name: str) -> nn.Module:
     """Build the teacher that a stage of that name would make, untrained if it is one of ours."""
     made_by = bench.experiment.stages[name]
     if made_by.module is not None:
@@ -160,9 +107,9 @@ def _rehearse_objectives(bench: Bench, arm: Arm, method: Distillation, device: t
     document = experiment.document
     of_teacher = document.where(("stages", arm.stage.teacher))
     of_student = document.where(("networks", method.target))
-    teacher = _outputs(method.teacher, few[method.source], of_teacher)
+    teacher = outputs_of(method.teacher, few[method.source], of_teacher)
     method.network.eval()
-    student = _outputs(method.read_student, few[method.target], of_student)
+    student = outputs_of(method.read_student, few[method.target], of_student)
     torch.manual_seed(seed)
     method.rehearse(
         _mixed(student, len(positions)).to(device), _mixed(teacher, len(positions)).to(device), context, pairs=len(rows)
@@ -198,7 +145,7 @@ def _rehearse_step(bench: Bench, arm: Arm, method: Method) -> None:
         raise TrainingError(f"one step of {arm.stage.method} fails: {told(error)}") from error
 
 
-def _outputs(network: Callable[[Tensor], Any], x: Tensor, where: str) -> Outputs:
+def outputs_of(network: Callable[[Tensor], Any], x: Tensor, where: str) -> Outputs:
     """Run a network on a few samples.
 
     Raises:
@@ -233,10 +180,11 @@ def _mixed(outputs: Outputs, rows: int) -> Outputs:
 
 
 @contextlib.contextmanager
-def _kept_random(device: torch.device) -> Generator[None]:
+def undrawn(device: torch.device | None = None) -> Generator[None]:
     """Leave every generator that a user's objective may draw from as it was: torch's, numpy's and Python's."""
     from crossdistill.training.checkpoint import kept_random
 
+    device = device or torch.device("cpu")
     state, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's, not ours
     try:
         with kept_random(device):

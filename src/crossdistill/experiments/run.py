@@ -25,12 +25,15 @@ from threadpoolctl import threadpool_limits
 from crossdistill.data import PairedDataset
 from crossdistill.errors import ConfigError, CrossDistillError, DataError, Interrupted, TrainingError
 from crossdistill.experiments.arms import Arm, list_arms
-from crossdistill.experiments.bench import LISTEN, Bench
+from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.evidence import write_evidence
 from crossdistill.experiments.judge import Judge, Row
-from crossdistill.experiments.rehearsal import check_loops, find_unmet, rehearse
+from crossdistill.experiments.listening import LISTEN
+from crossdistill.experiments.needs import find_unmet
+from crossdistill.experiments.rehearsal import check_loops, rehearse
 from crossdistill.experiments.results import summarise
-from crossdistill.experiments.schema import Experiment, parse_experiment, to_yaml
+from crossdistill.experiments.schema import parse_experiment, to_yaml
+from crossdistill.experiments.specs import Experiment
 from crossdistill.experiments.student import remove_student, save_student
 from crossdistill.files import write_json, write_text
 

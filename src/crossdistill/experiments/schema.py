@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,133 +22,19 @@ from pydantic import Field
 from crossdistill.errors import ConfigError, CrossDistillError, suggest
 from crossdistill.experiments.blame import told
 from crossdistill.experiments.signatures import at, check, parameters_of
+from crossdistill.experiments.specs import (
+    CONTROLS,
+    ROLES,
+    DataSpec,
+    EvaluateSpec,
+    Experiment,
+    ModuleSpec,
+    ObjectiveSpec,
+    StageSpec,
+    TransformSpec,
+)
 from crossdistill.experiments.yaml_lines import Document, override, parse_document, read_document
 from crossdistill.registry import lookup
-
-TransformSpec = list[str | dict[str, Any]]
-ROLES = frozenset(
-    {"encoder", "encoders", "student", "teacher", "objectives", "weights", "source", "target", "modality", "classes"}
-)
-"""Constructor parameters that the experiment fills in, wherever a method has one of these names: networks, and what
-follows from the data. `encoder` and `student` are one network, `encoders` one of each modality by name."""
-
-CONTROLS: Mapping[str, str] = {
-    "raw_features": "no network: labels on the standardised inputs themselves",
-    "scratch": "the same network, trained on the same labels alone",
-    "target_ssl": "the same network, self-supervised on the target modality alone",
-    "random_teacher": "the same distillation from a teacher that has learnt nothing",
-    "shuffled_pairs": "the same distillation with every pair broken",
-    "teacher": "the teacher itself, on the source modality: the ceiling",
-}
-ALONE = "the source's own network, trained together with the student: the ceiling"
-"""What stands in the teacher's row where a method has no teacher."""
-
-"""The rows that every comparison carries, and what each of them is."""
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """Which data, and the direction of the distillation."""
-
-    name: str
-    source: str
-    target: str
-    further: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """All modalities that networks are built for: source, target, and what methods of more than two read."""
-        return (self.source, self.target, *self.further)
-
-
-@dataclass(frozen=True)
-class ObjectiveSpec:
-    """An objective by name, with its weight and parameters."""
-
-    name: str
-    weight: float = 1.0
-    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    @property
-    def module_name(self) -> str:
-        """What a method calls it: a part of a torch module has no dot in its name."""
-        return self.name.replace(":", "/").replace(".", "/")
-
-
-@dataclass(frozen=True)
-class ModuleSpec:
-    """A teacher that the user has: any torch module by dotted path, with weights and a tap."""
-
-    module: str
-    weights: str | None = None
-    tap: str | None = None
-    pool: str | None = None
-    logits: bool = False
-    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """A method with its parameters, or a module that needs no training.
-
-    Attributes:
-        name: Of the stage, in the file.
-        method: Name or dotted path of the method; empty for a module.
-        modality: What a one-modality method trains on; empty for distillation.
-        teacher: Name of the stage whose product teaches; empty where there is none.
-        objectives: What a distillation minimises.
-        parameters: Of the method's constructor.
-        settings: Of the loop, by field name.
-        augment: Modality to transforms; a modality that is not named gets the default of its kind where it is learnt.
-        module: A ready network instead of a method.
-    """
-
-    name: str
-    method: str = ""
-    modality: str = ""
-    teacher: str = ""
-    objectives: tuple[ObjectiveSpec, ...] = ()
-    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    augment: Mapping[str, TransformSpec] = field(default_factory=dict[str, TransformSpec])
-    module: ModuleSpec | None = None
-
-
-@dataclass(frozen=True)
-class EvaluateSpec:
-    """How few labels there are, and what judges the frozen encoders."""
-
-    labels_per_class: int | None = 5
-    ways: tuple[str, ...] = ("linear", "knn", "fine_tune")
-    c: float | Literal["cv"] = 10.0
-    neighbours: int = 5
-    fine_tune_steps: int = 100
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A checked experiment file."""
-
-    data: DataSpec
-    stages: Mapping[str, StageSpec]
-    networks: Mapping[str, Mapping[str, Any]]
-    compare: Mapping[str, StageSpec]
-    controls: Mapping[str, Mapping[str, Any]]
-    evaluate: EvaluateSpec
-    seeds: tuple[int, ...]
-    document: Document = field(compare=False, repr=False)
-
-    @property
-    def student(self) -> StageSpec:
-        """The last stage: the method that the verdict is about."""
-        return list(self.stages.values())[-1]
-
-    @property
-    def teacher(self) -> StageSpec | None:
-        """The stage whose product teaches the last one; None for methods whose networks teach each other."""
-        return self.stages[self.student.teacher] if self.student.teacher else None
-
 
 MOST_SEEDS = 1000
 Whole = Annotated[int, Field(strict=True)]

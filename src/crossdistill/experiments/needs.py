@@ -1,0 +1,95 @@
+"""What methods and objectives need that data and teacher do not give: the reasons for skipped rows, before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crossdistill.errors import NetworkError
+from crossdistill.experiments.arms import Arm
+from crossdistill.experiments.bench import Bench
+from crossdistill.experiments.rehearsal import FEW, named, outputs_of, undrawn, untrained
+from crossdistill.experiments.specs import StageSpec
+from crossdistill.networks.base import Outputs
+from crossdistill.networks.taps import deepest_maps
+from crossdistill.registry import Need, lookup
+
+
+def find_unmet(bench: Bench, arms: Sequence[Arm]) -> dict[str, str]:
+    """Say of each arm which need of it cannot be served; empty where there is none.
+
+    What a teacher gives is seen by running it, untrained, on a few samples.
+
+    Args:
+        bench: The experiment's data and networks.
+        arms: All arms, the method first.
+    """
+    given: dict[str, Outputs | None] = {"": None}
+    found: dict[str, str] = {}
+    for arm in arms:
+        if arm.stage is None:
+            alone = arm.role == "ceiling" and bench.experiment.teacher is None
+            found[arm.name] = _no_ceiling(bench, arms[0]) if alone else ""
+            continue
+        name = arm.stage.teacher
+        if name not in given:
+            where = bench.experiment.document.where(("stages", name))
+            with undrawn(), named(bench, None):
+                x = next(bench.train.samples(bench.experiment.data.source, FEW))
+                given[name] = outputs_of(untrained(bench, name), x, where)
+        reason = _lacking(bench, arm.stage, given[name]) or _unserved(bench, arm.stage)
+        found[arm.name] = reason or _no_maps(bench, arm, arm.stage)
+    return found
+
+
+def _lacking(bench: Bench, stage: StageSpec, teacher: Outputs | None) -> str:
+    """Say what data and teacher lack for a stage's method and objectives."""
+    lacking: dict[Need, str] = {}
+    if not bench.train.labelled.any():
+        lacking["labels"] = "labels, and the data have none"
+    if bench.train.group is None:
+        lacking["group"] = "groups, and the data have none"
+    if teacher is not None and teacher.logits is None:
+        lacking["teacher_logits"] = "a teacher with logits, and this one gives none"
+    method = lookup("crossdistill.methods", stage.method).facts
+    needs: list[tuple[str, frozenset[Need]]] = [(method.name, method.needs)]
+    for o in stage.objectives:
+        needs.append((o.name, lookup("crossdistill.objectives", o.name)(**o.parameters).needs))
+    return next((f"{name} needs {lacking[need]}" for name, needed in needs for need in lacking if need in needed), "")
+
+
+def _unserved(bench: Bench, stage: StageSpec) -> str:
+    """Say which modality a stage's method does not serve."""
+    facts = lookup("crossdistill.methods", stage.method).facts
+    for modality in (stage.modality,) if stage.modality else bench.experiment.data.modalities:
+        kind = bench.data.modality(modality).kind
+        if not {"any", kind} & set(facts.modalities):
+            return f"{facts.name} serves {', '.join(facts.modalities)}, and '{modality}' is {kind}"
+    return ""
+
+
+def _no_maps(bench: Bench, arm: Arm, stage: StageSpec) -> str:
+    """Say which network gives no feature maps to an arm's objectives that look for the deepest; empty if all do."""
+    spec = bench.experiment.data
+    for o in stage.objectives:
+        objective = lookup("crossdistill.objectives", o.name)(**o.parameters)
+        if objective.reads != "maps" or objective.layers:
+            continue
+        with undrawn(), named(bench, arm):
+            networks = {spec.source: untrained(bench, stage.teacher), spec.target: bench.encoder(spec.target, 0)}
+        for modality, network in networks.items():
+            try:
+                deepest_maps(network, next(bench.train.samples(modality, FEW)))
+            except NetworkError as error:
+                return f"{o.name} needs feature maps: {error}"
+    return ""
+
+
+def _no_ceiling(bench: Bench, main: Arm) -> str:
+    """Say why a method without a teacher has no network of the source; empty if it has one."""
+    with undrawn(), named(bench, main):
+        method = bench.method(main, bench.experiment.seeds[0])
+    try:
+        method.student(bench.experiment.data.source)
+    except NetworkError as error:
+        return str(error)
+    return ""

@@ -181,7 +181,7 @@ def test_a_module_beside_the_file_is_found_and_the_path_is_that_of_before(says, 
     )
     said = says("run", file, "stages.teacher={module: 'beside_the_file:net'}", "--dry-run")
     assert said.code == 0, said
-    assert sys.path[0] == str(tmp_path)
+    assert sys.path[-1] == str(tmp_path)
     sys.modules.pop("beside_the_file")
 
 

@@ -152,3 +152,71 @@ def test_three_modalities_may_be_read(toy, tmp_path, own):
     assert not np.array_equal(*(method.encoders[m].layers[1].weight.detach() for m in ("poor", "third")))
     with pytest.raises(ConfigError, match="name no modality twice"):
         parse_experiment(text.replace("[third]", "[rich]"))
+
+
+def test_the_direction_is_part_of_what_makes_a_product(toy, tmp_path, own):
+    name = own(PEERS)
+    keys = set()
+    for source, target in (("rich", "poor"), ("poor", "rich")):
+        text = alone(name).replace("source: rich, target: poor", f"source: {source}, target: {target}")
+        bench = Bench(parse_experiment(text), tmp_path, data=toy)
+        keys.add(bench.key(plan(bench).arms[0], 0))
+    assert len(keys) == 2
+
+
+PARTLY = """
+    from crossdistill.objectives import Facts, Objective
+
+    class Partly(Objective):
+        facts = Facts(name="partly", title="t", paper="ours")
+        def __init__(self, labelled: bool = False):
+            super().__init__()
+            self.labelled = labelled
+        @property
+        def needs(self):
+            return self.facts.needs | ({"labels"} if self.labelled else set())
+        def parts(self, student, teacher, context):
+            assert (context.label is not None) == self.labelled
+            return {"near": student.square().mean()}
+"""
+
+
+def test_a_need_of_labels_may_hang_on_a_parameter(toy, tmp_path, own):
+    name = own(PARTLY)
+    rows = f'[{{with: {{"{name}:Partly": {{labelled: true}}}}}}, {{without: {{"{name}:Partly": {{}}}}}}]'
+    results = run_experiment(parse_experiment(LEAN.replace("[l2]", rows)), tmp_path, data=toy)
+    assert {"with", "without"} <= set(results["methods"])
+
+
+def test_a_row_of_the_methods_name_is_the_method_or_an_error(toy, tmp_path):
+    same = LEAN.replace("[l2]", "[similarity]")
+    assert [a.role for a in plan(Bench(parse_experiment(same), tmp_path, data=toy)).arms].count("baseline") == 0
+    other = LEAN.replace("[l2]", "[{similarity: {similarity: {tau_student: 0.5}}}]")
+    with pytest.raises(ConfigError, match="'similarity' is the name of the method's row"):
+        plan(Bench(parse_experiment(other), tmp_path, data=toy))
+
+
+def test_the_place_of_a_row_is_found_by_its_whole_name(toy, tmp_path, own):
+    name = own(PEERS)
+    text = LEAN.replace("[l2]", f'[cosine, l2, {{cos: {{method: "{name}:Peers", keep: best, batch_size: 500}}}}]')
+    plain = parse_experiment(text.replace("keep: best, batch_size: 500", "keep: best"))
+    with pytest.raises(ConfigError, match=r"compare\.2\.cos\.keep"):  # no held-out pairs for a method on few labels
+        plan(Bench(plain, tmp_path, data=toy))
+
+
+HOOKED = (
+    PEERS
+    + """
+    class Hooked(Peers):
+        facts = Facts(name="hooked", title="t", paper="ours", needs=frozenset({"labels"}))
+        def before_epoch(self, data, epoch):
+            assert len(data) == 12, "hooks see the stage's own data"
+"""
+)
+
+
+def test_methods_whose_hooks_see_the_data_first_are_not_rehearsed_on_less(toy, tmp_path, own):
+    name = own(HOOKED)
+    run_experiment(
+        parse_experiment(alone(name, "Hooked").replace("batch_size: 32", "batch_size: 4")), tmp_path, data=toy
+    )

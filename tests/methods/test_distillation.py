@@ -284,6 +284,29 @@ class NeedsLogits(Soft):
     facts = Facts(name="needs_logits", title="t", paper="ours", needs=frozenset({"teacher_logits"}))
 
 
+class Known(Soft):
+    facts = Facts(name="known", title="t", paper="ours", needs=frozenset({"labels"}))
+
+
+def test_without_a_stage_nothing_is_silently_left_out():
+    method = distillation().train()
+    method.after_step()
+    assert method._context(batch_of()).progress == 0  # nobody said how long it takes
+    torch.manual_seed(0)
+    how = {"source": "rich", "target": "poor", "projector": "linear"}
+    silent = Distillation(student(), teacher=nn.Linear(12, 9), objectives={"l2": L2()}, **how)
+    with pytest.raises(NetworkError, match="projector is not made yet"):
+        silent.training_step(batch_of())
+    with pytest.raises(ConfigError, match=r"without dots; received 'a\.b'"):
+        distillation({"a.b": L2()})
+
+
+def test_a_tap_before_an_in_place_change_costs_no_second_step_of_batch_norm():
+    method, batch = pictures({"attention": Attention((("stem.1", "stem.1"),))})
+    method.train().training_step(batch)
+    assert method.network.encoder.stem[1].num_batches_tracked == 1
+
+
 def test_objectives_that_read_logits_put_a_head_on_the_student_that_is_dropped_afterwards(toy):
     method = distillation({"soft": NeedsLogits()})
     batch = batch_of()
@@ -309,9 +332,11 @@ def test_a_teacher_without_logits_serves_objectives_that_can_do_without(toy):
         build(Soft(), None).before_stage(Batches([batch_of()]))
     with pytest.raises(NetworkError, match="gives no logits"):
         build(NeedsLogits(), 4).before_stage(Batches([batch_of()]))
+    wider = distillation({"soft": NeedsLogits()}, classes=3)  # a teacher of other classes teaches its own
+    wider.before_stage(Batches([batch_of()]))
+    assert wider.head.out_features == 4
     with pytest.raises(NetworkError, match="over 4 classes, the data have 3"):
-        method = distillation({"soft": Soft()}, classes=3)
-        method.before_stage(Batches([batch_of()]))
+        distillation({"soft": Known()}, classes=3).before_stage(Batches([batch_of()]))
 
 
 class Attention(L2):

@@ -343,6 +343,16 @@ def test_the_best_weights_are_kept(tmp_path):
     assert same(best, two)
 
 
+def test_best_weights_that_were_never_seen_are_not_the_last_ones():
+    class Blind(Regression):
+        def held_out_step(self, batch):
+            return {"loss": torch.tensor(float("nan"))}
+
+    how = Settings(epochs=1, batch_size=16, keep="best")
+    with pytest.raises(TrainingError, match="no epoch of the stage had a finite held-out loss"):
+        train(Blind(), settings=how, held_out=Pairs(20, seed=1))
+
+
 def test_best_without_held_out_is_refused():
     with pytest.raises(ConfigError, match="no held-out"):
         train(Regression(), settings=Settings(keep="best"))

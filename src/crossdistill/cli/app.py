@@ -150,10 +150,10 @@ def _leave(code: int) -> NoReturn:
 
 
 def _import_from_here() -> None:
-    """Let a user's "module:name" be a file of the current folder, as `python -m` does; that folder and no other."""
+    """Let a user's "module:name" be a file of the current folder too; that folder and no other."""
     here = str(Path.cwd())
     if here not in sys.path and not sys.flags.safe_path:
-        sys.path.insert(0, here)
+        sys.path.append(here)  # last: a file here must not stand in for a library
 
 
 def _show_version(wanted: bool) -> None:
@@ -177,7 +177,6 @@ def demo(out: Out = Path("runs/demo"), jobs: Jobs = None) -> None:
     """Teach a student on real data that come with the package, and prove whether it helped; under three minutes."""
     from crossdistill.experiments.files import shipped
 
-    _import_from_here()
     _run(shipped("demo"), [], out, jobs)
 
 

@@ -65,8 +65,12 @@ def list_arms(experiment: Experiment) -> list[Arm]:
     name = row_name(main.objectives) or main.method
     arms = [Arm(name, "method", _title(main), target, main)]
     for row, stage in experiment.compare.items():
-        if row == name:
+        if row == name and stage == main:
             continue  # the method has that row already
+        if row == name:
+            raise ConfigError(
+                f"{experiment.document.where(('compare',))}: '{row}' is the name of the method's row; choose another"
+            )
         arms.append(Arm(row, "baseline", _title(stage), target, stage))
     taught = bool(main.teacher)
     paired = "pairs" in lookup("crossdistill.methods", main.method).facts.needs

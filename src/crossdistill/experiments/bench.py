@@ -212,7 +212,9 @@ class Bench:
         held_out = self.held_out_data(arm, seed)
         held = "" if held_out is None else held_out.fingerprint
         named = [stage.method, *(o.name for o in stage.objectives), *(name for name, _ in self.networks.values())]
-        return digest(code_version(), own_code(*named), facts, self.networks, data, held, seed, teacher)
+        spec = self.experiment.data
+        roles = [spec.source, spec.target, spec.further, arm.modality, self.data.classes]
+        return digest(code_version(), own_code(*named), facts, roles, self.networks, data, held, seed, teacher)
 
     def product(
         self, arm: Arm, seed: int, *, listen: LISTEN | None = None, stop: Callable[[], bool] | None = None
@@ -340,9 +342,9 @@ class Bench:
 
     def reads_labels(self, stage: StageSpec) -> bool:
         """Say whether a stage's method or one of its objectives needs labels; no other stage receives them."""
-        classes = [lookup("crossdistill.methods", stage.method)]
-        classes += [lookup("crossdistill.objectives", o.name) for o in stage.objectives]
-        return any("labels" in cls.facts.needs for cls in classes)
+        needs = [lookup("crossdistill.methods", stage.method).facts.needs]
+        needs += [lookup("crossdistill.objectives", o.name)(**o.parameters).needs for o in stage.objectives]
+        return any("labels" in needed for needed in needs)
 
     def teacher_key(self, stage: StageSpec, seed: int) -> str:
         """Hash what makes the teacher of a stage, weights files and the user's own sources included."""

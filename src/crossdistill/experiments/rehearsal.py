@@ -29,13 +29,15 @@ from crossdistill.experiments.yaml_lines import Place
 from crossdistill.methods import Distillation, Method
 from crossdistill.networks.base import Outputs, as_outputs
 from crossdistill.objectives import Context
-from crossdistill.training.feed import Feed
 
 if TYPE_CHECKING:
     from crossdistill.experiments.bench import Bench
 
 FEW = 8
 """Samples that the networks are run on; more would only take time."""
+
+STEP = 32
+"""Samples that a step is rehearsed on, at most."""
 
 
 def rehearse(bench: Bench, arms: Sequence[Arm]) -> None:
@@ -48,21 +50,22 @@ def rehearse(bench: Bench, arms: Sequence[Arm]) -> None:
     """
     seed = bench.experiment.seeds[0]
     seen: list[object] = []
+    teachers: dict[str, nn.Module | None] = {"": None}
     device, teaching = _device(), bench.teaching()
     with undrawn(device), named(bench, None):
         for arm in (*arms, *([] if teaching is None else [teaching])):
-            if arm.stage is None or arm.stage.module is not None:
+            if arm.stage is None or arm.stage.module is not None or arm.stage in seen:
                 continue
-            teacher = untrained(bench, arm.stage.teacher) if arm.stage.teacher else None
+            seen.append(arm.stage)
+            name = arm.stage.teacher
+            if name not in teachers:
+                teachers[name] = untrained(bench, name)
             with named(bench, arm):
-                method = bench.method(arm, seed, teacher=teacher)
-                if arm.stage in seen:
-                    continue
+                method = bench.method(arm, seed, teacher=teachers[name])
                 if isinstance(method, Distillation):
                     _rehearse_objectives(bench, arm, method, device)
                 else:
                     _rehearse_step(bench, arm, method)
-            seen.append(arm.stage)
 
 
 def untrained(bench: Bench, name: str) -> nn.Module:
@@ -117,27 +120,28 @@ def _rehearse_objectives(bench: Bench, arm: Arm, method: Distillation, device: t
 
 
 def _rehearse_step(bench: Bench, arm: Arm, method: Method) -> None:
-    """Run one step of a method, forward and backward, on one batch of its stage, with its hooks before it.
+    """Run one step of a method, forward and backward, on a few rows of a batch; not if hooks see the data first.
 
     Raises:
         TrainingError: If the method raises what is no error of ours; with its place in the user's code.
     """
     assert arm.stage is not None
+    hooks = ((type(method).before_stage, Method.before_stage), (type(method).before_epoch, Method.before_epoch))
+    if any(own is not none for own, none in hooks):
+        return
     seed = bench.experiment.seeds[0]
     rows, settings = bench.stage_data(arm, seed), bench.settings(arm, seed)
-    size = min(settings.batch_size, len(rows))
-    few = rows.subset(np.arange(size))
-    labels, cpu = bench.reads_labels(arm.stage), torch.device("cpu")
-    feed = Feed(method, few, device=cpu, labels=labels, batch_size=size, store=None, seed=seed)
-    loader = few.loader(method.inputs(), batch_size=size, seed=seed, shuffle=False, labels=labels)
-    feed.epochs, feed.steps_per_epoch = settings.epochs, 1
+    loader = rows.loader(
+        method.inputs(),
+        batch_size=settings.batch_size,
+        seed=seed,
+        labels=bench.reads_labels(arm.stage),
+        distinct_groups=settings.distinct_groups,
+    )
     torch.manual_seed(seed)
     try:
-        method.eval().before_stage(feed)
-        method.before_epoch(feed, 0)
-        method.train()
-        losses = next(method.training_steps(next(feed.epoch(loader, 0))))
-        if losses.terms:
+        losses = next(method.train().training_steps(loader.batch(0, loader.plan(0)[0][:STEP])), None)
+        if losses is not None and losses.terms:
             losses.total.backward()  # pyright: ignore[reportUnknownMemberType]
     except CrossDistillError:
         raise
@@ -262,8 +266,8 @@ def _place(experiment: Experiment, arm: Arm | None, objective: str = "") -> Plac
     if not objective and arm.stage.name in experiment.stages:
         return ("stages", arm.stage.name)
     if not objective:
-        numbers = [n for n, item in enumerate(experiment.document.values["compare"]) if arm.name in item]
-        return ("compare", numbers[0], arm.name)
+        rows = [[item] if isinstance(item, str) else list(item) for item in experiment.document.values["compare"]]
+        return ("compare", next(n for n, names in enumerate(rows) if arm.name in names), arm.name)
     if arm.role != "baseline":
         return ("stages", arm.stage.name, "objectives", objective)
     listed: list[Any] = experiment.document.values.get("compare") or []

@@ -23,10 +23,9 @@ CONTROLS: Mapping[str, str] = {
     "shuffled_pairs": "the same distillation with every pair broken",
     "teacher": "the teacher itself, on the source modality: the ceiling",
 }
+"""The rows that every comparison carries, and what each of them is."""
 ALONE = "the source's own network, trained together with the student: the ceiling"
 """What stands in the teacher's row where a method has no teacher."""
-
-"""The rows that every comparison carries, and what each of them is."""
 
 
 @dataclass(frozen=True)

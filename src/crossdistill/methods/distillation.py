@@ -80,6 +80,8 @@ class Distillation(Method):
         if source == target:
             raise ConfigError(f"source and target are both '{source}'; distillation goes from one modality to another")
         self.source, self.target, self.teacher_reads, self.projector_kind = source, target, teacher_reads, projector
+        if odd := [name for name in objectives if not name or "." in name]:
+            raise ConfigError(f"an objective's name must be a word without dots; received '{odd[0]}'")
         self.objectives = nn.ModuleDict(objectives)
         self.network = Network(student)
         layers = [pair for o in objectives.values() if o.reads == "maps" for pair in o.layers or [("", "")]]
@@ -207,8 +209,12 @@ class Distillation(Method):
     def _make_head(self, teacher: Outputs) -> None:
         """Make the student's head for logits, once."""
         theirs = None if teacher.logits is None else teacher.logits.shape[1]
-        if theirs is not None and self._classes is not None and theirs != self._classes:
-            raise NetworkError(f"the teacher's logits are over {theirs} classes, the data have {self._classes}")
+        labelled = any(o.reads == "logits" and "labels" in o.needs for _, o in self._objectives())
+        if labelled and theirs is not None and self._classes is not None and theirs != self._classes:
+            raise NetworkError(
+                f"the teacher's logits are over {theirs} classes, the data have {self._classes}, and one head "
+                "cannot be both"
+            )
         classes = theirs or self._classes
         if classes is None:
             raise NetworkError("the teacher gives no logits, so the student's head needs `classes`")
@@ -218,7 +224,11 @@ class Distillation(Method):
     # Training --------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch) -> Losses:
-        """Weighted parts of all objectives on one batch of pairs."""
+        """Weighted parts of all objectives on one batch of pairs.
+
+        In a loop of one's own that has no stages, `rehearse` or `before_stage` comes first where a head, a projector
+        or an objective's memory is to be made.
+        """
         return self._losses(*self._outputs(batch), self._context(batch))
 
     def after_step(self) -> None:
@@ -260,7 +270,7 @@ class Distillation(Method):
             label=batch.get("label"),
             index=index_of(batch, self.target) if "index" in batch else None,
             group=batch.get("group"),
-            progress=min(1.0, self._done / max(1, self._length)),
+            progress=min(1.0, self._done / self._length) if self._length else 0.0,
         )
 
     def _outputs(self, batch: Batch) -> tuple[Outputs, Outputs]:
@@ -290,6 +300,10 @@ class Distillation(Method):
         if objective.reads == "logits":
             return student.read("logits") if self.head is None else self.head(student.features)
         always = self.projector_kind != "auto"
+        if self.projector_kind in ("linear", "mlp") and self.projector is None:
+            raise NetworkError(
+                "the projector is not made yet: the teacher does not say its `dim`; call before_stage first"
+            )
         if self.projector is not None and (always or "equal_widths" in objective.needs):
             return self.projector(student.features)
         return student.features

@@ -100,6 +100,8 @@ class Maps:
             if "" in self.words:
                 self._places[""] = deepest_maps(self.network, x)
             self._taps = Taps(self.network, self._places.values())
+            with evaluated(self.network), torch.no_grad():
+                self._taps.run(x)  # to see what is changed in place, before a step counts
         result, taken = self._taps.run(x)
         outputs, maps = as_outputs(result), {word: taken[path] for word, path in self._places.items()}
         for word, value in maps.items():

@@ -25,7 +25,8 @@ class Context:
     """What is known of a batch beside the networks' outputs; None where nothing is said.
 
     Attributes:
-        label: Classes (b,) int64, for objectives that need labels; -1 where a row's class is not known.
+        label: Classes (b,) int64, for objectives that need labels; -1 where a row's class is not known: that may be
+            all of a batch, and is all of held-out rows.
         index: Positions of the samples in the data set (b,) int64, for objectives with a memory.
         group: Rows of one group (b,) int64 must not count as negatives of each other.
         progress: Share of the stage's steps that are done, in [0, 1], for weights that change as training goes on.

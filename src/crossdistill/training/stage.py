@@ -98,6 +98,10 @@ class Stage:
             listener.started(self.total, progress.step)
         while progress.epoch < self.settings.epochs:
             self._epoch(listener, stop)
+        if self.settings.keep == "best" and progress.best is None:
+            raise TrainingError(
+                f'keep is "best", and no epoch of {self.name or "the stage"} had a finite held-out loss'
+            )
         if progress.best is not None:
             load_state(self.method, progress.best["state"], extra=False, where="the best epoch's weights")
         self.method.eval()

@@ -206,10 +206,9 @@ def test_the_intended_targets_teach_both_and_the_invariant_part_the_wrong_way_ro
         }
         assert found.adversary.weight.grad.norm() > 0
         assert all(p.grad is None for p in found.networks["rich"].encoder.specific.parameters())
-    z, head = method().train(), None
+    z = method().train()
     logits = [z.adversary(z.networks[name].encoder.parts(batch[name]).invariant) for name in WIDTHS]
-    head = modality_cross_entropy(torch.cat(logits), torch.tensor([0] * 7 + [1] * 8))
-    head.backward()
+    modality_cross_entropy(torch.cat(logits), torch.tensor([0] * 7 + [1] * 8)).backward()
     for name in WIDTHS:
         straight = z.networks[name].encoder.invariant.encoder.layers[1].weight.grad
         assert straight.norm() > 0
@@ -221,11 +220,8 @@ def test_the_intended_targets_teach_both_and_the_invariant_part_the_wrong_way_ro
 def test_streams_need_not_be_paired():
     found, batch = method().train(), batch_of()
     order = torch.randperm(8)
-    mixed = {
-        **batch,
-        "poor": batch["poor"][order],
-        "label": {**batch["label"], "poor": batch["label"]["poor"][order]},
-    }
+    label = {**batch["label"], "poor": batch["label"]["poor"][order]}
+    mixed = {**batch, "poor": batch["poor"][order], "label": label}
     one, two = found.training_step(batch), found.training_step(mixed)
     for name in TERMS:
         assert one.terms[name].item() == pytest.approx(two.terms[name].item(), rel=1e-5)

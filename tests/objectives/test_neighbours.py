@@ -11,9 +11,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.errors import ConfigError, Interrupted, ObjectiveError
+from crossdistill.methods import Distillation
+from crossdistill.networks import MLP
 from crossdistill.objectives import Context, unit
 from crossdistill.objectives.neighbours import AlignedQueues, Neighbours, neighbour_kl, top_of
+from crossdistill.training import Settings, fit
 
 DOUBLE = torch.float64
 
@@ -166,7 +169,10 @@ def test_a_class_is_its_function_on_what_came_before(options):
     for step, (s, t) in enumerate(batches):
         (value,) = objective.terms(s, t, Context()).values()
         if not step:
-            assert value == 0
+            near = [torch.stack([(F.normalize(x) @ F.normalize(x)[i])[torch.arange(4) != i] for i in range(4)])
+                    for x in (s, t)]  # fmt: skip
+            expected = neighbour_kl(*near, **{"top_k": 2, **options})
+            assert value.item() == pytest.approx(expected.item(), rel=1e-12)
             continue
         old = [torch.cat([batch[side] for batch in batches[:step]])[-10:] for side in (0, 1)]
         near = [F.normalize(x) @ F.normalize(q).T for x, q in zip((s, t), old, strict=True)]
@@ -186,12 +192,24 @@ def test_a_scaled_and_rotated_student_is_the_optimum_and_eval_mode_remembers_not
     assert int(objective.queues.filled) == 6
 
 
-def test_the_first_batch_costs_nothing_and_keeps_the_graph():
-    s = torch.randn(3, 4, requires_grad=True)
-    loss = Neighbours()(s, torch.randn(3, 4))
+def test_a_first_row_alone_costs_nothing_and_keeps_the_graph():
+    s = torch.randn(1, 4, requires_grad=True)
+    loss = Neighbours()(s, torch.randn(1, 4))
     loss.backward()
     assert loss.item() == 0
-    assert torch.equal(s.grad, torch.zeros(3, 4))
+    assert torch.equal(s.grad, torch.zeros(1, 4))
+
+
+def test_a_first_batch_learns_with_its_own_rows_as_constants():
+    x, t = torch.randn(5, 4, dtype=DOUBLE), torch.randn(5, 3, dtype=DOUBLE)
+    s, fixed, objective = x.clone().requires_grad_(), F.normalize(x), Neighbours(tau_student=0.5)
+    objective(s, t).backward()
+    live = x.clone().requires_grad_()
+    apart = [torch.arange(5) != i for i in range(5)]
+    near = torch.stack([(fixed @ F.normalize(live, dim=1)[i])[apart[i]] for i in range(5)])
+    taught = torch.stack([(F.normalize(t) @ F.normalize(t)[i])[apart[i]] for i in range(5)])
+    neighbour_kl(near, taught, top_k=2, tau_student=0.5).backward()
+    torch.testing.assert_close(s.grad, live.grad, rtol=1e-10, atol=1e-12)
 
 
 def test_a_step_between_loss_and_backward_does_no_harm():
@@ -252,6 +270,30 @@ def test_state_comes_back_into_a_fresh_objective():
     fresh.load_state_dict(objective.state_dict())
     s, t = torch.randn(3, 4), torch.randn(3, 2)
     assert torch.equal(objective(s, t), fresh(s, t))
+
+
+def distillation():
+    torch.manual_seed(0)
+    teacher, student = (MLP((width,), hidden=(10,), dim=dim) for width, dim in ((12, 6), (8, 5)))
+    given = {"neighbours": Neighbours(50)}
+    return Distillation(student, teacher=teacher, objectives=given, source="rich", target="poor")
+
+
+def test_it_distils_and_resumes_with_the_same_bits_and_the_teacher_stays(toy, tmp_path):
+    rows, settings = toy.split("train"), Settings(epochs=3, batch_size=32, lr=0.01)
+    how = {"seed": 5, "held_out": toy.split("validation"), "accelerator": "cpu"}
+    whole, calls = fit(distillation(), rows, settings, **how), []
+    with pytest.raises(Interrupted):
+        stop = {"stop": lambda: calls.append(1) or len(calls) == 7}
+        fit(distillation(), rows, settings, folder=tmp_path, **stop, **how)
+    resumed = fit(distillation(), rows, settings, folder=tmp_path, **how)
+    state, other = whole.state_dict(), resumed.state_dict()
+    assert int(state["objectives.neighbours.queues.filled"]) == 480
+    for name, value in state.items():
+        assert value == other[name] if isinstance(value, dict) else torch.equal(value, other[name]), name
+    for name, value in distillation().teacher.state_dict().items():
+        assert torch.equal(value, whole.teacher.state_dict()[name])
+    assert whole.projector is None  # widths may differ
 
 
 # Two processes -------------------------------------------------------------------------------------------------------

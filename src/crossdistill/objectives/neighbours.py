@@ -167,8 +167,8 @@ class Neighbours(Objective):
     KL(softmax(t Q_t / tau_teacher) || softmax(s Q_s / tau_student)) over the columns nearest to the teacher, with s, t
     at unit length, and Q_s, Q_t what student and teacher gave for the same earlier pairs. This is the system of Mao et
     al. in one direction with a frozen teacher. Ours: the student's queue holds its own earlier outputs, as there is no
-    momentum encoder, and only columns that hold a pair count, where the original starts with random ones. The very
-    first batch finds empty queues and has a loss of 0. Temperatures hardly matter at small size (measured).
+    momentum encoder, and only columns that hold a pair count, where the original starts with random ones. A batch that
+    finds empty queues is compared with its own other rows. Temperatures hardly matter at small size (measured).
 
     Args:
         queue_size: Earlier pairs to compare with, first in first out; 512 as in our acceptance run, 16384 as released
@@ -211,13 +211,16 @@ class Neighbours(Objective):
         check_pair(student, teacher, name="neighbours", equal_widths=False)
         self.prepare(student, teacher, pairs=0)
         s, t = unit(gather_rows(student)), unit(gather_rows(teacher.detach()))
-        held = self.queues.held
-        loss = 0 * s.sum()
-        if held:
+        if self.queues.held:
+            near, taught = self.queues.similarities("student", s), self.queues.similarities("teacher", t)
+        else:
+            near, taught = _among_others(s), _among_others(t)
+        loss = 0 * s.sum()  # a single row that nothing can be compared with
+        if near.shape[1]:
             loss = neighbour_kl(
-                self.queues.similarities("student", s),
-                self.queues.similarities("teacher", t),
-                top_k=top_of(self.top_k, held),
+                near,
+                taught,
+                top_k=top_of(self.top_k, near.shape[1]),
                 tau_student=self.tau_student,
                 tau_teacher=self.tau_teacher,
             )
@@ -240,3 +243,9 @@ def _check_top(top_k: int | None) -> None:
 def _cosines(z: Tensor, rows: Tensor) -> Tensor:
     z = unit(z)
     return z @ rows.to(z).T
+
+
+def _among_others(z: Tensor) -> Tensor:
+    """Compare unit rows with the other rows of the batch, which stand for constants: (b, b - 1)."""
+    others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    return (z @ z.detach().T)[others].view(len(z), len(z) - 1)

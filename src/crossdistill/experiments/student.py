@@ -24,9 +24,11 @@ from crossdistill.evaluation import UnitLength, linear_probe
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.judge import features
+from crossdistill.experiments.signatures import parameters_of
 from crossdistill.files import whole_file, write_json, write_text
+from crossdistill.methods import Method
 from crossdistill.networks import as_outputs, build_encoder
-from crossdistill.registry import load_dotted
+from crossdistill.registry import load_dotted, lookup
 
 FORMAT = 1
 
@@ -152,6 +154,7 @@ def save_student(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) 
         "crossdistill": __version__,
         "modality": modality.to_json(),
         "encoder": {"name": spec.pop("encoder", "auto"), "shape": list(modality.shape), "parameters": spec},
+        **_through(bench, arm, encoder),
         "features": probe.weight.shape[1],
         "class_names": list(student.class_names),
         "seed": seed,
@@ -163,6 +166,21 @@ def save_student(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) 
     write_json(folder / "config.json", config)
     write_text(folder / "README.md", model_card(bench, arm, seed, results))
     return folder
+
+
+def _through(bench: Bench, arm: Arm, encoder: nn.Module) -> dict[str, Any]:
+    """Say how a student is rebuilt that is no encoder alone, but what its method made of several; empty otherwise."""
+    assert arm.stage is not None
+    if encoder.state_dict().keys() == bench.encoder(arm.modality, 0).state_dict().keys():
+        return {}
+    spec, networks = bench.experiment.data, dict[str, Any]()
+    for name in spec.modalities:
+        kind, given = bench.data.modality(name), dict(bench.experiment.networks[name])
+        made = {"name": given.pop("encoder"), "kind": kind.kind, "shape": list(kind.shape), "parameters": given}
+        networks[name] = made
+    roles = {"source": spec.source, "target": spec.target, "modality": arm.modality, "classes": bench.data.classes}
+    method = {"name": arm.stage.method, "parameters": dict(arm.stage.parameters), "networks": networks, **roles}
+    return {"method": method}
 
 
 def remove_student(folder: Path) -> None:
@@ -232,11 +250,28 @@ def own_module(name: str) -> str:
 def _rebuilt(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Student:
     modality, spec, names = Modality.from_json(config["modality"]), config["encoder"], config["class_names"]
     with torch.random.fork_rng(devices=[]):
-        encoder = build_encoder(spec["name"], tuple(spec["shape"]), modality.kind, **spec["parameters"])
+        if "method" in config:
+            encoder = _of_method(config["method"])
+        else:
+            encoder = build_encoder(spec["name"], tuple(spec["shape"]), modality.kind, **spec["parameters"])
         head = nn.Sequential(UnitLength(), nn.Linear(config["features"], len(names)))
     student = Student(encoder, head, modality, names)
     student.load_state_dict(state)
     return student.eval()
+
+
+def _of_method(made: Mapping[str, Any]) -> nn.Module:
+    """Build a method as `Bench.method` does, of new networks, and give its student."""
+    cls = lookup("crossdistill.methods", made["name"])
+    encoders = {
+        name: build_encoder(spec["name"], tuple(spec["shape"]), spec["kind"], **spec["parameters"])
+        for name, spec in made["networks"].items()
+    }
+    roles: dict[str, Any] = {name: made[name] for name in ("source", "target", "modality", "classes")}
+    roles |= {"encoders": encoders, "encoder": encoders[made["modality"]]}
+    given = {name: value for name, value in roles.items() if name in parameters_of(cls)}
+    method: Method = cls(**given, **made["parameters"])
+    return method.student(made["modality"])
 
 
 def model_card(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) -> str:

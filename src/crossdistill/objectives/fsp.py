@@ -1,0 +1,120 @@
+"""Flow of the solution procedure: how one layer's channels go together with the next one's, as in the teacher.
+
+Source: Yim et al. 2017; the equation is from memory, unverified; a released implementation gives its weight.
+
+Shapes: b pairs, channels c1 and c2 of two consecutive layers, equal in student and teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.objectives._maps import check_finite, check_layers, check_lists, check_maps, name_parts
+from crossdistill.objectives.base import Context, Objective, Reads, full_precision
+from crossdistill.registry import Facts
+
+
+@full_precision
+def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
+    """Give G_ij = (1 / h w) sum over places of first_i * second_j, (b, c1, c2).
+
+    Args:
+        first: Maps (b, c1, h, w) of a layer.
+        second: Maps (b, c2, h, w) of a later one of the same network and size.
+
+    Raises:
+        ObjectiveError: If their sizes differ.
+    """
+    check_maps(first, second, name="fsp", sides=("first layer", "second layer"))
+    if first.shape[2:] != second.shape[2:]:
+        raise ObjectiveError(
+            f"fsp: consecutive layers of a network must have maps of equal size; received {tuple(first.shape[2:])} "
+            f"and {tuple(second.shape[2:])}. Name two layers between which nothing is halved"
+        )
+    places = first.shape[2] * first.shape[3]
+    return torch.einsum("bcp,bdp->bcd", first.flatten(2), second.flatten(2) / places)
+
+
+@full_precision
+def flow_distance(
+    student_first: Tensor, student_second: Tensor, teacher_first: Tensor, teacher_second: Tensor
+) -> Tensor:
+    """Mean over samples and entries of (G_s - G_t)^2.
+
+    Args:
+        student_first: (b, c1, h_s, w_s).
+        student_second: (b, c2, h_s, w_s).
+        teacher_first: (b, c1, h_t, w_t), detached.
+        teacher_second: (b, c2, h_t, w_t), detached.
+
+    Raises:
+        ObjectiveError: If channels differ between the networks, or sizes within one, or if it overflows.
+    """
+    for s, t in ((student_first, teacher_first), (student_second, teacher_second)):
+        check_maps(s, t, name="fsp")
+        if s.shape[1] != t.shape[1]:
+            raise ObjectiveError(
+                f"fsp: student and teacher must have equally many channels; received {s.shape[1]} and {t.shape[1]}. "
+                "Use networks of equal widths, or nst or at, which need no equal channels"
+            )
+    g_s = flow_matrix(student_first, student_second)
+    g_t = flow_matrix(teacher_first.detach(), teacher_second.detach())
+    loss = (g_s - g_t).square().mean()
+    given = ((student_first, student_second), (teacher_first, teacher_second))
+    return check_finite(loss, *given, name="fsp", advice="Scale the maps, or tap behind a norm")
+
+
+class Flow(Objective):
+    """FSP: the products of one layer's channels with the next one's, averaged over places, are the teacher's.
+
+    The loss is `flow_distance` of every two neighbours in `layers`, summed. Student and teacher must have equally many
+    channels there, in the same order, which fits networks of one architecture and little else. Within a network both
+    layers must be of equal size; between the networks sizes may differ, as places are averaged away. Channels then mean
+    the same only if what they look for does: related pictures (RGB and depth, a photo and its edges), not image and
+    audio. Layers above the maps get no gradient: add a loss on features to train them.
+
+    The original trains its student in a second stage with labels; here it is one label-free loss. Released code pools
+    unequal sizes, this refuses them. The released weight, 50, stands beside a supervised loss of weight 1.
+
+    Args:
+        layers: Two or more pairs of dotted paths, [student's, teacher's], in the order of the networks; there is no
+            default, as the deepest maps are but one layer.
+
+    Raises:
+        ConfigError: If there are fewer than two.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        name="fsp",
+        title="products of consecutive layers' channels are the teacher's",
+        paper="Yim et al. 2017 (FSP); our reconstruction",
+        needs=frozenset({"pairs", "feature_maps"}),
+    )
+    reads: ClassVar[Reads] = "maps"
+
+    def __init__(self, layers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__()
+        self.layers = check_layers("fsp", layers)
+        if len(self.layers) < 2:
+            raise ConfigError(
+                "fsp needs layers: two or more consecutive pairs of dotted paths such as [stages.1.0, stages.1.0] and "
+                f"[stages.1.1, stages.1.1]; received {len(self.layers)}"
+            )
+
+    def parts(self, student: Sequence[Tensor], teacher: Sequence[Tensor], context: Context) -> dict[str, Tensor]:
+        """Give {"fsp": the mean}, or "fsp0", "fsp1", ... for more than two layers; lists of (b, c, h, w).
+
+        Raises:
+            ObjectiveError: If there are fewer than two maps, or `flow_distance` refuses them.
+        """
+        pairs = check_lists(student, teacher, name="fsp")
+        if len(pairs) < 2:
+            raise ObjectiveError(f"fsp compares consecutive layers and needs two or more; received {len(pairs)}")
+        losses = [flow_distance(s1, s2, t1, t2) for (s1, t1), (s2, t2) in pairwise(pairs)]
+        return name_parts("fsp", losses)

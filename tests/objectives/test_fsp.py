@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from picture_worlds import pictures, train
 
 from crossdistill.errors import ConfigError, ObjectiveError
 from crossdistill.objectives.fsp import Flow, flow_distance, flow_matrix
@@ -82,12 +83,13 @@ def test_layers_of_other_sizes_are_refused():
 
 
 def test_two_layers_are_asked_for():
-    with pytest.raises(ConfigError, match=r"two or more consecutive pairs .* received 0"):
-        Flow()
-    with pytest.raises(ConfigError, match="received 1"):
+    with pytest.raises(ConfigError, match=r"two or more consecutive layers: name them in layers, .* received one"):
         Flow((("a", "a"),))
-    with pytest.raises(ObjectiveError, match="needs two or more; received 1"):
-        Flow(TWO)([maps()], [maps()])
+    for call in (Flow(), lambda s, t: Flow(TWO).prepare(s, t, pairs=3)):
+        with pytest.raises(ObjectiveError, match=r"needs two or more: name them in layers, .* received one map"):
+            call([maps()], [maps()])
+    with pytest.raises(ObjectiveError, match="needs two or more"):  # the deepest maps of both
+        train(pictures({"fsp": Flow()}))
 
 
 def test_products_that_overflow_are_told():

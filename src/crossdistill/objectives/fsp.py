@@ -19,6 +19,9 @@ from crossdistill.objectives._maps import check_finite, check_layers, check_list
 from crossdistill.objectives.base import Context, Objective, Reads, full_precision
 from crossdistill.registry import Facts
 
+_Pair = tuple[Tensor, Tensor]
+_SUCH_AS = ": name them in layers, such as [stages.1.0, stages.1.0] and [stages.1.1, stages.1.1]"
+
 
 @full_precision
 def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
@@ -83,11 +86,11 @@ class Flow(Objective):
     unequal sizes, this refuses them. The released weight, 50, stands beside a supervised loss of weight 1.
 
     Args:
-        layers: Two or more pairs of dotted paths, [student's, teacher's], in the order of the networks; there is no
-            default, as the deepest maps are but one layer.
+        layers: Two or more pairs of dotted paths, [student's, teacher's], in the order of the networks. They must be
+            said before training: the deepest maps, which none stands for, are but one layer.
 
     Raises:
-        ConfigError: If there are fewer than two.
+        ConfigError: If there is one pair, or what is no pair.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -101,11 +104,12 @@ class Flow(Objective):
     def __init__(self, layers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__()
         self.layers = check_layers("fsp", layers)
-        if len(self.layers) < 2:
-            raise ConfigError(
-                "fsp needs layers: two or more consecutive pairs of dotted paths such as [stages.1.0, stages.1.0] and "
-                f"[stages.1.1, stages.1.1]; received {len(self.layers)}"
-            )
+        if len(self.layers) == 1:
+            raise ConfigError(f"fsp needs two or more consecutive layers{_SUCH_AS}; received one")
+
+    def prepare(self, student: Sequence[Tensor], teacher: Sequence[Tensor], *, pairs: int) -> None:
+        """Refuse a single layer before training; nothing is made."""
+        self._neighbours(student, teacher)
 
     def parts(self, student: Sequence[Tensor], teacher: Sequence[Tensor], context: Context) -> dict[str, Tensor]:
         """Give {"fsp": the mean}, or "fsp0", "fsp1", ... for more than two layers; lists of (b, c, h, w).
@@ -113,8 +117,11 @@ class Flow(Objective):
         Raises:
             ObjectiveError: If there are fewer than two maps, or `flow_distance` refuses them.
         """
+        neighbours = self._neighbours(student, teacher)
+        return name_parts("fsp", [flow_distance(s1, s2, t1, t2) for (s1, t1), (s2, t2) in neighbours])
+
+    def _neighbours(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[_Pair, _Pair]]:
         pairs = check_lists(student, teacher, name="fsp")
         if len(pairs) < 2:
-            raise ObjectiveError(f"fsp compares consecutive layers and needs two or more; received {len(pairs)}")
-        losses = [flow_distance(s1, s2, t1, t2) for (s1, t1), (s2, t2) in pairwise(pairs)]
-        return name_parts("fsp", losses)
+            raise ObjectiveError(f"fsp compares consecutive layers and needs two or more{_SUCH_AS}; received one map")
+        return list(pairwise(pairs))

@@ -15,6 +15,9 @@ LEAN = EXPERIMENT.replace("seeds: 2", "seeds: 1").replace("fine_tune_steps: 5", 
 STAGES = LEAN[LEAN.index("stages:") : LEAN.index("compare")]
 SEVERAL = [name for name, cls in discover("crossdistill.methods").items() if "encoders" in parameters_of(cls)]
 OBJECTIVES = discover("crossdistill.objectives")
+SAID = {
+    "fsp": "{layers: [[stages.1.0.body, stages.1.0.body], [stages.1, stages.1]]}"
+}  # between two layers: which, is said
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -53,7 +56,7 @@ data: {{name: spots, source: rich, target: poor}}
 networks: {{rich: {{width: 4, blocks: [1, 1], dim: 8}}, poor: {{width: 4, blocks: [1, 1], dim: 8}}}}
 stages:
   teacher: {{method: supervised, modality: rich, epochs: 1, batch_size: 32}}
-  student: {{method: distillation, teacher: teacher, objectives: {{{name}: 1.0}}, epochs: 2, batch_size: 32}}
+  student: {{method: distillation, teacher: teacher, objectives: {{{name}: {SAID.get(name, 1.0)}}}, epochs: 2, batch_size: 32}}
 compare: []
 evaluate: {{labels_per_class: 3, ways: [linear]}}
 seeds: 1

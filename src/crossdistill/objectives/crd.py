@@ -140,7 +140,7 @@ class _Memory(nn.Module):
         for one, partner, memory in ((u, w, self.teacher), (w, u, self.student)):
             known = memory.to(one, copy=True)  # it is written to before the gradient is taken
             logits = one @ known.T  # (b, n) costs less than gathering (b, k, dim), unless n is above k * dim
-            first = (one * partner.detach()).sum(dim=1, keepdim=True) if own is None else logits.gather(1, own[:, None])
+            first = (one * partner).sum(dim=1, keepdim=True) if own is None else logits.gather(1, own[:, None])
             sides.append(torch.cat([first, logits.gather(1, drawn)], dim=1) / self.tau)
         log_z = self.log_z.to(u)
         if not int(self.steps):
@@ -319,7 +319,7 @@ class ContrastiveRepresentation(Objective):
         if self.project_s is None or self.project_t is None:
             raise ObjectiveError("crd: its projections are not made yet; call prepare(student, teacher, pairs=...)")
         raw_s, raw_t = self.project_s(student), self.project_t(teacher.detach())
-        finite(raw_s.detach().abs().amax() + raw_t.detach().abs().amax(), "crd", [student], [teacher])
+        finite(torch.maximum(raw_s.detach().abs().amax(), raw_t.detach().abs().amax()), "crd", [student], [teacher])
         u, w = gather_rows(unit(raw_s)), gather_rows(unit(raw_t))
         index = None if context.index is None else gather_rows(context.index)
         if self.memory is not None:

@@ -109,7 +109,7 @@ def test_large_logits_are_computed_and_too_large_ones_are_refused(form):
     value.sum().backward()
     assert value.isfinite().all()
     assert s.grad.isfinite().all()
-    with pytest.raises(ObjectiveError, match=r"overflows torch\.float32; the largest logits are 3"):
+    with pytest.raises(ObjectiveError, match=r"overflows torch\.float32; the largest entries are 3"):
         nontarget_kl(
             torch.tensor([[3e38, -3e38, 0.0]]), torch.tensor([[-3e38, 3e38, 0.0]]), torch.tensor([2]), form=form
         )

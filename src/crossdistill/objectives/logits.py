@@ -5,6 +5,8 @@ Shapes: b rows, c classes; logits are any finite numbers.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -91,17 +93,34 @@ def non_target(logits: Tensor, label: Tensor) -> Tensor:
     return logits.gather(1, others + (others >= label[:, None]).long())
 
 
-def finite(loss: Tensor, *logits: Tensor, name: str) -> Tensor:
-    """Hand a loss (or losses of rows) on, or say that finite logits were too large for it; looks on the CPU alone.
+def target_split(logits: Tensor, label: Tensor) -> Tensor:
+    """Give log (p_y, 1 - p_y) of each row, (b, c) to (b, 2), for two classes or more.
+
+    Both are differences of log-sum-exps, so that neither is lost where p_y is nearly 0 or 1.
+    """
+    rest = non_target(logits, label).logsumexp(dim=1)
+    own = logits.gather(1, label[:, None])[:, 0]
+    return torch.stack([own, rest], dim=1).log_softmax(dim=1)
+
+
+def js_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of rows of log-probabilities, (b, c) twice to (b,), in [0, ln 2]."""
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return ((log_p.exp() * (log_p - log_m)) + log_q.exp() * (log_q - log_m)).sum(dim=1) / 2
+
+
+def finite(loss: Tensor, *given: Tensor, name: str) -> Tensor:
+    """Hand a loss (or losses of rows) on, or say that finite input was too large for it; looks on the CPU alone.
 
     Raises:
-        ObjectiveError: If the loss is not finite and all logits are; where they are not, the network is at fault.
+        ObjectiveError: If the loss is not finite and all input is; where they are not, the network is at fault.
     """
     if loss.device.type == "cpu" and not bool(loss.isfinite().all()):
-        largest = [float(one.detach().abs().max()) for one in logits]
+        largest = [float(one.detach().abs().max()) for one in given]
         if all(value < float("inf") for value in largest):
             sizes = ", ".join(f"{value:.3g}" for value in largest)
             raise ObjectiveError(
-                f"{name}: the loss overflows {loss.dtype}; the largest logits are {sizes}. Scale them, or look at the networks' rates: such logits mean that training has diverged"
+                f"{name}: the loss overflows {loss.dtype}; the largest entries are {sizes}. Training may "
+                "have diverged: lower the learning rate, or scale what it is given"
             )
     return loss

@@ -59,7 +59,7 @@ def basis_split(features: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 @full_precision
 def standardise(features: Tensor) -> Tensor:
-    """Centre each row (b, d) on its own mean and scale it to unit length; a row that is constant up to rounding becomes 0."""
+    """Centre each row (b, d) on its own mean, to unit length; a row that is constant up to rounding becomes 0."""
     centred = features - features.mean(dim=1, keepdim=True)
     largest = features.detach().abs().amax(dim=1, keepdim=True)
     flat = centred.detach().abs().amax(dim=1, keepdim=True) <= ROUNDING * torch.finfo(features.dtype).eps * largest

@@ -1,4 +1,4 @@
-"""RLKD on random networks: are top classes ordered better? Run it with `python -m benchmarks.fidelity.rlkd [--seeds 3]`.
+"""RLKD on random networks: are top classes ordered better? `python -m benchmarks.fidelity.rlkd [--seeds 3]`.
 
 A frozen random teacher 32-256-200 on Gaussian inputs, logits centred by class and scaled to a standard deviation of
 2.5; a student 32-128-200 on 600 points, Adam 2e-3, gradient clipped at 1, 1500 steps of 64. Scores are those on the

@@ -66,15 +66,22 @@ def soft_ranks(values: Tensor, *, strength: float = 1.0, ignore: Tensor | None =
 
 
 def _isotonic(y: Tensor) -> Tensor:
-    """Give the nearest rows that fall from left to right, (b, n), by the min-max formula."""
+    """Give the nearest rows that fall from left to right, (b, n): means of y over blocks, found by the min-max formula.
+
+    The gradient is that of the means; neighbouring blocks that tie are one.
+    """
     n = y.shape[1]
-    sums = torch.cat([y.new_zeros(len(y), 1), y.cumsum(dim=1)], dim=1)
-    place = torch.arange(n, device=y.device)
-    length = place[None, :] - place[:, None] + 1  # of the piece j..l
-    before = length < 1
-    means = (sums[:, None, 1:] - sums[:, :-1, None]) / length.clamp(min=1)
-    most = means.masked_fill(before, -torch.inf).flip(2).cummax(dim=2).values.flip(2)
-    return most.masked_fill(before, torch.inf).min(dim=1).values
+    with torch.no_grad():
+        sums = torch.cat([y.new_zeros(len(y), 1), y.cumsum(dim=1)], dim=1)
+        place = torch.arange(n, device=y.device)
+        length = place[None, :] - place[:, None] + 1  # of the piece j..l
+        before = length < 1
+        means = (sums[:, None, 1:] - sums[:, :-1, None]) / length.clamp(min=1)
+        means = torch.where(length == 1, y[:, :, None], means)  # not by way of sums, which round
+        most = means.masked_fill(before, -torch.inf).flip(2).cummax(dim=2).values.flip(2)
+        v = most.masked_fill(before, torch.inf).amin(dim=1)
+        block = (v[:, :, None] == v[:, None, :]).to(y.dtype)
+    return (block @ y[:, :, None])[:, :, 0] / block.sum(dim=2)
 
 
 def check_strength(strength: float) -> None:

@@ -7,7 +7,6 @@ training points: the sheet's experiment shows better fitting, and no gain on hel
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from benchmarks.record import Check, Reference, keep, mean, row, run_seeds, seeds_from
 from torch import Tensor, nn
@@ -87,7 +86,7 @@ def checks(found: dict[str, list[float]]) -> list[Check]:
     made: list[Check] = []
     for setting in SETTINGS[1:4]:
         cr1, cr5, mor5 = (
-            np.array([mean(found[f"{name}, {which}"]) for which in (setting, "KL")]) for name in ("CR1", "CR5", "MOR5")
+            [mean(found[f"{name}, {which}"]) for which in (setting, "KL")] for name in ("CR1", "CR5", "MOR5")
         )
         made += [
             Check(f"{setting}: CR1 within 0.03 of KL's", f"{cr1[0] - cr1[1]:+.3f}", abs(cr1[0] - cr1[1]) <= 0.03),

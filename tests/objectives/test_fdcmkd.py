@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_refused():
         FeatureDisentanglement("pca").study([(t, Context())])
     with pytest.raises(ObjectiveError, match="finite"):
         prepared(s, s * float("nan"), "pca")
-    with pytest.raises(ObjectiveError, match="needs labels"):
+    with pytest.raises(ObjectiveError, match="fdcmkd: the shared classifiers need labels, and the batch has none"):
         prepared(s, s, classes=3)(s, s)
     with pytest.raises(ObjectiveError, match=r"fdcmkd: the loss overflows torch\.float32"):
         FeatureDisentanglement()(torch.full((1, 6), 3e38), torch.zeros(1, 6))

@@ -91,6 +91,7 @@ def _tau_b(s: Tensor, t: Tensor) -> Tensor:
         return (a > b).to(torch.int8) - (a < b).to(torch.int8)
 
     of_s, of_t = order(s), order(t)
-    agree = (of_s * of_t).sum(dim=(1, 2)).double()
-    untied = (of_s.abs().sum(dim=(1, 2)).double() * of_t.abs().sum(dim=(1, 2)).double()).sqrt()
-    return torch.where(untied > 0, agree / untied.clamp(min=1.0), 0.0).to(s.dtype)
+    agree = (of_s * of_t).sum(dim=(1, 2))
+    untied = of_s.abs().sum(dim=(1, 2)) * of_t.abs().sum(dim=(1, 2))
+    tau = agree.to(s.dtype) / untied.clamp(min=1).to(s.dtype).sqrt()  # 0 / 1 where all classes of a row tie
+    return tau.clamp(-1, 1)

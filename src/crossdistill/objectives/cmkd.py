@@ -83,7 +83,7 @@ def k_means(points: Tensor, clusters: int, *, steps: int = 100) -> Tensor:
 
 def _draw(weights: Tensor) -> int:
     """Draw a position with probability proportional to finite weights (n,); evenly if there are none yet, or all 0."""
-    total = weights.double().cumsum(dim=0).cpu()
+    total = weights.cpu().double().cumsum(dim=0)
     where = torch.rand((), dtype=torch.float64)
     if not 0 < float(total[-1]) < float("inf"):
         return int(where * len(weights))

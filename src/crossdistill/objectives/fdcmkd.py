@@ -154,19 +154,18 @@ class FeatureDisentanglement(Objective):
             self.classifiers = nn.ModuleDict(made)
 
     def study(self, teacher: Iterable[tuple[Tensor, Context]]) -> None:
-        """Find the leading axes of the teacher's features, for "pca"; two passes, memory d^2.
+        """Find the leading axes of the teacher's features, for "pca"; two passes, on the CPU in float64, memory d^2.
 
         Raises:
             ObjectiveError: If the features are not finite, or `prepare` was not called.
         """
         if self.split != "pca":
             return
-        total, count = torch.zeros(()), 0
+        total, count, scatter = torch.zeros(()), 0, torch.zeros(())
         for features, _ in teacher:
-            total, count = total.to(features.device) + features.detach().double().sum(dim=0), count + len(features)
-        scatter = torch.zeros((), dtype=torch.float64, device=total.device)
+            total, count = total + features.detach().cpu().double().sum(dim=0), count + len(features)
         for features, _ in teacher:
-            centred = features.detach().double() - total / max(1, count)
+            centred = features.detach().cpu().double() - total / max(1, count)
             scatter = scatter + centred.T @ centred
         if self.basis.numel() == 0 or not bool(scatter.isfinite().all()):
             raise ObjectiveError("fdcmkd: pca needs `prepare` first, and features that are finite numbers")
@@ -189,6 +188,8 @@ class FeatureDisentanglement(Objective):
         }
         parts = {name: finite(loss, student, teacher, name="fdcmkd") for name, loss in apart.items()}
         if self.classes:
+            if context.label is None:
+                raise ObjectiveError("fdcmkd: the shared classifiers need labels, and the batch has none")
             if self.classifiers is None:
                 raise ObjectiveError("fdcmkd: call prepare before the loss, to make the shared classifiers")
             halves = {"low": (s_low, t_low), "high": (s_high, t_high)}

@@ -114,6 +114,15 @@ def test_the_loss_with_clusters_is_cross_entropy_with_the_nearest():
     assert objective.head.weight.dtype == torch.float32
 
 
+def test_the_length_of_the_teachers_features_does_not_matter_to_the_clusters():
+    t, _ = blobs()
+    s, found = torch.randn(100, 3), []
+    for scale in (torch.ones(100, 1), torch.rand(100, 1) * 50 + 0.1):
+        torch.manual_seed(3)
+        found.append(studied(4, s, t * scale).centres)
+    torch.testing.assert_close(*found)
+
+
 def test_the_gradient_with_clusters_is_the_students_and_the_heads():
     t, _ = blobs(each=3)
     s = torch.randn(12, 3, requires_grad=True)

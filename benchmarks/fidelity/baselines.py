@@ -143,11 +143,15 @@ def checks(found: Mapping[str, Sequence[float]]) -> list[Check]:
     return stated
 
 
+ABOUT = ["pkt", "sp", "rkd", "cc", "vid", "crd", "seed", "l2", "cosine", "similarity", "contrastive"]
+"""On whose pages of the manual the table stands."""
+
+
 def main() -> None:
     seeds = seeds_from(__doc__ or "", 5)
     found = run_seeds(run, seeds)
     rows = [row(name, values, REFERENCE.get(name)) for name, values in found.items()]
-    keep("fidelity", "baselines", "Baselines on E2's digits; accuracy, %", seeds, rows, checks(found))
+    keep("fidelity", "baselines", "Baselines on E2's digits; accuracy, %", seeds, rows, checks(found), about=ABOUT)
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def main() -> None:
     ]
     rows = [row(name, values, reference.get(name)) for name, values in found.items()]
     title = "Neighbours one way (skeleton CMD): digits, whole picture to noisy left half, accuracy, %"
-    keep("fidelity", "cmd_skeleton", title, seeds, rows, checks)
+    keep("fidelity", "cmd_skeleton", title, seeds, rows, checks, about=["neighbours"])
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def main() -> None:
     ]  # fmt: skip
     rows = [row(name, values, known.get(name)) for name, values in found.items()]
     keep("fidelity", "fdcmkd", "FD-CMKD: head to head on split digits, a label on every pair; accuracy, %", seeds,
-         rows, checks)  # fmt: skip
+         rows, checks, about=["kd"])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def main() -> None:
     seeds = seeds_from(__doc__ or "", 3)
     found = run_seeds(run, seeds)
     title = "Losses between feature maps, halves of digits; accuracy, %; no published reference, reported as it is"
-    keep("fidelity", "maps", title, seeds, [row(name, values, None) for name, values in found.items()], [])
+    keep("fidelity", "maps", title, seeds, [row(name, values, None) for name, values in found.items()], [],
+         about=["nst", "at", "fsp", "ft", "ab", "socket"])  # fmt: skip
 
 
 if __name__ == "__main__":

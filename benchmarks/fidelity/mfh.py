@@ -178,7 +178,7 @@ def main() -> None:
     known = references()
     rows = [row(name, values, known.get(name)) for name, values in found.items()]
     keep("fidelity", "mfh", "MFH: Gaussian sweeps of gamma (E1) and alpha (E2); accuracy, %", seeds, rows,
-         checks(found))  # fmt: skip
+         checks(found), about=["kd"])  # fmt: skip
 
 
 if __name__ == "__main__":

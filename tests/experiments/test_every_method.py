@@ -56,7 +56,8 @@ data: {{name: spots, source: rich, target: poor}}
 networks: {{rich: {{width: 4, blocks: [1, 1], dim: 8}}, poor: {{width: 4, blocks: [1, 1], dim: 8}}}}
 stages:
   teacher: {{method: supervised, modality: rich, epochs: 1, batch_size: 32}}
-  student: {{method: distillation, teacher: teacher, objectives: {{{name}: {SAID.get(name, 1.0)}}}, epochs: 2, batch_size: 32}}
+  student:
+    {{method: distillation, teacher: teacher, objectives: {{{name}: {SAID.get(name, 1.0)}}}, epochs: 2, batch_size: 32}}
 compare: []
 evaluate: {{labels_per_class: 3, ways: [linear]}}
 seeds: 1

@@ -7,8 +7,8 @@ import torch
 
 from crossdistill.errors import ConfigError, ObjectiveError
 from crossdistill.objectives import Context
+from crossdistill.objectives._logits import kl_rows
 from crossdistill.objectives.dkd import DKD, decoupled_rows
-from crossdistill.objectives.logits import kl_rows
 from crossdistill.objectives.ntdh import pssm_weight
 
 DOUBLE = torch.float64

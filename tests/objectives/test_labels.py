@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.objectives._logits import js_rows, kl_rows, mean_where, non_target, target_split
 from crossdistill.objectives.labels import CrossEntropy, labelled_cross_entropy
-from crossdistill.objectives.logits import js_rows, kl_rows, mean_where, non_target, target_split
 
 DOUBLE = torch.float64
 

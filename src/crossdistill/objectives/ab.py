@@ -89,7 +89,7 @@ class ActivationBoundaries(Objective):
         paper="Heo et al. 2019 (activation boundaries); our reconstruction",
         needs=frozenset({"pairs", "feature_maps"}),
     )
-    reads: ClassVar[Reads] = "maps"
+    reads: Reads = "maps"
 
     def __init__(self, layers: tuple[tuple[str, str], ...] = (), *, margin: float = 1.0) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ class Attention(Objective):
         paper="Zagoruyko and Komodakis 2017 (AT), from released code",
         needs=frozenset({"pairs", "feature_maps"}),
     )
-    reads: ClassVar[Reads] = "maps"
+    reads: Reads = "maps"
 
     def __init__(self, layers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ class Objective(nn.Module, ABC):
     """
 
     facts: ClassVar[Facts]
-    reads: ClassVar[Reads] = "features"
+    reads: Reads = "features"
     layers: Sequence[tuple[str, str]] = ()
     lr_scale: float = 1.0
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import ConfigError
+from crossdistill.objectives._logits import check_logits, finite, kl_rows, known_rows, non_target
 from crossdistill.objectives.base import full_precision
-from crossdistill.objectives.logits import check_logits, finite, kl_rows, known_rows, non_target
 
 Form = Literal["published", "removed"]
 

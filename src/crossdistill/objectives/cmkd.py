@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.objectives._logits import check_logits, finite
 from crossdistill.objectives.base import Context, Objective, check_pair, full_precision, unit
-from crossdistill.objectives.logits import check_logits, finite
 from crossdistill.registry import Facts, Need
 
 ROWS_AT_ONCE = 8192
@@ -125,7 +125,7 @@ class HardLabels(Objective):
         self.head: nn.Linear | None = None
         self.register_buffer("centres", torch.zeros(0, 0))
         if clusters:
-            object.__setattr__(self, "reads", "features")  # the class's for other objectives; here a parameter decides
+            self.reads = "features"
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -69,7 +69,7 @@ class SupervisionTransfer(Objective):
         paper="Gupta et al. 2016; second-hand, adaptor and pooling ours",
         needs=frozenset({"pairs", "feature_maps"}),
     )
-    reads: ClassVar[Reads] = "maps"
+    reads: Reads = "maps"
 
     def __init__(
         self, layers: Sequence[tuple[str, str]] = (), *, adaptor: Literal["auto", "always", "none"] = "auto"

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import ConfigError, ObjectiveError
-from crossdistill.objectives.base import Context, Objective, full_precision
-from crossdistill.objectives.cmcd import check_tau
-from crossdistill.objectives.logits import (
+from crossdistill.objectives._logits import (
     check_logits,
     finite,
     kl_rows,
@@ -26,6 +24,8 @@ from crossdistill.objectives.logits import (
     non_target,
     target_split,
 )
+from crossdistill.objectives.base import Context, Objective, full_precision
+from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.ntdh import pssm_weight
 from crossdistill.registry import Facts, Need
 

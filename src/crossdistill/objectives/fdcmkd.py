@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.objectives._logits import finite
 from crossdistill.objectives.base import Context, Objective, check_pair, full_precision, unit
 from crossdistill.objectives.labels import labelled_cross_entropy
-from crossdistill.objectives.logits import finite
 from crossdistill.registry import Facts, Need
 
 Split = Literal["dft", "random", "pca"]

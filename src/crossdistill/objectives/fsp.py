@@ -99,7 +99,7 @@ class Flow(Objective):
         paper="Yim et al. 2017 (FSP); our reconstruction",
         needs=frozenset({"pairs", "feature_maps"}),
     )
-    reads: ClassVar[Reads] = "maps"
+    reads: Reads = "maps"
 
     def __init__(self, layers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__()

@@ -101,7 +101,7 @@ class FactorTransfer(Objective):
         paper="Kim et al. 2018 (factor transfer); our reconstruction",
         needs=frozenset({"pairs", "feature_maps"}),
     )
-    reads: ClassVar[Reads] = "maps"
+    reads: Reads = "maps"
     scale: Tensor
     unexplained: Tensor
 

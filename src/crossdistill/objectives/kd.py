@@ -10,9 +10,9 @@ from typing import ClassVar, Literal, get_args
 from torch import Tensor
 
 from crossdistill.errors import ConfigError
+from crossdistill.objectives._logits import check_logits, finite, kl_rows, mean_where
 from crossdistill.objectives.base import Context, Objective, full_precision
 from crossdistill.objectives.cmcd import check_tau
-from crossdistill.objectives.logits import check_logits, finite, kl_rows, mean_where
 from crossdistill.objectives.ntdh import pssm_weight
 from crossdistill.registry import Facts, Need
 

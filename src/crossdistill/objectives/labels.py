@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError
+from crossdistill.objectives._logits import check_logits, finite, known_rows, mean_where
 from crossdistill.objectives.base import Context, Objective, full_precision
-from crossdistill.objectives.logits import check_logits, finite, known_rows, mean_where
 from crossdistill.registry import Facts
 
 

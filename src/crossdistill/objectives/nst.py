@@ -90,7 +90,7 @@ class NeuronSelectivity(Objective):
         paper="Huang and Wang 2017 (NST), from released code",
         needs=frozenset({"pairs", "feature_maps"}),
     )
-    reads: ClassVar[Reads] = "maps"
+    reads: Reads = "maps"
 
     def __init__(self, layers: tuple[tuple[str, str], ...] = (), *, offset: float = 0.0) -> None:
         super().__init__()

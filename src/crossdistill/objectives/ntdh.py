@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import ConfigError, ObjectiveError
-from crossdistill.objectives.base import Context, Objective, full_precision, unit
-from crossdistill.objectives.logits import (
+from crossdistill.objectives._logits import (
     check_logits,
     finite,
     js_rows,
@@ -28,6 +27,7 @@ from crossdistill.objectives.logits import (
     non_target,
     target_split,
 )
+from crossdistill.objectives.base import Context, Objective, full_precision, unit
 from crossdistill.registry import Facts
 
 Kind = Literal["js", "ntdh", "kl"]

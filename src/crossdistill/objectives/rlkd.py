@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import ConfigError
+from crossdistill.objectives._logits import check_logits, finite, js_rows, kl_rows
 from crossdistill.objectives.base import Context, Objective, full_precision, unit
 from crossdistill.objectives.cmcd import check_tau
-from crossdistill.objectives.logits import check_logits, finite, js_rows, kl_rows
 from crossdistill.registry import Facts
 
 Union = Literal["exact", "official"]

@@ -1,0 +1,355 @@
+"""Peers that teach each other and remember their earlier selves: CTSL-MKT, and what it contains.
+
+Source: Sun et al. 2021, "Collaborative Teacher-Student Learning via Multiple Knowledge Transfer". Its body was not
+available to us: the equations are second-hand (a third party's summary that agrees with the parents: mutual learning,
+Zhang et al. 2018; teacher-free distillation, Yuan et al. 2020; relational distillation, Park et al. 2019), and all
+weights are ours. The paper's peers see one image; one peer a modality is our reading.
+
+Shapes: b rows, c classes, d features.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crossdistill.errors import ConfigError, NetworkError, ObjectiveError
+from crossdistill.methods._rows import both, known_accuracy, known_cross_entropy, present_rows, take, within
+from crossdistill.methods.base import Batch, Losses, Method, StageData, modality_of
+from crossdistill.networks.base import Network, Outputs
+from crossdistill.objectives.base import full_precision, unit
+from crossdistill.objectives.cmcd import check_tau
+from crossdistill.registry import Facts
+
+# Pieces -------------------------------------------------------------------------------------------------------------
+
+
+@full_precision
+def response_divergence(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, scale: bool = False) -> Tensor:
+    """Mean over rows of KL(softmax(teacher / t) || softmax(student / t)), logits (b, c); the teacher is detached.
+
+    Args:
+        student: (b, c).
+        teacher: (b, c), the target.
+        temperature: t of both.
+        scale: Multiply by t^2, which keeps the gradient's size where t is large.
+    """
+    check_tau(temperature=temperature)
+    log_s, log_t = (z.div(temperature).log_softmax(dim=1) for z in (student, teacher.detach()))
+    loss = F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+    return loss * temperature**2 if scale else loss
+
+
+def _distances(features: Tensor) -> Tensor:
+    """Distances (b, b) over their mean off the diagonal; zeros where all rows are equal. The scale does not matter."""
+    largest = features.detach().abs().amax()
+    z = features / torch.where(largest > 0, largest, 1.0)  # no gradient: what follows does not depend on it
+    apart = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")  # its gradient at 0 is 0
+    mean = apart.sum() / (len(z) * (len(z) - 1))
+    return apart / torch.where(mean > 0, mean, 1.0)
+
+
+def _angles(features: Tensor, vertices: Tensor) -> Tensor:
+    """Cosines (v, b, b) of the angles at some vertices (v,) between all pairs of rows; 0 where a side has no length."""
+    sides = features.unsqueeze(0) - features[vertices].unsqueeze(1)  # (v, b, d)
+    sides = unit(sides.flatten(0, 1)).view_as(sides)
+    return sides @ sides.transpose(1, 2)
+
+
+@full_precision
+def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean Huber difference of the normalised distances of all pairs u != v; widths may differ, teacher detached.
+
+    RKD's released loss also counts the diagonal's zeros, which makes it (b - 1)/b of this one. 0 for a single row.
+    """
+    _check_rows(student, teacher)
+    if len(student) < 2:
+        return 0.0 * student.sum()
+    ours, theirs = _distances(student), _distances(teacher.detach())
+    return F.smooth_l1_loss(ours, theirs, reduction="sum") / (len(student) * (len(student) - 1))
+
+
+@full_precision
+def relational_angle(student: Tensor, teacher: Tensor, *, vertices: int | None = None) -> Tensor:
+    """Mean Huber difference of cos(u - v, w - v) over triples of three different rows; the teacher is detached.
+
+    RKD's released loss also counts triples that repeat a row, which makes it (b - 1)(b - 2)/b^2 of this one where no
+    two rows are equal.
+
+    Args:
+        student: (b, d_s).
+        teacher: (b, d_t).
+        vertices: So many random rows serve as v, an unbiased estimate; None takes all, b^2 d + b^3 numbers in memory.
+
+    Returns:
+        Scalar; 0 for fewer than three rows.
+    """
+    _check_rows(student, teacher)
+    n = len(student)
+    if n < 3:
+        return 0.0 * student.sum()
+    chosen = torch.arange(n, device=student.device)
+    if vertices is not None and vertices < n:
+        chosen = torch.randperm(n)[:vertices].to(student.device)
+    apart = F.smooth_l1_loss(_angles(student, chosen), _angles(teacher.detach(), chosen), reduction="none")
+    row = torch.arange(n, device=student.device)
+    other = row != chosen.unsqueeze(1)  # (v, b)
+    counted = other.unsqueeze(1) & other.unsqueeze(2) & (row != row.unsqueeze(1))
+    return (apart * counted).sum() / (len(chosen) * (n - 1) * (n - 2))
+
+
+def _check_rows(student: Tensor, teacher: Tensor) -> None:
+    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
+        raise ObjectiveError(
+            f"relations compare features (b, d) row by row; received {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+
+
+# The method ---------------------------------------------------------------------------------------------------------
+
+
+class CollaborativePeers(Method):
+    """Networks learn from labels, from each other, and from frozen copies of themselves that were trained alone.
+
+    Each peer k minimises, with everything but its own output z_k (logits), e_k (features) detached,
+
+        label CE(z_k, y) + response KL(z_j || z_k) + distance D(e_k, e_j) + angle A(e_k, e_j) + self KL_t(zbar_k || z_k)
+
+    (the middle three averaged over the other peers j, which is mutual learning's rule and ours for more than two). All
+    terms are means over rows, where the summary of the paper has sums: their balance then does not depend on the batch.
+    Peers step at the same time; mutual learning's alternation is left out.
+
+    One stage holds both halves of training. For the first `alone_share` of its steps a copy of every peer learns from
+    labels alone; then the copies are frozen, as zbar, and the peers learn together. The copies are needed, and made,
+    only if `self_weight` is above 0 or the peers start from them; else the peers learn together from the first step.
+    Both halves share one optimiser (the peers' moments begin with the second) and one schedule.
+
+    With weights of 0 it is: labels alone, independent trainings; response, deep mutual learning (simultaneous);
+    distance and angle, online relational distillation; self and one peer, teacher-free distillation by self-training.
+    A weight of 0 costs nothing.
+
+    Small data: the copies are no better than the peers, and self-distillation only slows training; twice the epochs of
+    plain training is the baseline of equal price.
+
+    Args:
+        encoders: Peer name to encoder with an attribute `dim`. A name is a modality, or "modality#word" where several
+            peers read the same; those must differ in start or build, or they never disagree.
+        classes: Number of classes, >= 2.
+        label_weight: Of the cross-entropy (the paper's alpha); 1, ours.
+        response_weight: Of the other peers' class probabilities (beta beta2); 1, ours.
+        distance_weight: Of the other peers' distances (beta); 1, ours.
+        angle_weight: Of the other peers' angles (beta beta1); 2, as in RKD's released scripts.
+        self_weight: Of the frozen copy's probabilities (gamma); 0.5, ours.
+        self_temperature: Of the self term; 3, ours.
+        response_temperature: Of the response term; 1, as summarised.
+        scale_by_temperature: Multiply both by their temperature squared; False, as summarised.
+        alone_share: Share of the stage's steps before the copies are frozen, above 0 and below 1; 0.5, ours. It means
+            nothing where no copies are needed: peers that start fresh, and learn nothing from themselves.
+        start: Whether peers start from the "copies", or "fresh", at the weights they were built with. Which of the two
+            the paper does was not found; copies, as one schedule spans both halves and fresh peers meet its low end.
+        ramp: Share of the steps together over which the mutual weights rise from 0, in [0, 1); 0.
+        angle_vertices: Rows of a batch that serve as vertices of angles, at random; None takes all, whose memory grows
+            with the cube of the batch.
+
+    Raises:
+        ConfigError: If a parameter is out of range.
+        NetworkError: If an encoder does not say its width.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        name="ctsl_mkt",
+        title="peers learn from labels, each other's responses and relations, and their earlier selves",
+        paper="Sun et al. 2021 (CTSL-MKT); our reconstruction, one peer a modality",
+        needs=frozenset({"labels", "pairs"}),
+    )
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        *,
+        classes: int,
+        label_weight: float = 1.0,
+        response_weight: float = 1.0,
+        distance_weight: float = 1.0,
+        angle_weight: float = 2.0,
+        self_weight: float = 0.5,
+        self_temperature: float = 3.0,
+        response_temperature: float = 1.0,
+        scale_by_temperature: bool = False,
+        alone_share: float = 0.5,
+        start: Literal["copies", "fresh"] = "copies",
+        ramp: float = 0.0,
+        angle_vertices: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.weights = {
+            "ce": label_weight,
+            "response": response_weight,
+            "distance": distance_weight,
+            "angle": angle_weight,
+            "self": self_weight,
+        }
+        _check(self.weights, classes=classes, peers=len(encoders), start=start, angle_vertices=angle_vertices)
+        check_tau(self_temperature=self_temperature, response_temperature=response_temperature)
+        if not (0 < alone_share < 1 and 0 <= ramp < 1):
+            raise ConfigError(
+                f"ctsl_mkt needs alone_share above 0 and below 1, and ramp in [0, 1); received {alone_share}, {ramp}"
+            )
+        self.temperatures = {"self": self_temperature, "response": response_temperature}
+        self.scale, self.alone_share, self.start, self.ramp = scale_by_temperature, alone_share, start, ramp
+        self.angle_vertices = angle_vertices
+        peers = {name: Network(e, head=nn.Linear(Network(e).dim, classes)) for name, e in encoders.items()}
+        self.peers = nn.ModuleDict(peers)
+        self.copies = copy.deepcopy(self.peers) if self_weight or start == "copies" else nn.ModuleDict()
+        self._done = self._length = 0
+
+    def inputs(self) -> Mapping[str, int]:
+        """One view of each modality; peers that read the same see the same view."""
+        return {modality_of(name): 1 for name in self.peers}
+
+    def student(self, modality: str) -> nn.Module:
+        """Give a peer's encoder by the peer's name, or the first that reads the modality."""
+        return self.as_teacher(modality).encoder
+
+    def as_teacher(self, modality: str) -> Network:
+        """Give a peer with its head, whose logits may teach."""
+        for name in (modality, *(name for name in self.peers if modality_of(name) == modality)):
+            if name in self.peers:
+                return cast("Network", self.peers[name])
+        raise NetworkError(f"this method trains peers of {', '.join(self.peers)}, none of '{modality}'")
+
+    # The two halves --------------------------------------------------------------------------------------------------
+
+    @property
+    def switch(self) -> int:
+        """The step at which the copies are frozen and the peers begin; 0 where no copies are needed."""
+        return min(self._length - 1, max(1, round(self.alone_share * self._length))) if len(self.copies) else 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether the copies still learn."""
+        return self._done < self.switch
+
+    def before_stage(self, data: StageData) -> None:
+        """Take in how long the stage is."""
+        self._length = data.epochs * data.steps_per_epoch
+
+    def train(self, mode: bool = True) -> Method:
+        """Set training mode for all but copies that are frozen."""
+        super().train(mode)
+        if not self.alone:
+            self.copies.eval()
+        return self
+
+    def after_step(self) -> None:
+        """Count the steps; when the first half is over, freeze the copies and, if asked to, start from them."""
+        self._done += 1
+        if len(self.copies) and self._done == self.switch:
+            self.copies.eval()
+            if self.start == "copies":
+                self.peers.load_state_dict(self.copies.state_dict())
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Give the steps that are done; torch keeps them with the weights."""
+        return {"done": self._done}
+
+    def set_extra_state(self, state: Mapping[str, int]) -> None:
+        """Take up the steps that were done."""
+        self._done = state["done"]
+
+    # Losses ----------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch) -> Losses:
+        """Every peer's weighted terms, "peer/term"; of its copy, "peer/alone", in the first half."""
+        masks = {name: present_rows(batch, modality_of(name)) for name in self.peers}
+        masks = {name: mask for name, mask in masks.items() if mask is None or bool(mask.any())}
+        networks = self.copies if self.alone else self.peers
+        given: dict[str, Outputs] = {n: networks[n](take(batch[modality_of(n)], mask)) for n, mask in masks.items()}
+        labels = {name: take(batch["label"], mask) for name, mask in masks.items()}
+        logits = {name: outputs.read("logits") for name, outputs in given.items()}
+        logged = {f"{n}/accuracy": known_accuracy(z.detach(), labels[n]) for n, z in logits.items()}
+        if self.alone:
+            return Losses({f"{n}/alone": known_cross_entropy(z, labels[n]) for n, z in logits.items()}, logged)
+        terms: dict[str, Tensor] = {}
+        for name in given:
+            found = {"ce": known_cross_entropy(logits[name], labels[name])} if self.weights["ce"] else {}
+            found |= self._mutual(name, given, masks)
+            if self.weights["self"]:
+                with torch.no_grad():
+                    before: Tensor = self.copies[name](take(batch[modality_of(name)], masks[name])).logits
+                t = self.temperatures["self"]
+                found["self"] = response_divergence(logits[name], before, temperature=t, scale=self.scale)
+            terms |= {f"{name}/{term}": self._weight(term) * value for term, value in found.items()}
+        return Losses(terms, logged)
+
+    def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Cross-entropy and accuracy of every peer; "loss" is the mean of the former, the same in both halves."""
+        scores: dict[str, Tensor] = {}
+        for name, peer in self.peers.items():
+            mask = present_rows(batch, modality_of(name))
+            if mask is None or bool(mask.any()):
+                z: Tensor = peer(take(batch[modality_of(name)], mask)).logits
+                label = take(batch["label"], mask)
+                scores |= {f"{name}/ce": known_cross_entropy(z, label), f"{name}/accuracy": known_accuracy(z, label)}
+        losses = [value for name, value in scores.items() if name.endswith("/ce")]
+        return {**scores, "loss": torch.stack(losses).mean()} if losses else {}
+
+    def _mutual(self, name: str, given: Mapping[str, Outputs], masks: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """Give what a peer learns from the others, each term averaged over those with which it shares rows."""
+        found: dict[str, list[Tensor]] = {}
+        for other in given:
+            shared = both(masks[name], masks[other])
+            if other == name or (shared is not None and not bool(shared.any())):
+                continue
+            mine, theirs = within(shared, masks[name]), within(shared, masks[other])
+            for term, value in self._between(given[name], mine, given[other], theirs).items():
+                found.setdefault(term, []).append(value)
+        return {term: values[0] if len(values) == 1 else torch.stack(values).mean() for term, values in found.items()}
+
+    def _between(self, own: Outputs, mine: Tensor | None, other: Outputs, theirs: Tensor | None) -> dict[str, Tensor]:
+        """Give the terms that one peer has with another on the rows that both have."""
+        found: dict[str, Tensor] = {}
+        if self.weights["response"]:
+            z, target = take(own.read("logits"), mine), take(other.read("logits"), theirs)
+            t = self.temperatures["response"]
+            found["response"] = response_divergence(z, target, temperature=t, scale=self.scale)
+        e, target = take(own.features, mine), take(other.features, theirs)
+        if self.weights["distance"]:
+            found["distance"] = relational_distance(e, target)
+        if self.weights["angle"]:
+            found["angle"] = relational_angle(e, target, vertices=self.angle_vertices)
+        return found
+
+    def _weight(self, term: str) -> float:
+        """Give a term's weight, on its way up for the mutual ones."""
+        weight, over = self.weights[term], self.ramp * (self._length - self.switch)
+        if over and term in ("response", "distance", "angle"):
+            weight *= min(1.0, (self._done - self.switch + 1) / over)
+        return weight
+
+
+def _check(weights: Mapping[str, float], *, classes: int, peers: int, start: Any, angle_vertices: int | None) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        ConfigError: With what was received.
+    """
+    if classes < 2 or peers < 1:
+        raise ConfigError(f"ctsl_mkt needs classes >= 2 and an encoder or more; received {classes}, {peers}")
+    names = ("label_weight", "response_weight", "distance_weight", "angle_weight", "self_weight")
+    for name, weight in zip(names, weights.values(), strict=True):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"{name} must be finite and at least 0; received {weight}")
+    lonely = peers == 1 and not (weights["ce"] or weights["self"])
+    if lonely or not any(weights.values()):
+        raise ConfigError("ctsl_mkt has nothing to learn from: set a weight above 0")
+    if start not in ("copies", "fresh"):
+        raise ConfigError(f"start must be copies or fresh; received {start!r}")
+    if angle_vertices is not None and angle_vertices < 1:
+        raise ConfigError(f"angle_vertices must be at least 1, or none; received {angle_vertices}")

@@ -1,0 +1,393 @@
+"""Peers: each term against its equation, the limits that other papers are, and two halves in one stage."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from crossdistill.errors import ConfigError, Interrupted, NetworkError, ObjectiveError
+from crossdistill.methods import Supervised
+from crossdistill.methods.ctsl_mkt import (
+    CollaborativePeers,
+    relational_angle,
+    relational_distance,
+    response_divergence,
+)
+from crossdistill.networks import MLP
+from crossdistill.training import Settings, fit
+
+SETTINGS = Settings(epochs=3, batch_size=40, lr=0.01, checkpoint_every=1)  # 4 steps an epoch, 12 in all
+ALONE = {"response_weight": 0.0, "distance_weight": 0.0, "angle_weight": 0.0, "self_weight": 0.0, "start": "fresh"}
+
+
+def encoder(modality="poor", seed=0, dim=6, dropout=0.0):
+    torch.manual_seed(seed)
+    return MLP((12 if modality == "rich" else 8,), hidden=(10,), dim=dim, dropout=dropout)
+
+
+def peers(*, dropout=0.0, **how):
+    encoders = {"rich": encoder("rich", 1, 5, dropout), "poor": encoder("poor", 2, 6, dropout)}
+    torch.manual_seed(3)
+    return CollaborativePeers(encoders, classes=4, **how)
+
+
+def batch(n=9, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 4, (n,), generator=g)
+    return {"rich": torch.randn(n, 12, generator=g), "poor": torch.randn(n, 8, generator=g), "label": label}
+
+
+def train(method, data, folder=None, settings=SETTINGS, **how):
+    return fit(method, data, settings, seed=5, labels=True, folder=folder, accelerator="cpu", **how)
+
+
+def after(steps):
+    calls = itertools.count(1)
+    return lambda: next(calls) == steps
+
+
+def same(one, other):
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items() if torch.is_tensor(v))
+
+
+# Pieces -------------------------------------------------------------------------------------------------------------
+
+
+def huber(a, b):
+    gap = abs(a - b)
+    return gap**2 / 2 if gap <= 1 else gap - 0.5
+
+
+def slow_distance(e, f):
+    n, total = len(e), 0.0
+    pairs = [(u, v) for u in range(n) for v in range(n) if u != v]
+    mean = [sum((x[u] - x[v]).norm() for u, v in pairs) / len(pairs) for x in (e, f)]
+    for u, v in pairs:
+        total += huber((e[u] - e[v]).norm() / mean[0], (f[u] - f[v]).norm() / mean[1])
+    return total / len(pairs)
+
+
+def slow_angle(e, f):
+    n, found = len(e), []
+    for u, v, w in itertools.permutations(range(n), 3):
+        cos = [F.cosine_similarity(x[u] - x[v], x[w] - x[v], dim=0) for x in (e, f)]
+        found.append(huber(*cos))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize(("n", "d_s", "d_t"), [(2, 3, 3), (3, 1, 4), (5, 4, 2), (7, 6, 6)])
+def test_relations_are_their_equations(n, d_s, d_t):
+    e = torch.randn(n, d_s, dtype=torch.float64).pow(3)
+    f = torch.randn(n, d_t, dtype=torch.float64)
+    torch.testing.assert_close(relational_distance(e, f), slow_distance(e, f))
+    if n > 2:
+        torch.testing.assert_close(relational_angle(e, f), slow_angle(e, f))
+    torch.testing.assert_close(relational_distance(e.float(), f.float()), relational_distance(e, f).float())
+    half = relational_distance(e.bfloat16(), f.bfloat16())
+    assert torch.equal(half, relational_distance(e.bfloat16().float(), f.bfloat16().float()))
+
+
+def test_differences_above_one_count_linearly():
+    e = torch.tensor([[0.0], [1.0], [2.0], [30.0]], dtype=torch.float64)
+    f = torch.tensor([[0.0], [1.0], [2.0], [3.0]], dtype=torch.float64)
+    gaps = (torch.cdist(e, e) / torch.cdist(e, e).sum() - torch.cdist(f, f) / torch.cdist(f, f).sum()).abs() * 12
+    assert (gaps > 1).sum() == 4  # two pairs, each both ways
+    torch.testing.assert_close(relational_distance(e, f), slow_distance(e, f))
+
+
+def test_relations_do_not_see_similarities():
+    e = torch.randn(12, 6, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+    moved = 3.7 * e @ turn + torch.randn(6, dtype=torch.float64)
+    assert relational_distance(e, moved) < 1e-20
+    assert relational_angle(e, moved) < 1e-20
+    order = torch.randperm(12)
+    other = torch.randn(12, 3, dtype=torch.float64)
+    for loss in (relational_distance, relational_angle):
+        torch.testing.assert_close(loss(e[order], other[order]), loss(e, other))
+        assert loss(e[order], moved) > 1e-3
+
+
+def test_gradients_of_relations():
+    e = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    f = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    for loss in (relational_distance, relational_angle):
+        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, f.detach()), e)
+        loss(e, f).backward()
+    assert f.grad is None
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+@pytest.mark.parametrize(
+    "make", [torch.zeros, torch.ones, lambda *s: 1e18 * torch.randn(*s), lambda *s: 1e-30 * torch.randn(*s)]
+)
+def test_relations_are_finite(n, make):
+    e = make(n, 4).requires_grad_()
+    for loss in (relational_distance, relational_angle):
+        for teacher in (torch.randn(n, 3), torch.zeros(n, 3)):
+            e.grad = None
+            value = loss(e, teacher)
+            value.backward()
+            assert value.isfinite()
+            assert e.grad.isfinite().all()
+            assert n > 1 or value == 0
+
+
+def test_duplicates_have_no_angle_and_a_finite_gradient():
+    e = torch.randn(3, 4).repeat(2, 1).requires_grad_()
+    (relational_distance(e, torch.randn(6, 4)) + relational_angle(e, torch.randn(6, 4))).backward()
+    assert e.grad.isfinite().all()
+
+
+def test_some_vertices_are_an_unbiased_estimate_of_all():
+    e, f = torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+    each = {round(float(relational_angle(e, f, vertices=1)), 12) for _ in range(200)}
+    assert len(each) == 8  # every row was drawn
+    torch.testing.assert_close(torch.tensor(list(each), dtype=torch.float64).mean(), relational_angle(e, f))
+    assert torch.equal(relational_angle(e, f, vertices=8), relational_angle(e, f))
+
+
+def test_responses():
+    z, t = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    slow = 0.0
+    for a, b in zip(z, t, strict=True):
+        p, q = torch.exp(b / 3) / torch.exp(b / 3).sum(), torch.exp(a / 3) / torch.exp(a / 3).sum()
+        slow += (p * (p / q).log()).sum() / 5
+    torch.testing.assert_close(response_divergence(z, t, temperature=3.0), slow)
+    torch.testing.assert_close(response_divergence(z, t, temperature=3.0, scale=True), 9 * slow)
+    torch.testing.assert_close(response_divergence(z + 7, t - 2, temperature=3.0), slow)
+    assert response_divergence(z, z) == 0
+    x = z.clone().requires_grad_()
+    response_divergence(x, t, temperature=3.0).backward()
+    torch.testing.assert_close(x.grad, ((z / 3).softmax(1) - (t / 3).softmax(1)) / 3 / 5)
+    big = (1e4 * torch.randn(5, 4)).requires_grad_()
+    response_divergence(big, 1e4 * torch.randn(5, 4)).backward()
+    assert big.grad.isfinite().all()
+
+
+def test_relations_of_unequal_batches_are_refused():
+    with pytest.raises(ObjectiveError, match="row by row"):
+        relational_distance(torch.randn(3, 2), torch.randn(4, 2))
+
+
+# The method's terms ---------------------------------------------------------------------------------------------------
+
+
+def outputs(method, rows):
+    method.eval()
+    return {name: peer(rows[name]) for name, peer in method.peers.items()}
+
+
+def test_terms_are_the_weighted_pieces():
+    method, rows = peers(response_weight=0.7, distance_weight=1.1, angle_weight=1.9, self_weight=0.3), batch()
+    with torch.no_grad():
+        for p in method.copies.parameters():
+            p.add_(0.1)
+    out = outputs(method, rows)
+    terms = method.training_step(rows).terms
+    for me, other in (("rich", "poor"), ("poor", "rich")):
+        before = method.copies[me](rows[me]).logits
+        expected = {
+            "ce": F.cross_entropy(out[me].logits, rows["label"]),
+            "response": 0.7 * response_divergence(out[me].logits, out[other].logits),
+            "distance": 1.1 * relational_distance(out[me].features, out[other].features),
+            "angle": 1.9 * relational_angle(out[me].features, out[other].features),
+            "self": 0.3 * response_divergence(out[me].logits, before, temperature=3.0),
+        }
+        for name, value in expected.items():
+            torch.testing.assert_close(terms[f"{me}/{name}"], value)
+    assert len(terms) == 10
+
+
+def test_a_peer_is_moved_by_its_own_loss_alone():
+    method, rows = peers(), batch()
+    terms = method.training_step(rows).terms
+    sum(value for name, value in terms.items() if name.startswith("rich/")).backward()
+    assert all(p.grad is None for p in method.peers["poor"].parameters())
+    assert all(p.grad is None for p in method.copies.parameters())
+    assert all(p.grad is not None for p in method.peers["rich"].parameters())
+
+
+def test_equal_peers_have_nothing_to_say_to_each_other():
+    one = encoder()
+    method = CollaborativePeers({"poor": one, "poor#twin": copy.deepcopy(one)}, classes=4)
+    for network in (method.peers["poor#twin"], *method.copies.values()):
+        network.load_state_dict(method.peers["poor"].state_dict())
+    assert method.inputs() == {"poor": 1}
+    terms = method.eval().training_step(batch()).terms
+    for name, value in terms.items():
+        if not name.endswith("/ce"):
+            method.zero_grad()
+            value.backward(retain_graph=True)
+            assert abs(value) < 1e-6
+            assert all(p.grad is None or p.grad.abs().max() < 1e-5 for p in method.peers.parameters())
+
+
+def test_swapping_peers_swaps_losses():
+    one, other = encoder(seed=1), encoder(seed=2)
+    method = CollaborativePeers({"poor": one, "poor#b": other}, classes=4).eval()
+    swapped = copy.deepcopy(method)
+    for networks, given in ((swapped.peers, method.peers), (swapped.copies, method.copies)):
+        networks["poor"].load_state_dict(given["poor#b"].state_dict())
+        networks["poor#b"].load_state_dict(given["poor"].state_dict())
+    a, b = method.training_step(batch()).terms, swapped.training_step(batch()).terms
+    for term in ("ce", "response", "distance", "angle", "self"):
+        torch.testing.assert_close(a[f"poor/{term}"], b[f"poor#b/{term}"])
+
+
+def test_three_peers_learn_from_the_mean_of_two():
+    encoders = {"rich": encoder("rich", 1), "poor": encoder(seed=2), "poor#b": encoder(seed=3)}
+    method, rows = CollaborativePeers(encoders, classes=4).eval(), batch()
+    out = {name: peer(rows[name.partition("#")[0]]).logits for name, peer in method.peers.items()}
+    each = [response_divergence(out["rich"], out[name]) for name in ("poor", "poor#b")]
+    torch.testing.assert_close(method.training_step(rows).terms["rich/response"], sum(each) / 2)
+
+
+@pytest.mark.parametrize(
+    ("weights", "kept"),
+    [
+        (ALONE, {"ce"}),
+        ({**ALONE, "response_weight": 1.0}, {"ce", "response"}),  # mutual learning
+        ({**ALONE, "distance_weight": 1.0, "angle_weight": 2.0}, {"ce", "distance", "angle"}),  # online RKD
+        ({**ALONE, "self_weight": 1.0}, {"ce", "self"}),  # Tf-KD, each
+    ],
+)
+def test_weights_of_zero_leave_the_parents(weights, kept):
+    method = peers(**weights)
+    terms = method.training_step(batch()).terms
+    assert {name.partition("/")[2] for name in terms} == kept
+    assert bool(len(method.copies)) == ("self" in kept)
+
+
+def test_rows_that_lack_a_modality_are_as_if_they_were_not_there():
+    method, rows = peers().eval(), batch(8)
+    has = {"rich": torch.tensor([1, 1, 1, 1, 1, 1, 0, 0]).bool(), "poor": torch.tensor([0, 1, 1, 1, 1, 1, 1, 1]).bool()}
+    broken = {name: torch.where(has[name][:, None], rows[name], torch.nan) for name in has}
+    terms = method.training_step({**rows, **broken, "present": has}).terms
+    assert all(value.isfinite() for value in terms.values())
+    shared = method.training_step({name: value[1:6] for name, value in rows.items()}).terms
+    own = method.training_step({name: value[:6] for name, value in rows.items()}).terms
+    for term in ("response", "distance", "angle"):
+        torch.testing.assert_close(terms[f"rich/{term}"], shared[f"rich/{term}"])
+    for term in ("ce", "self"):
+        torch.testing.assert_close(terms[f"rich/{term}"], own[f"rich/{term}"])
+    scores = method.held_out_step({**rows, **broken, "present": has})
+    torch.testing.assert_close(scores["rich/ce"], own["rich/ce"])
+    alone = {
+        "rich": rows["rich"],
+        "label": rows["label"],
+        "poor": rows["poor"],
+        "present": {"poor": torch.zeros(8).bool()},
+    }
+    assert set(method.training_step(alone).terms) == {"rich/ce", "rich/self"}
+    nothing = {**alone, "present": {m: torch.zeros(8).bool() for m in has}}
+    assert not method.training_step(nothing).terms
+    unknown = {**rows, "label": torch.full((8,), -1)}
+    assert method.training_step(unknown).terms["rich/ce"] == 0
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["rich", "poor"])
+def test_without_any_knowledge_transferred_peers_train_as_if_alone(toy, modality):
+    data = toy.split("train")
+    method = peers(**ALONE)
+    alone = Supervised(copy.deepcopy(method.student(modality)), modality=modality, classes=4)
+    alone.network.head.load_state_dict(method.peers[modality].head.state_dict())
+    train(alone, data)
+    assert same(train(method, data).peers[modality], alone.network)
+
+
+@pytest.mark.parametrize("how", [{"start": "fresh"}, {}])
+def test_stopped_at_any_step_and_resumed_ends_with_the_same_bits(how, toy, tmp_path):
+    data = toy.split("train")
+    how = {**how, "dropout": 0.3, "angle_vertices": 3}
+    whole = train(peers(**how), data, tmp_path / "whole", held_out=toy.split("validation"))
+    for step in range(1, 12) if "start" in how else (3, 4, 5, 6, 7):
+        with pytest.raises(Interrupted):
+            train(peers(**how), data, tmp_path / f"{step}", stop=after(step), held_out=toy.split("validation"))
+        assert same(train(peers(**how), data, tmp_path / f"{step}", held_out=toy.split("validation")), whole)
+
+
+def test_copies_learn_alone_then_stand_still(toy):
+    method, seen = peers(start="fresh"), []
+    start = copy.deepcopy(method)
+
+    def look():
+        seen.append((method.alone, method.copies.training, copy.deepcopy(method)))
+        return False
+
+    train(method, toy.split("train"), stop=look)
+    assert [alone for alone, _, _ in seen] == [True] * 5 + [False] * 7
+    assert not any(training for alone, training, _ in seen if not alone)
+    frozen = seen[5][2]
+    assert same(frozen.peers, start.peers)  # untouched, batch norms too
+    assert not same(frozen.copies, start.copies)
+    assert same(method.copies, frozen.copies)
+    assert not same(method.peers, start.peers)
+
+
+def test_copies_are_what_training_alone_gives(toy):
+    plain = {**SETTINGS.to_json(), "schedule": "constant", "milestones": ()}
+    both = train(peers(start="fresh"), toy.split("train"), settings=Settings(**{**plain, "epochs": 2}))
+    alone = train(peers(**ALONE), toy.split("train"), settings=Settings(**{**plain, "epochs": 1}))
+    assert same(both.copies, alone.peers)
+
+
+def test_peers_may_start_from_the_copies(toy):
+    method, seen = peers(), []
+    train(method, toy.split("train"), stop=lambda: seen.append(copy.deepcopy(method)))
+    assert same(seen[5].peers, seen[5].copies)
+    assert not same(seen[6].peers, seen[6].copies)
+
+
+def test_mutual_weights_rise(toy):
+    method, seen = peers(ramp=0.5, **{**ALONE, "response_weight": 3.0}), []
+    train(method, toy.split("train"), stop=lambda: seen.append(method._weight("response")))
+    assert seen[:-1] == pytest.approx([1.0, 1.5, 2.0, 2.5] + [3.0] * 7)  # after the first step the second's is due
+    assert method._weight("ce") == 1.0
+
+
+def test_peers_learn(toy):
+    method = train(peers(), toy.split("train"), settings=Settings(epochs=30, batch_size=40, lr=0.01))
+    rows = next(iter(toy.split("test").loader({"rich": 1, "poor": 1}, batch_size=100, seed=0, labels=True).epoch(0)))
+    scores = method.held_out_step(rows)
+    assert scores["rich/accuracy"] > 0.6
+    assert scores["poor/accuracy"] > 0.6
+
+
+def test_students_by_name():
+    method = CollaborativePeers({"rich": encoder("rich"), "poor#b": encoder(seed=3)}, classes=4)
+    assert method.student("poor") is method.peers["poor#b"].encoder
+    assert method.as_teacher("rich")(torch.randn(2, 12)).logits.shape == (2, 4)
+    with pytest.raises(NetworkError, match="none of 'sound'"):
+        method.student("sound")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"classes": 1}, "classes >= 2"),
+        ({"self_weight": -1.0}, "self_weight must be finite"),
+        ({"alone_share": 1.0}, "alone_share above 0 and below 1"),
+        ({"alone_share": 0.0}, "alone_share above 0 and below 1"),
+        ({"ramp": 1.0}, "ramp in"),
+        ({"start": "warm"}, "copies or fresh"),
+        ({"self_temperature": 0.0}, "self_temperature must be a temperature"),
+        ({"angle_vertices": 0}, "angle_vertices must be"),
+        ({**ALONE, "label_weight": 0.0}, "nothing to learn from"),
+    ],
+)
+def test_wrong_parameters_are_refused(how, message):
+    with pytest.raises(ConfigError, match=message):
+        CollaborativePeers({"rich": encoder("rich"), "poor": encoder()}, **{"classes": 4, **how})
+
+
+def test_encoders_must_say_their_width():
+    with pytest.raises(NetworkError, match="dim"):
+        CollaborativePeers({"poor": nn.Linear(8, 4)}, classes=4)

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -354,6 +355,18 @@ def test_many_labels(labels):
         losses.append(float(total.detach()))
     assert losses[-1] < losses[0]
     assert method.divergence is bce
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_half_precision_trains(own, toy):
+    method = method_of(members=1, teachers=None if own else teachers(), fused_teacher_weight=1.0)
+    train(method, toy.split("train"), settings=replace(SETTINGS, precision="bf16-mixed"))
+    assert all(p.isfinite().all() for p in method.parameters())
+    rows = {**batch(), "present": {"rich": torch.arange(9) > 4}}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = method.training_step(rows).terms
+        assert method.network.predict(rows).isfinite().all()
+    assert all(value.isfinite() and value.dtype == torch.float32 for value in terms.values())
 
 
 def test_students():

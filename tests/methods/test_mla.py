@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -314,6 +315,10 @@ def test_rows_that_lack_a_modality():
     )
     absent = {**rows, "present": {"rich": torch.zeros(8).bool()}}
     assert [set(losses.terms) for losses in method.training_steps(absent)] == [{"poor/ce"}]
+    assert "fused/ce" in method.held_out_step(absent)
+    assert not method.held_out_step({**rows, "present": {m: torch.zeros(8).bool() for m in has}})
+    holed = {m: torch.arange(8) > 0 for m in has}
+    assert "fused/ce" not in method.held_out_step({**rows, "present": holed})
     assert [set(losses.terms) for losses in method.training_steps({k: rows[k] for k in ("poor", "label")})] == [
         {"poor/ce"}
     ]
@@ -326,6 +331,14 @@ def test_every_branch_learns(toy):
     assert scores["rich/accuracy"] > 0.6
     assert scores["poor/accuracy"] > 0.6
     assert scores["fused/accuracy"] > 0.6
+
+
+def test_half_precision_trains(toy):
+    method = train(method_of(), toy.split("train"), settings=replace(SETTINGS, precision="bf16-mixed"))
+    assert method.projector.matrix.dtype == torch.float32
+    assert all(p.isfinite().all() for p in method.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert method.predict({**batch(), "present": {"rich": torch.arange(9) > 4}}).isfinite().all()
 
 
 def test_students():

@@ -326,14 +326,23 @@ class AlternatingUnimodal(Method):
         self._last, self._steps = self._now, self._steps + 1
 
     def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Cross-entropy and accuracy of every modality and of the fusion; "loss" is the mean over modalities."""
+        """Cross-entropy and accuracy of every modality and of the fusion; "loss" is the mean over modalities.
+
+        Where a row has no modality at all, nothing is said of the fusion.
+        """
         scores: dict[str, Tensor] = {}
         for losses in self.training_steps(batch):
             scores |= {**losses.terms, **(losses.logged or {})}
+        if not scores:
+            return {}
         found = [value for name, value in scores.items() if name.endswith("/ce")]
-        fused = self.predict(batch)
-        scores["fused/ce"] = known_cross_entropy(fused, batch["label"])
-        scores["fused/accuracy"] = known_accuracy(fused, batch["label"])
+        masks = [present_rows(batch, modality) for modality in self.encoders]
+        partial = [mask for mask in masks if mask is not None]
+        some = torch.stack(partial).any(dim=0) if len(partial) == len(masks) else None  # else one has every row
+        if some is None or bool(some.all()):
+            fused = self.predict(batch)
+            scores["fused/ce"] = known_cross_entropy(fused, batch["label"])
+            scores["fused/accuracy"] = known_accuracy(fused, batch["label"])
         return {**scores, "loss": torch.stack(found).mean()}
 
     def get_extra_state(self) -> dict[str, int]:

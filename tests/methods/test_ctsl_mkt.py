@@ -4,8 +4,10 @@ import copy
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from slow_relations import slow_angle, slow_distance
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,13 +26,14 @@ SETTINGS = Settings(epochs=3, batch_size=40, lr=0.01, checkpoint_every=1)  # 4 s
 ALONE = {"response_weight": 0.0, "distance_weight": 0.0, "angle_weight": 0.0, "self_weight": 0.0, "start": "fresh"}
 
 
-def encoder(modality="poor", seed=0, dim=6, dropout=0.0):
+def encoder(modality="poor", seed=0, dim=6, **how):
     torch.manual_seed(seed)
-    return MLP((12 if modality == "rich" else 8,), hidden=(10,), dim=dim, dropout=dropout)
+    return MLP((12 if modality == "rich" else 8,), hidden=(10,), dim=dim, **how)
 
 
-def peers(*, dropout=0.0, **how):
-    encoders = {"rich": encoder("rich", 1, 5, dropout), "poor": encoder("poor", 2, 6, dropout)}
+def peers(*, dropout=0.0, norm=True, **how):
+    net = {"dropout": dropout, "norm": norm}
+    encoders = {"rich": encoder("rich", 1, 5, **net), "poor": encoder("poor", 2, 6, **net)}
     torch.manual_seed(3)
     return CollaborativePeers(encoders, classes=4, **how)
 
@@ -184,12 +187,65 @@ def test_without_any_knowledge_transferred_peers_train_as_if_alone(toy, modality
     assert same(train(method, data).peers[modality], alone.network)
 
 
+def parent_by_hand(method, data, settings, parent):
+    """Plain SGD on a parent paper's loss, each peer's loss differentiated by itself."""
+    loader = data.loader({"rich": 1, "poor": 1}, batch_size=settings.batch_size, seed=5, labels=True)
+    batches = [rows for epoch in range(settings.epochs) for rows in loader.epoch(epoch)]
+    frozen, half = copy.deepcopy(method.peers), len(batches) // 2
+
+    def step(networks, losses):
+        for name, loss in losses.items():
+            parameters = list(networks[name].parameters())
+            for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                p.data -= settings.lr * g
+
+    for k, rows in enumerate(batches):
+        out = {m: method.peers[m](rows[m]) for m in method.peers}
+        losses = {m: F.cross_entropy(o.logits, rows["label"]) for m, o in out.items()}
+        if parent == "tf_kd" and k < half:
+            step(frozen, {m: F.cross_entropy(frozen[m](rows[m]).logits, rows["label"]) for m in frozen})
+            continue
+        for me, other in (("rich", "poor"), ("poor", "rich")):
+            log_p, fixed = out[me].logits.log_softmax(dim=1), {m: o.logits.detach() for m, o in out.items()}
+            if parent == "dml":
+                q = fixed[other].softmax(dim=1)
+                losses[me] = losses[me] + (q * (q.log() - log_p)).sum() / len(q)
+            elif parent == "rkd":
+                e, f = out[me].features, out[other].features.detach()
+                losses[me] = losses[me] + slow_distance(e, f) + 2 * slow_angle(e, f)
+            else:
+                q = (frozen[me](rows[me]).logits.detach() / 3).softmax(dim=1)
+                log_p = (out[me].logits / 3).log_softmax(dim=1)
+                losses[me] = losses[me] + 9 * (q * (q.log() - log_p)).sum() / len(q)
+        step(method.peers, losses)
+    return method
+
+
+@pytest.mark.parametrize(
+    ("parent", "weights"),
+    [
+        ("dml", {"response_weight": 1.0}),
+        ("rkd", {"distance_weight": 1.0, "angle_weight": 2.0}),
+        ("tf_kd", {"self_weight": 1.0, "scale_by_temperature": True}),
+    ],
+)
+def test_the_parents_by_hand(parent, weights, toy):
+    settings = Settings(
+        epochs=2, batch_size=8, optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant"
+    )
+    data, start = toy.split("train").subset(np.arange(16)), peers(norm=False, **{**ALONE, **weights})
+    expected = parent_by_hand(copy.deepcopy(start), data, settings, parent)
+    trained = train(start, data, settings=settings)
+    for a, b in zip(trained.peers.parameters(), expected.peers.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("how", [{"start": "fresh"}, {}])
 def test_stopped_at_any_step_and_resumed_ends_with_the_same_bits(how, toy, tmp_path):
     data = toy.split("train")
     how = {**how, "dropout": 0.3, "angle_vertices": 3}
     whole = train(peers(**how), data, tmp_path / "whole", held_out=toy.split("validation"))
-    for step in range(1, 12) if "start" in how else (3, 4, 5, 6, 7):
+    for step in (1, 3, 5, 6, 7, 9, 11) if "start" in how else (5, 6, 7):
         with pytest.raises(Interrupted):
             train(peers(**how), data, tmp_path / f"{step}", stop=after(step), held_out=toy.split("validation"))
         assert same(train(peers(**how), data, tmp_path / f"{step}", held_out=toy.split("validation")), whole)

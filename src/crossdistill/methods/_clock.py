@@ -1,0 +1,61 @@
+"""How far a stage is, for methods whose stage has phases: counted by the method itself, and kept with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from crossdistill.errors import ConfigError
+from crossdistill.methods.base import StageData
+
+
+class Clock(nn.Module):
+    """Counts the batches that a method has learnt from; a stage that is resumed goes on in the phase it was in.
+
+    Attributes:
+        done: Batches so far.
+        length: Batches of the stage; 0 before one has begun, when every phase has passed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = self.length = 0
+
+    def begin(self, data: StageData) -> None:
+        """Learn how long the stage is."""
+        self.length = data.epochs * data.steps_per_epoch
+
+    def tick(self) -> None:
+        """Count one batch."""
+        self.done += 1
+
+    def passed(self, share: float) -> bool:
+        """Say whether that share of the stage, rounded to a step, is over."""
+        return self.done >= round(share * self.length)
+
+    def progress(self, share: float = 0.0) -> float:
+        """Give how much of what comes after a share of the stage is done, in [0, 1]."""
+        start = round(share * self.length)
+        return min(1.0, max(0.0, (self.done - start) / max(1, self.length - start)))
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Give the count; torch keeps it with the weights."""
+        return {"done": self.done}
+
+    def set_extra_state(self, state: Mapping[str, int]) -> None:
+        """Take the count up."""
+        self.done = state["done"]
+
+
+def check_shares(method: str, **shares: float) -> None:
+    """Refuse shares of a stage that are not in [0, 1), or leave nothing to what comes after them.
+
+    Raises:
+        ConfigError: Naming them.
+    """
+    if any(not 0 <= share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        told = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise ConfigError(
+            f"{method} needs shares of the steps in [0, 1) that leave some to the student; received {told}"
+        )

@@ -8,6 +8,7 @@ Shapes: b rows, c classes, m modalities.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
@@ -111,7 +112,9 @@ def meta_gradient(
     def auxiliary(values: Parameters) -> Tensor:
         return terms(values)[1]
 
-    _, products = jvp(auxiliary, (still,), (direction,))
+    with warnings.catch_warnings():  # torch compiles its forward-mode rules by a function that it deprecates itself
+        warnings.simplefilter("ignore", DeprecationWarning)
+        _, products = jvp(auxiliary, (still,), (direction,))
     return -(rate / len(products)) * products
 
 

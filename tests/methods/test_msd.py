@@ -1,0 +1,284 @@
+import copy
+import itertools
+
+import pytest
+import torch
+from stages import SHORT, check_resumes, same, train
+from torch import nn
+from torch.nn import functional as F
+
+from crossdistill.errors import ConfigError, NetworkError
+from crossdistill.methods.msd import MSD
+from crossdistill.networks import MLP
+from crossdistill.networks.late_fusion import LateFusion, logits_of
+from crossdistill.objectives.msd import divergence
+
+WEIGHTINGS = ["uniform", "population", "saliency", "teacher_loss", "learned"]
+SIZES = {"rich": 12, "poor": 8}
+
+
+def encoders(norm=True):
+    return {m: MLP((n,), hidden=(8,), dim=4, norm=norm) for m, n in SIZES.items()}
+
+
+def given(seed=9):
+    torch.manual_seed(seed)
+    return LateFusion(encoders(), 4, hidden=(8,))
+
+
+def make(**how):
+    return lambda: MSD(encoders(), classes=4, **{"teacher_hidden": (8,), **how})
+
+
+def batch(toy, n=24):
+    rows = toy.split("train")
+    return {m: next(rows.samples(m, n)) for m in SIZES} | {
+        "label": torch.from_numpy(rows.label[:n]), "index": torch.arange(n)
+    }  # fmt: skip
+
+
+def terms(method, batch):
+    return {name: value.item() for name, value in list(method.training_steps(batch))[-1].terms.items()}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("own", [True, False], ids=["taught here", "given"])
+def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(toy, tmp_path, weighting, own):
+    data = toy.split("train")
+    how = {"weighting": weighting, "blank": "token", "decay": True}
+    if not own:
+        how["teacher"] = given()
+    method = check_resumes(make(**how), data, tmp_path, [3, 4, 6] if own else [1, 5], labels=True)
+    if weighting == "population":
+        assert (method.population > 0).all()
+
+
+def test_the_teacher_learns_in_its_share_alone_and_the_student_after_it(toy):
+    data, states = toy.split("train"), []
+
+    class Watched(MSD):
+        def after_step(self):
+            states.append({n: copy.deepcopy(m.state_dict()) for n, m in (("t", self.teacher), ("s", self.fused))})
+
+    train(lambda: Watched(encoders(), classes=4, teacher_hidden=(8,)), data, labels=True)
+    assert len(states) == 8
+    for k, (a, b) in enumerate(itertools.pairwise(states), start=1):
+        moved = {n: any(not torch.equal(a[n][name], b[n][name]) for name in a[n]) for n in ("t", "s")}
+        assert moved == {"t": k < 4, "s": k >= 4}
+
+
+def test_a_given_teacher_stays_as_it_is_and_is_named(toy):
+    teacher = given()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    method = train(make(teacher=teacher), toy.split("train"), labels=True)
+    assert all(torch.equal(value, before[name]) for name, value in method.teacher.state_dict().items())
+    assert method.teachers() == {"fused": teacher}
+    assert make()().teachers() == {}
+
+
+def test_the_terms_are_those_of_the_equation(toy):
+    method, data = make(teacher=given(), kd_weight=0.6, aux_weight=0.8, tau=3.0)().eval(), batch(toy)
+    s = logits_of(method.fused, data, [("rich", "poor"), ("rich",), ("poor",)])
+    t = logits_of(method.teacher, data, [("rich", "poor"), ("rich",), ("poor",)])
+    found = terms(method, data)
+    assert found.keys() == {"ce", "kd", "msd/rich", "msd/poor"}
+    assert found["ce"] == pytest.approx(0.4 * F.cross_entropy(s[0], data["label"]).item())
+    assert found["kd"] == pytest.approx(0.6 * divergence(s[0], t[0], tau=3.0).mean().item())
+    for k, name in ((1, "rich"), (2, "poor")):
+        assert found[f"msd/{name}"] == pytest.approx(0.4 * divergence(s[k], t[k], tau=3.0).mean().item())
+
+
+def test_without_auxiliary_weight_it_is_plain_distillation(toy):
+    data, teacher = toy.split("train"), given()
+    method = train(make(teacher=teacher, aux_weight=0.0), data, labels=True)
+    torch.manual_seed(1)
+    net = MSD(encoders(), classes=4, teacher=teacher, aux_weight=0.0)
+    optimizer = torch.optim.AdamW(
+        [{"params": [p for p in net.fused.parameters() if (p.ndim >= 2) == wide], "weight_decay": decay}
+         for wide, decay in ((True, 1e-4), (False, 0.0))], lr=0.01, fused=True)  # fmt: skip
+    loader, net = data.loader(net.inputs(), batch_size=40, seed=5, labels=True), net.train()
+    for step, one in enumerate(itertools.chain(loader.epoch(0), loader.epoch(1))):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 8, dtype=torch.float64)).item())
+        z = net.fused(one).logits
+        with torch.no_grad():
+            t = net.teacher(one).logits
+        optimizer.zero_grad()
+        ce, kd = 0.3 * F.cross_entropy(z, one["label"]), 0.7 * divergence(z, t, tau=2.0).mean()
+        (ce + kd).backward()
+        optimizer.step()
+    for a, b in zip(net.fused.parameters(), method.fused.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_student_that_is_the_teacher_has_nothing_to_learn_from_it(toy):
+    teacher = given()
+    method = make(teacher=teacher)()
+    method.fused = copy.deepcopy(teacher).requires_grad_(True)
+    method.eval()
+    losses = list(method.training_steps(batch(toy)))[-1].terms
+    total = sum(value for name, value in losses.items() if name != "ce")
+    assert abs(total.item()) < 1e-6
+    total.backward()
+    assert max(p.grad.abs().max().item() for p in method.fused.parameters()) < 1e-6
+
+
+def test_one_modality_alone_is_distillation_with_both_weights(toy):
+    torch.manual_seed(0)
+    teacher = LateFusion({"rich": MLP((12,), hidden=(8,), dim=4)}, 4)
+    method = MSD({"rich": MLP((12,), hidden=(8,), dim=4)}, classes=4, teacher=teacher, aux_weight=0.7).eval()
+    found = terms(method, batch(toy))
+    assert found["msd/rich"] == pytest.approx(found["kd"])
+
+
+class Ignorant(nn.Module):
+    """Looks at one modality alone."""
+
+    def forward(self, inputs):
+        return 2 * inputs["rich"][:, :4]
+
+
+def test_saliency_puts_everything_on_what_the_teacher_looks_at(toy):
+    for weighting in ("saliency", "population"):
+        method = make(teacher=Ignorant(), weighting=weighting)()
+        if weighting == "population":
+            method = train(make(teacher=Ignorant(), weighting=weighting), toy.split("train"), labels=True)
+            assert method.population[1] == 0
+        method.eval()
+        found = list(method.training_steps(batch(toy)))[-1]
+        assert found.logged["weight/poor"].item() == 0
+        assert found.logged["weight/rich"].item() == pytest.approx(1.0)
+        assert found.terms["msd/poor"].item() == 0
+
+
+def test_the_teachers_loss_trusts_the_modality_with_which_it_is_right(toy):
+    class Right(nn.Module):
+        def forward(self, inputs):
+            blind = (inputs["rich"] == 0).all(dim=1, keepdim=True)
+            return torch.where(blind, 0.0, 20 * F.one_hot(data["label"], 4).float())
+
+    data = batch(toy)
+    method = make(teacher=Right(), weighting="teacher_loss")().eval()
+    found = list(method.training_steps(data))[-1].logged
+    assert found["weight/rich"].item() == pytest.approx(1 / (1 + 1 / 4), abs=1e-4)  # softmax of (0, -log 4)
+    unknown = {**data, "label": torch.full_like(data["label"], -1)}
+    assert list(method.training_steps(unknown))[-1].logged["weight/rich"].item() == pytest.approx(0.5)
+    assert "ce" not in list(method.training_steps(unknown))[-1].terms
+
+
+def test_a_term_that_follows_noise_gets_the_smaller_learnt_weight(toy):
+    class Half(nn.Module):
+        """Right where it sees the rich modality, random where it sees the poor one alone."""
+
+        def forward(self, inputs):
+            blind = (inputs["rich"] == 0).all(dim=1, keepdim=True)
+            return torch.where(blind, 8 * torch.sin(40 * inputs["poor"][:, :4]), 5 * (inputs["rich"] @ right))
+
+    data = toy.split("train")
+    x = next(data.samples("rich", len(data)))
+    right = torch.linalg.lstsq(x, F.one_hot(torch.from_numpy(data.label), 4).float()).solution
+    settings = type(SHORT)(epochs=10, batch_size=20, lr=0.03)
+    method = train(make(teacher=Half(), weighting="learned", aux_weight=2.0), data, settings, labels=True)
+    with torch.no_grad():
+        w = list(method.eval().training_steps(batch(toy, 100)))[-1].logged
+    assert w["weight/poor"] < w["weight/rich"] - 0.1
+
+
+def test_rows_that_are_set_aside_teach_nothing_and_are_the_same_again(toy):
+    data = toy.split("train")
+    methods = [train(make(teacher=given(), weighting="learned", meta_share=0.25), data, labels=True) for _ in range(2)]
+    assert same(*methods)
+    method = make(teacher=given(), weighting="learned", meta_share=0.25)()
+
+    class Stage:
+        epochs, steps_per_epoch = 1, 4
+
+        def __len__(self):
+            return 24
+
+        def batches(self):
+            return iter([batch(toy)])
+
+    method.eval().before_stage(Stage())
+    aside = method._is_aside(batch(toy))
+    assert aside.sum() == 6
+    assert torch.equal(method._meta["label"], batch(toy)["label"][aside])
+    changed = batch(toy)
+    changed["label"] = torch.where(aside, (changed["label"] + 1) % 4, changed["label"])
+    assert terms(method, changed)["ce"] == terms(method, batch(toy))["ce"]
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS[:1] + WEIGHTINGS[2:4])
+def test_rows_that_lack_a_modality_are_masked_and_their_weight_goes_to_the_others(toy, weighting):
+    method, data = make(teacher=given(), weighting=weighting)().eval(), batch(toy)
+    here = torch.arange(24) % 3 > 0
+    junk = torch.where(here[:, None], data["poor"], 1e6)
+    holes = {**data, "poor": junk, "present": {"poor": here}}
+    found = list(method.training_steps(holes))[-1]
+    alone = list(method.training_steps({**{k: v[~here] for k, v in data.items()}, "present": {
+        "poor": torch.zeros(8, dtype=torch.bool)}}))[-1]  # fmt: skip
+    whole = list(method.training_steps({k: v[here] for k, v in data.items()}))[-1]
+    for name in found.terms:
+        both = (8 * alone.terms[name] + 16 * whole.terms[name]) / 24
+        assert found.terms[name].item() == pytest.approx(both.item(), rel=1e-4, abs=1e-6)
+    assert alone.logged["weight/poor"].item() == 0
+    assert alone.logged["weight/rich"].item() == pytest.approx(1.0)
+    missing = {k: v[~here] for k, v in data.items() if k != "poor"}
+    other = list(method.training_steps(missing))[-1]
+    assert all(torch.equal(other.terms[k], v) for k, v in alone.terms.items())
+
+
+def test_modality_dropout_leaves_no_row_empty(toy):
+    method, data, seen = make(modality_dropout=0.9)(), batch(toy), []
+    method.clock.length = 8
+    encode = method.teacher.encode
+    method.teacher.encode = lambda x, present: seen.append(present) or encode(x, present)
+    list(method.train().training_steps(data))
+    here = torch.stack([seen[0][m] for m in SIZES], dim=1)
+    assert here.any(dim=1).all()
+    assert not here.all()
+
+
+def test_true_labels_on_blanked_inputs_are_the_control(toy):
+    method, data = make(teacher=given(), auxiliary="labels")().eval(), batch(toy)
+    found = terms(method, data)
+    (only,) = logits_of(method.fused, data, [("rich",)])
+    assert found["msd/rich"] == pytest.approx(0.5 * F.cross_entropy(only, data["label"]).item())
+
+
+def test_the_branches_and_the_whole_are_deployed(toy):
+    method = make()()
+    assert method.student("poor") is method.fused.encoders["poor"]
+    assert method.student("poor").dim == 4
+    with pytest.raises(NetworkError, match="none of 'depth'"):
+        method.student("depth")
+    scores = method.eval().held_out_step(batch(toy))
+    assert scores.keys() == {"loss", "accuracy", "teacher_loss", "teacher_accuracy"}
+
+
+def test_a_batch_of_one_and_half_precision_give_numbers(toy):
+    method = MSD(encoders(norm=False), classes=4, teacher=given())
+    one = batch(toy, 1)
+    assert all(torch.isfinite(value) for value in list(method.train().training_steps(one))[-1].terms.values())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = list(method.training_steps(batch(toy)))[-1]
+    assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in found.terms.values())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"kd_weight": 1.5}, "kd_weight in"),
+        ({"teacher_share": 1.0}, "leave some to the student"),
+        ({"tau": 0.0}, "tau must be"),
+        ({"meta_share": 0.0}, "meta_share in"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(how, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**how)()
+
+
+def test_learnt_weights_outside_a_stage_are_refused(toy):
+    with pytest.raises(ConfigError, match=r"training\.fit"):
+        list(make(teacher=given(), weighting="learned")().train().training_steps(batch(toy)))

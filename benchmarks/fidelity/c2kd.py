@@ -1,4 +1,4 @@
-"""C2KD: digits of 8 x 8 pixels with labels for every pair; run it with `python -m benchmarks.fidelity.c2kd [--seeds 6]`.
+"""C2KD: digits of 8 x 8 pixels, labels for every pair; run it with `python -m benchmarks.fidelity.c2kd [--seeds 6]`.
 
 300 labelled pairs, 1497 to test on. The student sees the left half under noise of 0.5 (pixels are 0 to 1), the teacher
 the clean image, or the right half, which is complementary. Encoders are one hidden layer to 32 features. The reference

@@ -7,11 +7,12 @@ from stages import SHORT, check_resumes, same, train
 from torch import nn
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, NetworkError
+from crossdistill.errors import ConfigError, DataError, NetworkError
 from crossdistill.methods.msd import MSD
 from crossdistill.networks import MLP
 from crossdistill.networks.late_fusion import LateFusion, logits_of
 from crossdistill.objectives.msd import divergence
+from crossdistill.training import UserData
 
 WEIGHTINGS = ["uniform", "population", "saliency", "teacher_loss", "learned"]
 SIZES = {"rich": 12, "poor": 8}
@@ -282,3 +283,12 @@ def test_what_is_out_of_range_is_refused(how, message):
 def test_learnt_weights_outside_a_stage_are_refused(toy):
     with pytest.raises(ConfigError, match=r"training\.fit"):
         list(make(teacher=given(), weighting="learned")().train().training_steps(batch(toy)))
+
+
+def test_a_teacher_of_one_modality_and_rows_without_positions_are_refused(toy):
+    with pytest.raises(NetworkError, match="mapping from modality to tensor"):
+        train(make(teacher=MLP((12,), hidden=(8,), dim=4)), toy.split("train"), labels=True)
+    rows = [{m: torch.randn(8, n) for m, n in SIZES.items()} | {"label": torch.arange(8) % 4}] * 2
+    with pytest.raises(DataError, match="give batches an `index`"):
+        train(make(weighting="learned"), UserData(rows), labels=True)
+    train(make(), UserData(rows), labels=True)

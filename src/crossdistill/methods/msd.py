@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, NetworkError
+from crossdistill.errors import ConfigError, CrossDistillError, DataError, NetworkError
 from crossdistill.methods._clock import Clock, check_shares
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
 from crossdistill.networks.late_fusion import Blank, LateFusion, logits_of, redrawn
@@ -139,9 +139,19 @@ class MSD(Method):
         return self
 
     def before_stage(self, data: StageData) -> None:
-        """Remember how long the stage is, and set rows aside where weights are learnt."""
+        """Remember how long the stage is, and set rows aside where weights are learnt.
+
+        Raises:
+            NetworkError: If the teacher that was given cannot read a mapping from modality to tensor.
+            DataError: If rows are to be set aside and have no positions.
+        """
         self.clock.begin(data)
         self._data = data
+        first = next(iter(data.batches()))
+        if self.given:
+            self._try_teacher(first)
+        if self.weighting == "learned" and "index" not in first:
+            raise DataError("msd: learned weights set rows aside by their positions: give batches an `index`")
         if self.weighting == "learned":
             self._set_aside(data)
 
@@ -318,6 +328,19 @@ class MSD(Method):
             weights = torch.where(here, self.weigher(aux), 0.0)
             gradient = meta_gradient(terms, meta_loss, parameters, weights, rate=self.meta_rate)
         return Losses({"meta": ((weights - weights.detach()) * gradient.detach()).sum()})
+
+    def _try_teacher(self, batch: Batch) -> None:
+        inputs, present, _ = self._read(batch)
+        try:
+            with torch.no_grad():
+                logits_of(self.teacher, inputs, [self.names], present)
+        except CrossDistillError:
+            raise
+        except Exception as error:  # whatever a network does with what it cannot read
+            raise NetworkError(
+                "msd: the teacher must give logits for a mapping from modality to tensor, as only a network given in "
+                f"Python does; leave it out to train one here ({type(error).__name__}: {error})"
+            ) from error
 
     # What a batch holds ----------------------------------------------------------------------------------------------
 

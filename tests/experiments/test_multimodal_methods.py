@@ -1,0 +1,41 @@
+"""Methods whose networks read several modalities, from an experiment file to its results."""
+
+import pytest
+from toy_experiment import EXPERIMENT
+
+from crossdistill.errors import DataError
+from crossdistill.experiments import parse_experiment, run_experiment
+
+STUDENT = EXPERIMENT[EXPERIMENT.index("stages:") : EXPERIMENT.index("compare")]
+LEAN = EXPERIMENT.replace("seeds: 2", "seeds: 1").replace("fine_tune_steps: 5", "ways: [linear]")
+TAUGHT = "\n  teacher: {method: supervised, modality: rich, epochs: 2, batch_size: 32}"
+
+
+def experiment(parameters, teacher=""):
+    stage = f"stages:{teacher}\n  student: {{{parameters}, epochs: 2, batch_size: 32}}\n"
+    return parse_experiment(LEAN.replace(STUDENT, stage).replace("compare: [l2]\n", ""))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "teacher"),
+    [
+        ("method: msd, weighting: saliency, teacher_hidden: [8]", ""),
+        ("method: c2kd, removal: removed", ""),
+        ("method: c2kd, teacher: teacher", TAUGHT),
+        ("method: mst_distill, top: 3", ""),
+        ("method: mke, teacher: teacher, input_noise: {rich: 0.2, poor: 0.5}", TAUGHT),
+    ],
+)
+def test_they_run_from_a_file(toy, tmp_path, parameters, teacher):
+    results = run_experiment(experiment(parameters, teacher), tmp_path, data=toy)
+    method = parameters.split(", ")[0].removeprefix("method: ")
+    roles = {name: row["role"] for name, row in results["methods"].items()}
+    assert roles[method] == "method"
+    assert roles["shuffled_pairs"] == "control"
+    assert ("random_teacher" in roles) == bool(teacher)
+    assert any(row["method"] == method and 0 <= row["value"] <= 1 for row in results["rows"])
+
+
+def test_a_file_names_the_teacher_of_mke(toy, tmp_path):
+    with pytest.raises(DataError, match="name a teacher of the source"):
+        run_experiment(experiment("method: mke"), tmp_path, data=toy)

@@ -264,8 +264,7 @@ class MKE(Method):
         if self.given:
             outputs = self.teacher_outputs(batch, self.source)
         else:
-            with evaluated(self.teacher):
-                outputs: Outputs = as_outputs(self.teacher(batch[self.source]))
+            outputs: Outputs = as_outputs(self.teacher(batch[self.source]))  # in eval mode by now
         return _full(outputs.read("logits")).softmax(dim=1), self._has_source(batch)
 
     def _stored(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ MEASURED = ROOT / "benchmarks" / "fidelity" / "results"
 KINDS = {"objectives": "loss", "methods": "method"}
 NEEDS = {
     "labels": "labels",
+    "labels_or_teacher": "labels or a teacher",
     "pairs": "pairs",
     "teacher_logits": "a teacher with logits",
     "feature_maps": "feature maps of both networks",

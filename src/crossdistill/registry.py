@@ -17,7 +17,11 @@ from typing import Any, Literal
 
 from crossdistill.errors import ConfigError, spot_of, suggest, told
 
-Need = Literal["labels", "pairs", "teacher_logits", "feature_maps", "equal_widths", "index", "group"]
+Need = Literal[
+    "labels", "labels_or_teacher", "pairs", "teacher_logits", "feature_maps", "equal_widths", "index", "group"
+]
+"""A method that needs "labels" learns from labelled rows alone; one with "labels_or_teacher" from all, and is told the
+labels that are known where no teacher is named."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """Methods whose networks read several modalities, from an experiment file to its results."""
 
+import numpy as np
 import pytest
 from toy_experiment import EXPERIMENT
 
+from crossdistill.data import PairedDataset
 from crossdistill.errors import DataError
 from crossdistill.experiments import parse_experiment, run_experiment
 
@@ -36,6 +38,12 @@ def test_they_run_from_a_file(toy, tmp_path, parameters, teacher):
     assert any(row["method"] == method and 0 <= row["value"] <= 1 for row in results["rows"])
 
 
-def test_a_file_names_the_teacher_of_mke(toy, tmp_path):
-    with pytest.raises(DataError, match="name a teacher of the source"):
-        run_experiment(experiment("method: mke"), tmp_path, data=toy)
+def test_mke_trains_its_teacher_on_the_few_labels_or_is_refused(toy, tmp_path):
+    results = run_experiment(experiment("method: mke"), tmp_path, data=toy)
+    assert "random_teacher" not in results["methods"]
+    unlabelled = PairedDataset(
+        toy.columns.arrays, toy.modalities, name="toy", label=np.where(toy.columns.split == 2, toy.label, -1),
+        class_names=tuple("abcd"), split=toy.columns.split,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="none of 160 samples is labelled|has no labels"):
+        run_experiment(experiment("method: mke"), tmp_path / "none", data=unlabelled)

@@ -13,13 +13,10 @@ from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, Interrupted, NetworkError
 from crossdistill.methods import Supervised
-from crossdistill.methods.ctsl_mkt import (
-    CollaborativePeers,
-    relational_angle,
-    relational_distance,
-    response_divergence,
-)
+from crossdistill.methods.ctsl_mkt import CollaborativePeers
 from crossdistill.networks import MLP
+from crossdistill.objectives.kd import distillation_kl
+from crossdistill.objectives.rkd import relational_angles, relational_distances
 from crossdistill.training import Settings, fit
 
 SETTINGS = Settings(epochs=3, batch_size=40, lr=0.01, checkpoint_every=1)  # 4 steps an epoch, 12 in all
@@ -77,10 +74,10 @@ def test_terms_are_the_weighted_pieces():
         before = method.copies[me](rows[me]).logits
         expected = {
             "ce": F.cross_entropy(out[me].logits, rows["label"]),
-            "response": 0.7 * response_divergence(out[me].logits, out[other].logits),
-            "distance": 1.1 * relational_distance(out[me].features, out[other].features),
-            "angle": 1.9 * relational_angle(out[me].features, out[other].features),
-            "self": 0.3 * response_divergence(out[me].logits, before, temperature=3.0),
+            "response": 0.7 * distillation_kl(out[me].logits, out[other].logits, tau=1.0),
+            "distance": 1.1 * relational_distances(out[me].features, out[other].features),
+            "angle": 1.9 * relational_angles(out[me].features, out[other].features),
+            "self": 0.3 * distillation_kl(out[me].logits, before, tau=3.0, squared=False),
         }
         for name, value in expected.items():
             torch.testing.assert_close(terms[f"{me}/{name}"], value)
@@ -127,7 +124,7 @@ def test_three_peers_learn_from_the_mean_of_two():
     encoders = {"rich": encoder("rich", 1), "poor": encoder(seed=2), "poor#b": encoder(seed=3)}
     method, rows = CollaborativePeers(encoders, classes=4).eval(), batch()
     out = {name: peer(rows[name.partition("#")[0]]).logits for name, peer in method.peers.items()}
-    each = [response_divergence(out["rich"], out[name]) for name in ("poor", "poor#b")]
+    each = [distillation_kl(out["rich"], out[name], tau=1.0) for name in ("poor", "poor#b")]
     torch.testing.assert_close(method.training_step(rows).terms["rich/response"], sum(each) / 2)
 
 

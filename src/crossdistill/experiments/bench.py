@@ -344,6 +344,8 @@ class Bench:
         """Say whether a stage's method or one of its objectives needs labels; no other stage receives them."""
         needs = [lookup("crossdistill.methods", stage.method).facts.needs]
         needs += [lookup("crossdistill.objectives", o.name)(**o.parameters).needs for o in stage.objectives]
+        if not stage.teacher and "labels_or_teacher" in needs[0]:
+            return True
         return any("labels" in needed for needed in needs)
 
     def teacher_key(self, stage: StageSpec, seed: int) -> str:

@@ -46,6 +46,8 @@ def _lacking(bench: Bench, stage: StageSpec, teacher: Outputs | None) -> str:
     lacking: dict[Need, str] = {}
     if not bench.train.labelled.any():
         lacking["labels"] = "labels, and the data have none"
+        if not stage.teacher:
+            lacking["labels_or_teacher"] = "labels or a teacher, and there is neither"
     if bench.train.group is None:
         lacking["group"] = "groups, and the data have none"
     if teacher is not None and teacher.logits is None:

@@ -35,7 +35,9 @@ class Clock(nn.Module):
         return self.done >= round(share * self.length)
 
     def progress(self, share: float = 0.0) -> float:
-        """Give how much of what comes after a share of the stage is done, in [0, 1]."""
+        """Give how much of what comes after a share of the stage is done, in [0, 1]; 0 where no stage has begun."""
+        if not self.length:
+            return 0.0
         start = round(share * self.length)
         return min(1.0, max(0.0, (self.done - start) / max(1, self.length - start)))
 

@@ -17,101 +17,16 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, NetworkError, ObjectiveError
+from crossdistill.errors import ConfigError, NetworkError
+from crossdistill.methods._clock import Clock
 from crossdistill.methods._rows import both, known_accuracy, known_cross_entropy, present_rows, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, modality_of
 from crossdistill.networks.base import Network, Outputs
-from crossdistill.objectives.base import full_precision, unit
 from crossdistill.objectives.cmcd import check_tau
+from crossdistill.objectives.kd import distillation_kl
+from crossdistill.objectives.rkd import relational_angles, relational_distances
 from crossdistill.registry import Facts
-
-# Pieces -------------------------------------------------------------------------------------------------------------
-
-
-@full_precision
-def response_divergence(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, scale: bool = False) -> Tensor:
-    """Mean over rows of KL(softmax(teacher / t) || softmax(student / t)), logits (b, c); the teacher is detached.
-
-    Args:
-        student: (b, c).
-        teacher: (b, c), the target.
-        temperature: t of both.
-        scale: Multiply by t^2, which keeps the gradient's size where t is large.
-    """
-    check_tau(temperature=temperature)
-    log_s, log_t = (z.div(temperature).log_softmax(dim=1) for z in (student, teacher.detach()))
-    loss = F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
-    return loss * temperature**2 if scale else loss
-
-
-def _distances(features: Tensor) -> Tensor:
-    """Distances (b, b) over their mean off the diagonal; zeros where all rows are equal. The scale does not matter."""
-    largest = features.detach().abs().amax()
-    z = features / torch.where(largest > 0, largest, 1.0)  # no gradient: what follows does not depend on it
-    apart = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")  # its gradient at 0 is 0
-    mean = apart.sum() / (len(z) * (len(z) - 1))
-    return apart / torch.where(mean > 0, mean, 1.0)
-
-
-def _angles(features: Tensor, vertices: Tensor) -> Tensor:
-    """Cosines (v, b, b) of the angles at some vertices (v,) between all pairs of rows; 0 where a side has no length."""
-    sides = features.unsqueeze(0) - features[vertices].unsqueeze(1)  # (v, b, d)
-    sides = unit(sides.flatten(0, 1)).view_as(sides)
-    return sides @ sides.transpose(1, 2)
-
-
-@full_precision
-def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean Huber difference of the normalised distances of all pairs u != v; widths may differ, teacher detached.
-
-    RKD's released loss also counts the diagonal's zeros, which makes it (b - 1)/b of this one. 0 for a single row.
-    """
-    _check_rows(student, teacher)
-    if len(student) < 2:
-        return 0.0 * student.sum()
-    ours, theirs = _distances(student), _distances(teacher.detach())
-    return F.smooth_l1_loss(ours, theirs, reduction="sum") / (len(student) * (len(student) - 1))
-
-
-@full_precision
-def relational_angle(student: Tensor, teacher: Tensor, *, vertices: int | None = None) -> Tensor:
-    """Mean Huber difference of cos(u - v, w - v) over triples of three different rows; the teacher is detached.
-
-    RKD's released loss also counts triples that repeat a row, which makes it (b - 1)(b - 2)/b^2 of this one where no
-    two rows are equal.
-
-    Args:
-        student: (b, d_s).
-        teacher: (b, d_t).
-        vertices: So many random rows serve as v, an unbiased estimate; None takes all, b^2 d + b^3 numbers in memory.
-
-    Returns:
-        Scalar; 0 for fewer than three rows.
-    """
-    _check_rows(student, teacher)
-    n = len(student)
-    if n < 3:
-        return 0.0 * student.sum()
-    chosen = torch.arange(n, device=student.device)
-    if vertices is not None and vertices < n:
-        chosen = torch.randperm(n)[:vertices].to(student.device)
-    apart = F.smooth_l1_loss(_angles(student, chosen), _angles(teacher.detach(), chosen), reduction="none")
-    row = torch.arange(n, device=student.device)
-    other = row != chosen.unsqueeze(1)  # (v, b)
-    counted = other.unsqueeze(1) & other.unsqueeze(2) & (row != row.unsqueeze(1))
-    return (apart * counted).sum() / (len(chosen) * (n - 1) * (n - 2))
-
-
-def _check_rows(student: Tensor, teacher: Tensor) -> None:
-    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
-        raise ObjectiveError(
-            f"relations compare features (b, d) row by row; received {tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
-
-
-# The method ---------------------------------------------------------------------------------------------------------
 
 
 class CollaborativePeers(Method):
@@ -208,7 +123,7 @@ class CollaborativePeers(Method):
         peers = {name: Network(e, head=nn.Linear(Network(e).dim, classes)) for name, e in encoders.items()}
         self.peers = nn.ModuleDict(peers)
         self.copies = copy.deepcopy(self.peers) if self_weight or start == "copies" else nn.ModuleDict()
-        self._done = self._length = 0
+        self.clock = Clock()
 
     def inputs(self) -> Mapping[str, int]:
         """One view of each modality; peers that read the same see the same view."""
@@ -230,16 +145,18 @@ class CollaborativePeers(Method):
     @property
     def switch(self) -> int:
         """The step at which the copies are frozen and the peers begin; 0 where no copies are needed."""
-        return min(self._length - 1, max(1, round(self.alone_share * self._length))) if len(self.copies) else 0
+        return (
+            min(self.clock.length - 1, max(1, round(self.alone_share * self.clock.length))) if len(self.copies) else 0
+        )
 
     @property
     def alone(self) -> bool:
         """Whether the copies still learn."""
-        return self._done < self.switch
+        return self.clock.done < self.switch
 
     def before_stage(self, data: StageData) -> None:
         """Take in how long the stage is."""
-        self._length = data.epochs * data.steps_per_epoch
+        self.clock.begin(data)
 
     def train(self, mode: bool = True) -> Method:
         """Set training mode for all but copies that are frozen."""
@@ -250,19 +167,11 @@ class CollaborativePeers(Method):
 
     def after_step(self) -> None:
         """Count the steps; when the first half is over, freeze the copies and, if asked to, start from them."""
-        self._done += 1
-        if len(self.copies) and self._done == self.switch:
+        self.clock.tick()
+        if len(self.copies) and self.clock.done == self.switch:
             self.copies.eval()
             if self.start == "copies":
                 self.peers.load_state_dict(self.copies.state_dict())
-
-    def get_extra_state(self) -> dict[str, int]:
-        """Give the steps that are done; torch keeps them with the weights."""
-        return {"done": self._done}
-
-    def set_extra_state(self, state: Mapping[str, int]) -> None:
-        """Take up the steps that were done."""
-        self._done = state["done"]
 
     # Losses ----------------------------------------------------------------------------------------------------------
 
@@ -285,7 +194,7 @@ class CollaborativePeers(Method):
                 with torch.no_grad():
                     before: Tensor = self.copies[name](take(batch[modality_of(name)], masks[name])).logits
                 t = self.temperatures["self"]
-                found["self"] = response_divergence(logits[name], before, temperature=t, scale=self.scale)
+                found["self"] = distillation_kl(logits[name], before, tau=t, squared=self.scale)
             terms |= {f"{name}/{term}": self._weight(term) * value for term, value in found.items()}
         return Losses(terms, logged)
 
@@ -319,19 +228,19 @@ class CollaborativePeers(Method):
         if self.weights["response"]:
             z, target = take(own.read("logits"), mine), take(other.read("logits"), theirs)
             t = self.temperatures["response"]
-            found["response"] = response_divergence(z, target, temperature=t, scale=self.scale)
+            found["response"] = distillation_kl(z, target, tau=t, squared=self.scale)
         e, target = take(own.features, mine), take(other.features, theirs)
         if self.weights["distance"]:
-            found["distance"] = relational_distance(e, target)
+            found["distance"] = relational_distances(e, target)
         if self.weights["angle"]:
-            found["angle"] = relational_angle(e, target, vertices=self.angle_vertices)
+            found["angle"] = relational_angles(e, target, vertices=self.angle_vertices)
         return found
 
     def _weight(self, term: str) -> float:
         """Give a term's weight, on its way up for the mutual ones."""
-        weight, over = self.weights[term], self.ramp * (self._length - self.switch)
+        weight, over = self.weights[term], self.ramp * (self.clock.length - self.switch)
         if over and term in ("response", "distance", "angle"):
-            weight *= min(1.0, (self._done - self.switch + 1) / over)
+            weight *= min(1.0, (self.clock.done - self.switch + 1) / over)
         return weight
 
 

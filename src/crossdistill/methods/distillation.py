@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import ConfigError, CrossDistillError, NetworkError, ObjectiveError
+from crossdistill.methods._clock import Clock
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
 from crossdistill.networks.base import Network, Outputs
 from crossdistill.networks.taps import Mapped, Maps
@@ -90,7 +91,7 @@ class Distillation(Method):
         self.projector: nn.Module | None = None
         self.head: nn.Module | None = None
         self._classes, self._width = classes, 0
-        self._done = self._length = 0
+        self.clock = Clock()
         if teacher_reads == "features" and isinstance(width := getattr(teacher, "dim", None), int):
             self._make_projector(width)
 
@@ -126,7 +127,7 @@ class Distillation(Method):
             NetworkError: If an objective needs equal widths, they differ, and no projector is allowed; or if a network
                 does not give what is read.
         """
-        self._length = data.epochs * data.steps_per_epoch
+        self.clock.begin(data)
         with torch.no_grad():
             student, teacher = self._outputs(next(iter(data.batches())))
         self._make(student, teacher, pairs=len(data))
@@ -233,7 +234,7 @@ class Distillation(Method):
 
     def after_step(self) -> None:
         """Count the steps, for objectives that change as training goes on."""
-        self._done += 1
+        self.clock.tick()
 
     def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
         """The loss on held-out pairs, the kernels' distances and, if widths agree, how often the partner is found.
@@ -257,20 +258,12 @@ class Distillation(Method):
         """Give what objectives may read of the student, before projector and head."""
         return self.network(x) if self._maps is None else self._maps(x)
 
-    def get_extra_state(self) -> dict[str, int]:
-        """Give the steps that are done; torch keeps them with the weights."""
-        return {"done": self._done}
-
-    def set_extra_state(self, state: Mapping[str, int]) -> None:
-        """Take up the steps that were done."""
-        self._done = state["done"]
-
     def _context(self, batch: Batch) -> Context:
         return Context(
             label=batch.get("label"),
             index=index_of(batch, self.target) if "index" in batch else None,
             group=batch.get("group"),
-            progress=min(1.0, self._done / self._length) if self._length else 0.0,
+            progress=self.clock.progress(),
         )
 
     def _outputs(self, batch: Batch) -> tuple[Outputs, Outputs]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
+from crossdistill.methods._clock import Clock
 from crossdistill.methods._rows import known_cross_entropy, present_rows, restarted, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
 from crossdistill.methods.multihead import FusionOutput, MultiHeadFusion, Task, TeacherEnsemble
@@ -160,7 +161,7 @@ class MIND(Method):
         self.ensembles = nn.ModuleDict(ensembles)
         if self.given:
             freeze(self.ensembles)
-        self._done = self._length = 0
+        self.clock = Clock()
 
     def inputs(self) -> Mapping[str, int]:
         """One view of each modality."""
@@ -187,16 +188,16 @@ class MIND(Method):
     def switch(self) -> int:
         """The step at which the ensembles are frozen and the student begins; 0 where none are trained here."""
         ours = len(self.ensembles) and not self.given
-        return min(self._length - 1, max(1, round(self.alone_share * self._length))) if ours else 0
+        return min(self.clock.length - 1, max(1, round(self.alone_share * self.clock.length))) if ours else 0
 
     @property
     def alone(self) -> bool:
         """Whether the ensembles still learn."""
-        return self._done < self.switch
+        return self.clock.done < self.switch
 
     def before_stage(self, data: StageData) -> None:
         """Take in how long the stage is."""
-        self._length = data.epochs * data.steps_per_epoch
+        self.clock.begin(data)
 
     def train(self, mode: bool = True) -> Method:
         """Set training mode for all but ensembles that are frozen."""
@@ -207,17 +208,9 @@ class MIND(Method):
 
     def after_step(self) -> None:
         """Count the steps; freeze the ensembles when the first half is over."""
-        self._done += 1
-        if self._done == self.switch:
+        self.clock.tick()
+        if self.clock.done == self.switch:
             self.ensembles.eval()
-
-    def get_extra_state(self) -> dict[str, int]:
-        """Give the steps that are done; torch keeps them with the weights."""
-        return {"done": self._done}
-
-    def set_extra_state(self, state: Mapping[str, int]) -> None:
-        """Take up the steps that were done."""
-        self._done = state["done"]
 
     # Losses ----------------------------------------------------------------------------------------------------------
 

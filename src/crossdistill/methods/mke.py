@@ -100,7 +100,7 @@ class MKE(Method):
         name="mke",
         title="a teacher of one modality labels the pairs, a multimodal student under noise learns from that",
         paper="Xue et al. 2021 (MKE), Algorithm 1",
-        needs=frozenset({"pairs", "index", "teacher_logits"}),
+        needs=frozenset({"pairs", "index", "teacher_logits", "labels_or_teacher"}),
     )
 
     def __init__(
@@ -213,11 +213,13 @@ class MKE(Method):
 
     def _teacher_losses(self, batch: Batch) -> Losses:
         label: Tensor = batch["label"]
-        known = (label >= 0) & self._has_source(batch)
+        there = self._has_source(batch)
+        known = label[there] >= 0
         if not bool(known.any()):
             return Losses({})
-        logits = as_outputs(self.teacher(batch[self.source][known])).read("logits")
-        return Losses({"teacher": F.cross_entropy(_full(logits), label[known])})
+        # all rows pass through it: few have a label, and a batch norm needs more
+        logits = as_outputs(self.teacher(batch[self.source][there])).read("logits")
+        return Losses({"teacher": F.cross_entropy(_full(logits[known]), label[there][known])})
 
     def _student_losses(self, batch: Batch) -> Losses:
         probabilities, counts = self._label(batch) if self.pseudo is None else self._stored(batch)

@@ -45,5 +45,5 @@ def test_mke_trains_its_teacher_on_the_few_labels_or_is_refused(toy, tmp_path):
         toy.columns.arrays, toy.modalities, name="toy", label=np.where(toy.columns.split == 2, toy.label, -1),
         class_names=tuple("abcd"), split=toy.columns.split,
     )  # fmt: skip
-    with pytest.raises(DataError, match="none of 160 samples is labelled|has no labels"):
+    with pytest.raises(DataError, match=r"none of 160 samples is labelled|has no labels"):
         run_experiment(experiment("method: mke"), tmp_path / "none", data=unlabelled)

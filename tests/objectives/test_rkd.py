@@ -54,10 +54,10 @@ def test_they_equal_loops_written_from_the_equations(b, d_s, d_t, dtype, toleran
     distances, angles = slow_distances(s, t), slow_angles(s, t)
     assert relational_distances(s, t).item() == pytest.approx(distances, rel=tolerance)
     assert relational_angles(s, t).item() == pytest.approx(angles, rel=tolerance)
-    parts = RelationalDistillation().terms(s, t, Context())
-    assert parts["distance"].item() == pytest.approx(25 * distances, rel=tolerance)
-    assert parts["angle"].item() == pytest.approx(50 * angles, rel=tolerance)
-    total = RelationalDistillation(2.0, angle=3.0)(s, t).item()
+    parts = RelationalDistillation().terms(s, t, Context())  # as released: a sample with itself counts, as 0
+    assert parts["distance"].item() == pytest.approx(25 * distances * (b - 1) / b, rel=tolerance)
+    assert parts["angle"].item() == pytest.approx(50 * angles * (b - 1) * (b - 2) / b**2, rel=tolerance)
+    total = RelationalDistillation(2.0, angle=3.0, over="different")(s, t).item()
     assert total == pytest.approx(2 * distances + 3 * angles, rel=tolerance)
 
 
@@ -66,7 +66,7 @@ def test_a_few_corners_are_a_mean_over_their_triples(vertices, corners):
     s, t = torch.randn(9, 4, dtype=DOUBLE), torch.randn(9, 5, dtype=DOUBLE)
     expected = slow_angles(s, t, corners)
     assert relational_angles(s, t, vertices=vertices).item() == pytest.approx(expected, rel=1e-12)
-    objective = RelationalDistillation(0.0, angle=1.0, vertices=vertices)
+    objective = RelationalDistillation(0.0, angle=1.0, vertices=vertices, over="different")
     assert objective(s, t).item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -120,6 +120,7 @@ def test_near_neighbours_far_from_the_origin_are_told_apart():
         ({"angle": float("inf")}, "angle must be a weight"),
         ({"distance": 0.0, "angle": 0.0}, "both 0: nothing is to be learnt"),
         ({"vertices": 0}, "vertices must be at least 1"),
+        ({"over": "most"}, "over must be 'all' or 'different'; received 'most'"),
     ],
 )
 def test_wrong_parameters_are_refused(how, message):

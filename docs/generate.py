@@ -128,8 +128,33 @@ def page(package: str, cls: type[Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def fidelity() -> str:
+    """Sum up every kept fidelity experiment: how many rows agree, and which bars were missed."""
+    lines = [
+        "# Fidelity: claimed and measured",
+        "",
+        "One line an experiment; whole tables stand on the pages of the [losses and methods](../methods/README.md). A "
+        "row *agrees* if a t test at the 95 % level cannot tell it from what was claimed: a weak statement, over few "
+        "seeds, and of some dozens of rows two or three must fail by chance. *Bars* are what the experiment was "
+        "expected to show; a missed one stays missed. Claims are of papers and authors' code where their page says so, "
+        "else of earlier prototypes of ours: other implementations, other random numbers.",
+        "",
+        "| experiment | command | rows that agree | bars held | missed |",
+        "| --- " * 5 + "|",
+    ]
+    for path in sorted(MEASURED.glob("*.json")):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        compared = [row["agrees"] for row in kept["rows"] if row["agrees"] != "-"]
+        held = [check["holds"] for check in kept["checks"]]
+        missed = "; ".join(f"{c['says']}: {c['measured']}" for c in kept["checks"] if not c["holds"]) or "-"
+        agree = f"{compared.count('yes')} of {len(compared)}" if compared else "nothing claimed"
+        bars = f"{sum(held)} of {len(held)}" if held else "-"
+        lines.append(f"| {kept['experiment']} | `{kept['command']}` | {agree} | {bars} | {missed} |")
+    return "\n".join(lines) + "\n"
+
+
 def pages() -> dict[Path, str]:
-    """Give all pages by path: one a loss and method, and the index."""
+    """Give all pages by path: one a loss and method, their index, and the summary of what was measured."""
     found: dict[Path, str] = {}
     index = [
         "# Losses and methods",
@@ -145,7 +170,7 @@ def pages() -> dict[Path, str]:
             needs = ", ".join(sorted(facts.needs)).replace("_", " ")
             index.append(f"| [{name}]({name}.md) | {facts.title} | {needs} | {facts.paper} |")
     found[PAGES / "README.md"] = "\n".join(index) + "\n"
-    return found
+    return {**found, ROOT / "docs" / "benchmarks" / "fidelity.md": fidelity()}
 
 
 def main() -> None:

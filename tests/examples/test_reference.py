@@ -23,10 +23,12 @@ def test_a_page_is_current(path):
 
 
 def test_no_page_is_of_something_that_is_gone():
-    assert {p.name for p in generate.PAGES.glob("*.md")} == {p.name for p in PAGES}
+    assert {p.name for p in generate.PAGES.glob("*.md")} == {p.name for p in PAGES if p.parent == generate.PAGES}
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if p.name != "README.md"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in PAGES if p.name not in ("README.md", "fidelity.md")], ids=lambda path: path.stem
+)
 def test_the_stage_that_a_page_shows_is_understood(path):
     (stage,) = re.findall(r"```yaml\nstages:\n  (.*?)\n```", PAGES[path])
     kind = stage.partition(":")[0]

@@ -98,3 +98,10 @@ def test_pens_are_resampled_along_the_ink():
 def test_a_pen_that_never_moved():
     x, y, pen = resample_pen(np.array([[5, 6]]), np.array([0]), 4)
     assert (x.tolist(), y.tolist(), pen.tolist()) == ([5] * 4, [6] * 4, [0, 100, 100, 100])
+
+
+def test_options_of_a_set_take_lists_where_they_are_lists():
+    with pytest.raises(ConfigError, match=r"modalities is a list of names, as in \[rich, poor\]; received 3"):
+        load("mfeat", modalities=3)
+    if "CROSSDISTILL_DATA" in os.environ:
+        assert list(load("mfeat", modalities=["fou", "kar"]).modalities) == ["fou", "kar"]

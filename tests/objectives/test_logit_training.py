@@ -54,8 +54,9 @@ def train(case, data, folder=None, stop=None, labels=True):
 
 def same(one, other):
     a, b = one.state_dict(), other.state_dict()
-    a.pop("_extra_state", None), b.pop("_extra_state", None)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name] for name in a
+    )
 
 
 def after(steps):

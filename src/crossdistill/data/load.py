@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,12 +65,14 @@ def _checked(name: str, function: Callable[..., Any], options: Mapping[str, Any]
     for option, value in options.items():
         if option not in known:
             raise ConfigError(f"'{name}' has no option '{option}'{suggest(option, known)}")
-        types = [typing.get_origin(t) or t for t in (typing.get_args(hints[option]) or (hints[option],))]
+        hint = hints[option]
+        either = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        kinds = [typing.get_origin(t) or t for t in either]
         checked[option] = value
-        if Mapping in types or (value is None and type(None) in types):
+        if Mapping in kinds or (value is None and type(None) in kinds):
             continue
         for kind, convert, words in _TYPES:
-            if kind in types:
+            if kind in kinds:
                 checked[option] = convert(value)
                 if checked[option] is None:
                     raise ConfigError(f"'{name}': {option} is {words}; received {value!r}")

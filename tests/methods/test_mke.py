@@ -244,3 +244,16 @@ def _user(rows):
 def test_what_is_out_of_range_is_refused(how, message):
     with pytest.raises(ConfigError, match=message):
         make(**how)()
+
+
+def test_a_second_stage_begins_anew(toy):
+    method = train(make(teacher=given()), few(toy))
+    other = toy.split("test")  # of other length and content
+    fit(method, other, SHORT, seed=0, accelerator="cpu")
+    expected = method.teacher(torch.cat(list(other.samples("rich")))).logits.softmax(1)
+    torch.testing.assert_close(method.pseudo, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_words_are_checked():
+    with pytest.raises(ConfigError, match="labels is 'Soft'; did you mean 'soft'"):
+        make(labels="Soft")()

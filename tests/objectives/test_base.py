@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from crossdistill.errors import ObjectiveError
 from crossdistill.objectives import (
     anchored_distillation,
     cross_modal_contrastive,
@@ -130,3 +131,13 @@ def test_a_zero_row_stays_zero_and_disturbs_no_other(dtype):
 
 def test_the_gradient_of_unit_rows_equals_finite_differences():
     assert torch.autograd.gradcheck(unit, (torch.randn(4, 3, dtype=torch.float64, requires_grad=True),))
+
+
+@pytest.mark.parametrize("name", discover("crossdistill.objectives"))
+def test_a_teacher_that_gives_nothing_is_told(name):
+    objective = discover("crossdistill.objectives")[name]()
+    if objective.reads == "logits" and "teacher_logits" not in objective.needs:
+        return
+    student = [torch.randn(4, 3, 2, 2)] if objective.reads == "maps" else torch.randn(4, 3)
+    with pytest.raises(ObjectiveError, match=f"{name} reads the teacher's {objective.reads}, and it gives none"):
+        objective(student, None)

@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused():
         CrossmodalKD(reduction="mean")
     with pytest.raises(ConfigError, match="tau must be"):
         CrossmodalKD(tau=-1.0)
-    with pytest.raises(ObjectiveError, match="mfh: the teacher gives no logits; only rho = 1 does without"):
+    with pytest.raises(ObjectiveError, match="mfh reads the teacher's logits, and it gives none"):
         CrossmodalKD()(s, None, label=y)
     with pytest.raises(ObjectiveError, match="needs labels"):
         CrossmodalKD()(s, t)

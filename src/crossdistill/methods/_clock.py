@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, get_args
 
 from torch import nn
 
-from crossdistill.errors import ConfigError
+from crossdistill.errors import ConfigError, suggest
 from crossdistill.methods.base import StageData
 
 
@@ -23,7 +24,8 @@ class Clock(nn.Module):
         self.done = self.length = 0
 
     def begin(self, data: StageData) -> None:
-        """Learn how long the stage is."""
+        """Learn how long the stage is, at its start; what a checkpoint knows of it comes after."""
+        self.done = 0
         self.length = data.epochs * data.steps_per_epoch
 
     def tick(self) -> None:
@@ -48,6 +50,17 @@ class Clock(nn.Module):
     def set_extra_state(self, state: Mapping[str, int]) -> None:
         """Take the count up."""
         self.done = state["done"]
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Refuse a word that is not among those of a Literal.
+
+    Raises:
+        ConfigError: Naming the nearest.
+    """
+    known = get_args(choices)
+    if value not in known:
+        raise ConfigError(f"{name} is '{value}'{suggest(str(value), known)}")
 
 
 def check_shares(method: str, **shares: float) -> None:

@@ -80,7 +80,7 @@ class C2KD(Method):
         m_i = 1 where Kendall's tau-b of t^_i and s^_i is above kappa;  NT(u <- v): non-target KL(sg v || u)
 
     t^ and s^ are the logits of proxies on the features. All temperatures are 1. Both networks change, so the teacher's
-    accuracy drifts. In the sheet's comparison on small digits, labels for every pair, C2KD was at or below no
+    accuracy drifts. In our comparison on small digits, labels for every pair, C2KD was at or below no
     distillation; so it is in half of the columns of a published comparison.
 
     Args:

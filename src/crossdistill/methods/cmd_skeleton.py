@@ -7,8 +7,8 @@ Source: the released code and the abstract; the paper's body was not read. It is
     modality   key encoder   ──► k ──┘                                 (same columns: one pointer for all queues)
 
 The momentum encoder of one modality, sharper in temperature and on the other view, teaches the query encoder of
-another. In small experiments of ours, not kept here, mutual distillation gained nothing over contrast alone, and where
-one modality was far better than the others it was pulled down: weigh the directions. What one direction with a frozen
+another, so a good modality may be pulled down by poor ones: weigh the directions. Mutual distillation was not measured
+here. What one direction with a frozen
 teacher gains (`objectives/neighbours.py`) hangs on how good the contrast is already: much over two equal views, little
 over augmented ones (`python -m benchmarks.fidelity.cmd_skeleton`).
 """

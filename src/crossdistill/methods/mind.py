@@ -84,8 +84,9 @@ class MIND(Method):
     Teachers that saw more than the student (unpaired samples of one modality) are where the gain comes from: give
     them as `teachers`, and keep test samples out of what they saw. Without any, the method trains `members` new copies
     of each encoder on labels for the first `alone_share` of the steps, freezes them, and trains the student after
-    that: on the student's own samples this gains little. A multi-head student without teachers (`teacher_weight: 0`)
-    is the row to compare with, and a single-head one (`unimodal_weight: 0` too).
+    that: on the student's own samples, and of its own size where the paper's teachers are of several, this gains
+    little. A multi-head student without teachers (`teacher_weight: 0`) is the row to compare with, and a single-head
+    one (`unimodal_weight: 0` too).
 
     Args:
         encoders: Modality to the student's encoder with an attribute `dim`.

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
-from crossdistill.methods._clock import Clock, check_shares
+from crossdistill.methods._clock import Clock, check_choice, check_shares
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
 from crossdistill.networks.base import Network, Outputs, as_outputs
 from crossdistill.networks.late_fusion import Alone, LateFusion, redrawn
 from crossdistill.networks.taps import evaluated
 from crossdistill.objectives.base import full_precision
 from crossdistill.registry import Facts
+
+PseudoLabels = Literal["hard", "soft"]
 
 
 @full_precision
@@ -111,7 +113,7 @@ class MKE(Method):
         classes: int,
         teacher: nn.Module | None = None,
         teacher_share: float = 0.3,
-        labels: Literal["hard", "soft"] = "hard",
+        labels: PseudoLabels = "hard",
         threshold: float = 0.0,
         input_noise: float | dict[str, float] = 0.5,
         dropout: float = 0.2,
@@ -122,6 +124,7 @@ class MKE(Method):
         super().__init__()
         noise = input_noise if isinstance(input_noise, dict) else dict.fromkeys(encoders, input_noise)
         _check(encoders, source, classes, threshold, consistency, noise)
+        check_choice("labels", labels, PseudoLabels)
         check_shares("mke", teacher_share=teacher_share)
         self.names, self.source, self.given = tuple(encoders), source, teacher is not None
         self.fused = LateFusion(encoders, classes, hidden=hidden, dropout=dropout)
@@ -169,6 +172,7 @@ class MKE(Method):
             DataError: If no teacher is given and no label is known, or rows have no positions.
         """
         self.clock.begin(data)
+        self.pseudo = None  # of other data, in a second stage
         self._data = data
         first = next(iter(data.batches()))
         if "index" not in first:

@@ -127,7 +127,7 @@ class MSTDistill(Method):
     facts: ClassVar[Facts] = Facts(
         name="mst_distill",
         title="masks make specialised teachers of two, a router chooses whom a sample follows",
-        paper="Li et al. 2025 (MST-Distill), by its released code, mended",
+        paper="Li et al. 2025 (MST-Distill), after its released code, mended; mask networks and shares ours",
         needs=frozenset({"labels", "pairs"}),
     )
 

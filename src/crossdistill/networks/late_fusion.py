@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class LateFusion(nn.Module):
         blank: Blank = "zero",
     ) -> None:
         super().__init__()
+        if blank not in get_args(Blank):
+            raise ConfigError(f"blank is 'zero' or 'token'; received '{blank}'")
         if not encoders or classes < 1 or any(width < 1 for width in hidden) or not 0 <= dropout < 1:
             raise ConfigError(
                 "late fusion needs an encoder, classes >= 1, hidden widths >= 1 and dropout in [0, 1); received "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crossdistill.errors import ObjectiveError
 from crossdistill.objectives.cmcd import check_tau
+from crossdistill.objectives.gather import gather_rows
 
 
 def check_logits(student: Tensor, teacher: Tensor | None, *, name: str) -> None:
@@ -65,8 +66,14 @@ def known_rows(label: Tensor | None, logits: Tensor, *, name: str) -> tuple[Tens
 
 
 def mean_where(values: Tensor, known: Tensor) -> Tensor:
-    """Mean of values (b,) over the rows of a mask; 0, with the graph kept, where there is none."""
-    return torch.where(known, values, 0.0).sum() / known.sum().clamp(min=1)
+    """Mean of values (b,) over the rows of a mask; 0, with the graph kept, where there is none.
+
+    Of several processes each gives its share times their number, so that their average is the mean over all known rows.
+    """
+    everywhere = gather_rows(known.to(values.dtype))
+    return (
+        torch.where(known, values, 0.0).sum() * (len(everywhere) / max(1, len(known))) / everywhere.sum().clamp(min=1)
+    )
 
 
 def kl_rows(student: Tensor, teacher: Tensor, *, tau: float = 1.0) -> Tensor:

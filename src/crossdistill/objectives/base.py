@@ -81,7 +81,13 @@ class Objective(nn.Module, ABC):
         """
 
     def terms(self, student: Any, teacher: Any, context: Context) -> dict[str, Tensor]:
-        """Give `parts` in full precision: half-precision input is converted, and autocast is off within."""
+        """Give `parts` in full precision: half-precision input is converted, and autocast is off within.
+
+        Raises:
+            ObjectiveError: If the teacher gives nothing of what the objective cannot do without; and what `parts` does.
+        """
+        if teacher is None and (self.reads != "logits" or "teacher_logits" in self.needs):
+            raise ObjectiveError(f"{self.facts.name} reads the teacher's {self.reads}, and it gives none")
         with no_autocast(student):
             return self.parts(_full(student), _full(teacher), context)
 

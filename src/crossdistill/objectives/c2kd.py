@@ -29,8 +29,9 @@ def nontarget_kl(student: Tensor, teacher: Tensor, label: Tensor, *, form: Form 
         published:  KL( softmax(t o (1 - e_y)) || softmax(s o (1 - e_y)) )      the own class's logit is set to 0
         removed:    KL( softmax(t without y) || softmax(s without y) )          the own class is no class any more
 
-    "published" is what the released code does: the own class stays in both softmaxes, with weight exp(0), so that
-    adding a constant to all logits changes the value. "removed" is free of that, and 0 for two classes.
+    "published" is what the re-implementations that were read do: the own class stays in both softmaxes, with weight
+    exp(0), so that adding a constant to all logits changes the value. "removed" is free of that, and 0 for two
+    classes.
 
     Args:
         student: (b, c) logits.

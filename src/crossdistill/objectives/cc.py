@@ -31,25 +31,34 @@ def _check_kernel(kernel: str, gamma: float) -> None:
 
 
 @full_precision
-def correlations(features: Tensor, *, kernel: Kernel = "bilinear", gamma: float = 0.4) -> Tensor:
-    """Compare all rows at unit length, (b, d) to (b, b).
+def correlations(
+    features: Tensor, *, kernel: Kernel = "bilinear", gamma: float = 0.4, normalise: bool = True
+) -> Tensor:
+    """Compare all rows, (b, d) to (b, b).
 
     Args:
         features: (b, d), any scale; a zero row is at right angles to all, itself included.
-        kernel: "bilinear" is the cosine; "gaussian" is exp(-gamma * squared distance) = exp(-2 gamma (1 - cosine)).
+        kernel: "bilinear" is the inner product; "gaussian" is exp(-gamma * squared distance).
         gamma: Of the Gaussian.
+        normalise: Bring rows to unit length first.
 
     Raises:
         ConfigError: If a parameter is out of range.
     """
     _check_kernel(kernel, gamma)
-    z = unit(features)
-    cosine = z @ z.T
-    return cosine if kernel == "bilinear" else (-2 * gamma * (1 - cosine)).exp()
+    z = unit(features) if normalise else features
+    product = z @ z.T
+    if kernel == "bilinear":
+        return product
+    if normalise:
+        return (-2 * gamma * (1 - product)).exp()
+    return (-gamma * torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()).exp()
 
 
 @full_precision
-def kernel_congruence(student: Tensor, teacher: Tensor, *, kernel: Kernel = "bilinear", gamma: float = 0.4) -> Tensor:
+def kernel_congruence(
+    student: Tensor, teacher: Tensor, *, kernel: Kernel = "bilinear", gamma: float = 0.4, normalise: bool = True
+) -> Tensor:
     """Give || K_s - K_t ||_F / b^2, a norm that is not squared.
 
     Args:
@@ -57,17 +66,18 @@ def kernel_congruence(student: Tensor, teacher: Tensor, *, kernel: Kernel = "bil
         teacher: (b, d_t) features of the partners; d_t may differ from d_s.
         kernel: See `correlations`.
         gamma: See `correlations`.
+        normalise: See `correlations`.
 
     Returns:
-        Scalar in [0, 2 / b]; where both kernels agree its gradient is 0.
+        Scalar, in [0, 2 / b] if normalised; where both kernels agree its gradient is 0.
 
     Raises:
         ConfigError: If a parameter is out of range.
         ObjectiveError: If the tensors do not fit.
     """
     check_pair(student, teacher, name="cc", equal_widths=False)
-    k_s = correlations(gather_rows(student), kernel=kernel, gamma=gamma)
-    k_t = correlations(gather_rows(teacher.detach()), kernel=kernel, gamma=gamma)
+    k_s = correlations(gather_rows(student), kernel=kernel, gamma=gamma, normalise=normalise)
+    k_t = correlations(gather_rows(teacher.detach()), kernel=kernel, gamma=gamma, normalise=normalise)
     return torch.dist(k_s, k_t) / len(k_s) ** 2
 
 
@@ -89,7 +99,8 @@ class CorrelationCongruence(Objective):
     """CC: || K_s - K_t ||_F / b^2 for the kernels K of both sides, or RepDistiller's product of differences.
 
     The kernel form is the default: our source calls it the paper's, it needs no embeddings, and so no equal widths.
-    Rows are brought to unit length first, which is ours, and keeps both kernels within [-1, 1].
+    Rows are brought to unit length first, which is ours, and keeps both kernels within [-1, 1]; torchdistill leaves
+    them as they are, and takes a few terms of the Gaussian's series where ours is exact.
 
     The difference form is the mean over consecutive rows of <|e_s - e_t|_i, |e_s - e_t|_i+1> with linear embeddings e
     to a common width. With both of them trained, and no other loss, two embeddings of zero solve it; so the teacher's
@@ -99,6 +110,7 @@ class CorrelationCongruence(Objective):
         form: "kernel", or "difference" as RepDistiller released it (weight 0.02 there, beside a supervised loss).
         kernel: For "kernel": "bilinear" or "gaussian".
         gamma: For "gaussian", above 0; 0.4 is a choice of ours.
+        normalise: For "kernel": bring rows to unit length first; false is torchdistill's.
         width: For "difference": of the embeddings; 128 is a choice of ours.
         train_teacher: For "difference": train the embedding of the teacher too.
 
@@ -109,7 +121,7 @@ class CorrelationCongruence(Objective):
     facts: ClassVar[Facts] = Facts(
         name="cc",
         title="how samples correlate within the batch follows the teacher's",
-        paper="Peng et al. 2019 (CC), as torchdistill or RepDistiller released it; details ours",
+        paper="Peng et al. 2019 (CC); forms of torchdistill and RepDistiller, unit length ours",
         needs=frozenset({"pairs"}),
     )
 
@@ -119,6 +131,7 @@ class CorrelationCongruence(Objective):
         *,
         kernel: Kernel = "bilinear",
         gamma: float = 0.4,
+        normalise: bool = True,
         width: int = 128,
         train_teacher: bool = False,
     ) -> None:
@@ -130,7 +143,7 @@ class CorrelationCongruence(Objective):
             raise ConfigError(f"width must be at least 1; received {width}")
         self.form: Form = form
         self.kernel: Kernel = kernel
-        self.gamma, self.width, self.train_teacher = gamma, width, train_teacher
+        self.gamma, self.width, self.train_teacher, self.normalise = gamma, width, train_teacher, normalise
         self.embed_s: nn.Linear | None = None
         self.embed_t: nn.Linear | None = None
 
@@ -150,7 +163,8 @@ class CorrelationCongruence(Objective):
             ObjectiveError: If embeddings are needed and were not prepared, or finite features make the loss overflow.
         """
         if self.form == "kernel":
-            return {"cc": kernel_congruence(student, teacher, kernel=self.kernel, gamma=self.gamma)}
+            loss = kernel_congruence(student, teacher, kernel=self.kernel, gamma=self.gamma, normalise=self.normalise)
+            return {"cc": finite(loss, "cc", [student], [teacher])}
         check_pair(student, teacher, name="cc", equal_widths=False)
         if self.embed_s is None or self.embed_t is None:
             raise ObjectiveError("cc: its embeddings are not made yet; call prepare(student, teacher, pairs=...) first")

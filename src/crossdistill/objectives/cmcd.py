@@ -172,7 +172,7 @@ def cross_modal_contrastive(
     if not isinstance(tau, Tensor):
         check_tau(tau=tau)
     check_pair(student, teacher, name="contrastive", equal_widths=True)
-    z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach()))
+    z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach().to(student.dtype)))
     logits = z_s @ z_t.T / tau
     if group is not None:
         group = gather_rows(group)

@@ -110,7 +110,7 @@ class HardLabels(Objective):
 
     facts: ClassVar[Facts] = Facts(
         name="cmkd",
-        title="the teacher's first choice is the label (Thoker & Gall); or its features' cluster",
+        title="the teacher's first choice is the label, or its features' cluster",
         paper="Thoker & Gall 2019; our reconstruction",
         needs=frozenset({"pairs", "teacher_logits"}),
     )

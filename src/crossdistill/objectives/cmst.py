@@ -103,7 +103,7 @@ class SupervisionTransfer(Objective):
         Raises:
             ObjectiveError: If it was not prepared for as many layers, or finite maps make the loss overflow.
         """
-        if not len(student) == len(teacher) == len(self.adaptors):
+        if not len(student) or not len(student) == len(teacher) == len(self.adaptors):
             raise ObjectiveError(
                 f"cmst: prepared for {len(self.adaptors)} pairs of layers; received {len(student)} maps of the student "
                 f"and {len(teacher)} of the teacher. Call prepare(student, teacher, pairs=...) first"

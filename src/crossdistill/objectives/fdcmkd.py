@@ -76,6 +76,8 @@ def log_scale(features: Tensor) -> Tensor:
 class FeatureDisentanglement(Objective):
     """Regress the teacher's features in two parts, each on a scale of its own.
 
+    All of it is second-hand; that "low" is the lower half of the frequencies, rounded up, is our reading.
+
         low_weight  (1/(b d)) || Std(s_low) - Std(t_low) ||^2       Std: rows centred, of unit length
       + high_weight (1/(b d)) || psi(s_high) - psi(t_high) ||^2     psi(x) = sign(x) log(1 + |x|)
       + shared_weight * sum of four cross-entropies: a classifier of the low parts and one of the high, shared by both

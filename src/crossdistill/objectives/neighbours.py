@@ -171,8 +171,7 @@ class Neighbours(Objective):
     finds empty queues is compared with its own other rows. Temperatures hardly matter at small size (measured).
 
     Args:
-        queue_size: Earlier pairs to compare with, first in first out; 512 as in our acceptance run, 16384 as released
-            for data sets of 40,000 clips.
+        queue_size: Earlier pairs to compare with, first in first out; 512 as in our acceptance run, 16384 as released.
         top_k: The teacher's nearest columns, whose similarities are compared; None is half of those held, as released.
         tau_teacher: Temperature of the teacher; 0.05, as released.
         tau_student: Temperature of the student; 0.1, as released.

@@ -84,14 +84,21 @@ def _isotonic(y: Tensor) -> Tensor:
     return (block @ y[:, :, None])[:, :, 0] / block.sum(dim=2)
 
 
+MIN_STRENGTH = 1e-9
+"""Below this gradients, which are divided by it, leave float32."""
+
+
 def check_strength(strength: float) -> None:
     """Refuse a strength that is not finite and above 0.
 
     Raises:
         ConfigError: With what was received.
     """
-    if not (math.isfinite(strength) and strength > 0):
-        raise ConfigError(f"strength, a distance between values, must be finite and above 0; received {strength}")
+    if not (math.isfinite(strength) and strength >= MIN_STRENGTH):
+        raise ConfigError(
+            f"strength, a distance between values, must be finite and above 0, {MIN_STRENGTH} at least; "
+            f"received {strength}"
+        )
 
 
 def _top(student: Tensor, teacher: Tensor, k: int, union: Union) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,9 @@ class Seed(Objective):
     """SEED: cross-entropy of softmax(s.c / tau_student) under softmax(t.c / tau_teacher) over candidates c.
 
     Candidates are the sample's own partner and the queue; while the queue is empty, and without one, the batch. This is
-    `similarity` with target "anchor" and SEED's released settings, by its name. Two things differ from SEED: the
-    teacher sees another modality of the sample, and the queue's length need be no multiple of the batch.
+    `similarity` with target "anchor" and SEED's released settings, by its name. Three things differ from SEED:
+    the teacher sees another modality of the sample, the queue's length need be no multiple of the batch, and it starts
+    empty instead of filled with random rows.
 
     SEED's student has an MLP head, the stage's `projector: mlp`. A queue longer than the data holds copies of them.
 

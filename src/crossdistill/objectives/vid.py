@@ -1,7 +1,7 @@
 """VID, variational information distillation: the teacher's features are likely under a Gaussian that the student gives.
 
 Source: the formula that RepDistiller released for Ahn et al. 2019; the paper itself was not read for this. There the
-regressor is of 1x1 convolutions on feature maps; on pooled features these are linear layers.
+regressor is of 1x1 convolutions on feature maps; on pooled features these are linear layers, with biases.
 """
 
 from __future__ import annotations

@@ -296,7 +296,10 @@ def test_agreement_in_order_is_rarer_than_agreement_and_the_rarer_the_longer():
     ("parameters", "message"),
     [
         ({"k": 0}, "k must be at least 1; received 0"),
-        ({"strength": 0.0}, "strength, a distance between values, must be finite and above 0, 1e-09 at least; received 0"),
+        (
+            {"strength": 0.0},
+            "strength, a distance between values, must be finite and above 0, 1e-09 at least; received 0",
+        ),
         ({"union": "all"}, "union must be one of exact, official; received 'all'"),
         ({"on": "ranks"}, "on must be one of logits, probs"),
         ({"base": "l2"}, "base must be one of kl, rkl, js, tvd, none"),

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from crossdistill.errors import ConfigError, DataError, NetworkError
 from crossdistill.methods._clock import Clock, check_shares
 from crossdistill.methods.base import Batch, Losses, Method, StageData
-from crossdistill.networks.base import Network, Outputs, as_outputs
+from crossdistill.networks.base import Network, Outputs, as_outputs, least_rows
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.c2kd import Form, kendall_tau, nontarget_kl
 from crossdistill.registry import Facts
@@ -178,10 +178,10 @@ class C2KD(Method):
         proxies: dict[str, Tensor] = {}
         for name in (self.source, self.target):
             here = self._here(batch, name)
-            if not bool(here.any()):
-                continue
-            if self.training and joint and int(here.sum()) < 2:
+            if self.training and joint and len(here) < 2:
                 raise DataError(f"c2kd: a proxy's batch norm needs two rows of '{name}' in a batch; it has one")
+            if int(here.sum()) < max(least_rows(self.networks[name]), 2 if self.training and joint else 1):
+                continue
             whole = bool(here.all())
             x, y = (batch[name], label) if whole else (batch[name][here], label[here])
             given: Outputs = as_outputs(self.networks[name](x))

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError, suggest
 from crossdistill.methods.base import Batch, Losses, Method, StageData, view
-from crossdistill.networks.base import Network
+from crossdistill.networks.base import Network, least_rows
 from crossdistill.objectives.base import full_precision, unit
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.neighbours import AlignedQueues, neighbour_kl, top_of
@@ -183,8 +183,7 @@ class CMDSkeleton(Method):
         """Give embeddings of the rows that have the modality; None where too few have it."""
         if rows is None:
             return network(batch[name]).read("embedding")
-        least = 2 if self.training and any(isinstance(part, _NORMS) for part in network.modules()) else 1
-        return network(batch[name][rows]).read("embedding") if len(rows) >= least else None
+        return network(batch[name][rows]).read("embedding") if len(rows) >= least_rows(network) else None
 
     def _network(self, modality: str) -> Network:
         if modality not in self.networks:
@@ -247,9 +246,6 @@ def bone(x: Tensor, bones: Sequence[tuple[int, int]] = NTU_BONES, *, dim: int) -
         raise ConfigError(f"bones must be (child, parent) among joints 0..{joints - 1}, each child once")
     child, parent = (torch.tensor(places, dtype=torch.int64, device=x.device) for places in (children, parents))
     return torch.zeros_like(x).index_copy(dim, child, x.index_select(dim, child) - x.index_select(dim, parent))
-
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def _with_head(encoder: nn.Module, embedding: int) -> Network:

@@ -22,7 +22,7 @@ from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods._clock import Clock
 from crossdistill.methods._rows import both, known_accuracy, known_cross_entropy, present_rows, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, modality_of
-from crossdistill.networks.base import Network, Outputs
+from crossdistill.networks.base import Network, Outputs, least_rows
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.kd import distillation_kl
 from crossdistill.objectives.rkd import relational_angles, relational_distances
@@ -178,8 +178,8 @@ class CollaborativePeers(Method):
     def training_step(self, batch: Batch) -> Losses:
         """Every peer's weighted terms, "peer/term"; of its copy, "peer/alone", in the first half."""
         masks = {name: present_rows(batch, modality_of(name)) for name in self.peers}
-        masks = {name: mask for name, mask in masks.items() if mask is None or bool(mask.any())}
         networks = self.copies if self.alone else self.peers
+        masks = {n: mask for n, mask in masks.items() if mask is None or int(mask.sum()) >= least_rows(networks[n])}
         given: dict[str, Outputs] = {n: networks[n](take(batch[modality_of(n)], mask)) for n, mask in masks.items()}
         labels = {name: take(batch["label"], mask) for name, mask in masks.items()}
         logits = {name: outputs.read("logits") for name, outputs in given.items()}

@@ -23,7 +23,7 @@ from crossdistill.methods._clock import Clock
 from crossdistill.methods._rows import known_cross_entropy, present_rows, restarted, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
 from crossdistill.methods.multihead import FusionOutput, MultiHeadFusion, Task, TeacherEnsemble
-from crossdistill.networks.base import Network, Outputs
+from crossdistill.networks.base import Network, Outputs, least_rows
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.registry import Facts
@@ -250,7 +250,7 @@ class MIND(Method):
         terms: dict[str, Tensor] = {}
         for m, ensemble in self.ensembles.items():
             mask = present_rows(batch, m)
-            if mask is None or bool(mask.any()):
+            if mask is None or int(mask.sum()) >= least_rows(ensemble):
                 label = take(batch["label"], mask)
                 each = cast("TeacherEnsemble", ensemble).each(take(batch[m], mask))
                 terms[f"{m}/members"] = torch.stack([task_loss(z, label, self.task) for z in each]).sum()

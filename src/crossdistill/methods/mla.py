@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from crossdistill.errors import ConfigError, NetworkError, ObjectiveError
 from crossdistill.methods._rows import known_accuracy, known_cross_entropy, present_rows, take
 from crossdistill.methods.base import Batch, Losses, Method, StageData
-from crossdistill.networks.base import Network, as_outputs
+from crossdistill.networks.base import Network, as_outputs, least_rows
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.registry import Facts
@@ -290,7 +290,7 @@ class AlternatingUnimodal(Method):
         """One step for each modality that any row has."""
         for modality in self._in_order():
             mask = present_rows(batch, modality)
-            if mask is not None and not bool(mask.any()):
+            if mask is not None and int(mask.sum()) < least_rows(self.encoders[modality]):
                 continue
             features = as_outputs(self.encoders[modality](take(batch[modality], mask))).features
             label = take(batch["label"], mask)

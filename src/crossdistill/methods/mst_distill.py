@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods._clock import Clock, check_shares
 from crossdistill.methods.base import Batch, Losses, Method, StageData
+from crossdistill.networks.base import least_rows
 from crossdistill.networks.late_fusion import Alone, LateFusion, redrawn
 from crossdistill.networks.taps import Taps, evaluated
 from crossdistill.objectives.base import full_precision
@@ -297,9 +298,10 @@ class MSTDistill(Method):
         for name in names:
             network = cast("LateFusion", self.networks[name])
             here = torch.zeros_like(label, dtype=torch.bool)
-            for modality in network.encoders:
-                if modality in seen:
-                    here = here | batch.get("present", {}).get(modality, ~torch.zeros_like(here))
+            for modality, encoder in network.encoders.items():
+                rows = batch.get("present", {}).get(modality)
+                if modality in seen and (rows is None or int(rows.sum()) >= least_rows(encoder)):
+                    here = here | (~torch.zeros_like(here) if rows is None else rows)
             if bool(here.any()):
                 found[name] = (network(seen, batch.get("present")).read("logits").float(), here)
         return found

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from crossdistill.errors import ConfigError, DataError
 from crossdistill.methods._rows import both, present_rows, take, within
 from crossdistill.methods.base import Batch
-from crossdistill.networks.base import Network, Outputs, as_outputs
+from crossdistill.networks.base import Network, Outputs, as_outputs, least_rows
 
 Task = Literal["multiclass", "multilabel"]
 
@@ -113,7 +113,7 @@ class MultiHeadFusion(nn.Module):
         for modality, encoder in self.encoders.items():
             absent = modality not in batch and "label" not in batch
             mask = None if absent else present_rows(batch, modality)
-            if absent or (mask is not None and not bool(mask.any())):
+            if absent or (mask is not None and int(mask.sum()) < least_rows(encoder)):
                 continue
             features[modality] = as_outputs(encoder(take(batch[modality], mask))).features
             rows[modality], full = mask, both(full, mask)

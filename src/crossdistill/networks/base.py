@@ -99,6 +99,12 @@ class Network(nn.Module):
         return Outputs(given.features, embedding, logits, given.maps)
 
 
+def least_rows(network: nn.Module) -> int:
+    """Say how many rows a network needs: two where a batch norm learns, one else; fewer count as absent."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return 2 if any(isinstance(part, norms) and part.training for part in network.modules()) else 1
+
+
 def as_outputs(value: Any) -> Outputs:
     """Understand what a user's own network returned: `Outputs`, features (b, d), or maps (b, d, h, w) to be pooled.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
-from crossdistill.networks.base import Network, Outputs, as_outputs
+from crossdistill.networks.base import Network, Outputs, as_outputs, least_rows
 
 Blank = Literal["zero", "token"]
 
@@ -79,7 +79,7 @@ class LateFusion(nn.Module):
         found: dict[str, Tensor] = {}
         for name, encoder in self.encoders.items():
             here = None if present is None else present.get(name)
-            if name not in inputs or (here is not None and not bool(here.any())):
+            if name not in inputs or (here is not None and int(here.sum()) < least_rows(encoder)):
                 continue
             x = inputs[name]
             if here is None or bool(here.all()):

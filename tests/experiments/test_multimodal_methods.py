@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from toy_experiment import EXPERIMENT
 
 from crossdistill.data import PairedDataset
 from crossdistill.errors import DataError
-from crossdistill.experiments import parse_experiment, run_experiment
+from crossdistill.experiments import Bench, parse_experiment, plan, run_experiment
 
 STUDENT = EXPERIMENT[EXPERIMENT.index("stages:") : EXPERIMENT.index("compare")]
 LEAN = EXPERIMENT.replace("seeds: 2", "seeds: 1").replace("fine_tune_steps: 5", "ways: [linear]")
@@ -35,7 +36,11 @@ def test_they_run_from_a_file(toy, tmp_path, parameters, teacher):
     assert roles[method] == "method"
     assert roles["shuffled_pairs"] == "control"
     assert ("random_teacher" in roles) == bool(teacher)
-    assert any(row["method"] == method and 0 <= row["value"] <= 1 for row in results["rows"])
+    bench = Bench(experiment(parameters, teacher), tmp_path, data=toy)
+    trained, start = bench.product(plan(bench).arms[0], 0).state_dict(), bench.encoder("poor", 0).state_dict()
+    assert trained.keys() == start.keys()
+    assert any(not torch.equal(trained[key], start[key]) for key in start)
+    assert any(row["method"] == method for row in results["rows"])
 
 
 def test_mke_trains_its_teacher_on_the_few_labels_or_is_refused(toy, tmp_path):

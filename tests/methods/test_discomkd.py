@@ -13,11 +13,11 @@ from crossdistill.methods.discomkd import (
     DisCoMKD,
     modality_cross_entropy,
     orthogonality_loss,
-    redrawn,
     released_cross_entropy,
     reverse_gradient,
 )
 from crossdistill.networks import MLP
+from crossdistill.networks.base import redrawn
 from crossdistill.registry import discover
 from crossdistill.training import Settings, fit, load_product
 

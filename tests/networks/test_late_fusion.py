@@ -4,7 +4,8 @@ from torch import nn
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
 from crossdistill.networks import MLP
-from crossdistill.networks.late_fusion import Alone, LateFusion, Raw, logits_of, redrawn
+from crossdistill.networks.base import redrawn
+from crossdistill.networks.late_fusion import Alone, LateFusion, Raw, logits_of
 
 
 def fusion(**how):

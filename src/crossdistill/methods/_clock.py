@@ -36,6 +36,10 @@ class Clock(nn.Module):
         """Say whether that share of the stage, rounded to a step, is over."""
         return self.done >= round(share * self.length)
 
+    def switch(self, share: float) -> int:
+        """Give the step at which a first phase of that share ends: a step in it at the least, and one after it."""
+        return min(self.length - 1, max(1, round(share * self.length)))
+
     def progress(self, share: float = 0.0) -> float:
         """Give how much of what comes after a share of the stage is done, in [0, 1]; 0 where no stage has begun."""
         if not self.length:

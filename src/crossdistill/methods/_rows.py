@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from crossdistill.errors import DataError
@@ -56,13 +54,3 @@ def known_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 def known_accuracy(logits: Tensor, label: Tensor) -> Tensor:
     """Share of the rows of known class that are right; 0 where none is known."""
     return (logits.argmax(dim=1) == label).sum() / (label >= 0).sum().clamp(min=1)
-
-
-def restarted(network: nn.Module) -> nn.Module:
-    """Copy a network and draw the copy's parameters anew from torch's generator, where its parts know how."""
-    twin = copy.deepcopy(network)
-    for part in twin.modules():
-        reset: Any = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
-        if callable(reset):
-            reset()
-    return twin

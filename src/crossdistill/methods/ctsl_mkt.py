@@ -145,9 +145,7 @@ class CollaborativePeers(Method):
     @property
     def switch(self) -> int:
         """The step at which the copies are frozen and the peers begin; 0 where no copies are needed."""
-        return (
-            min(self.clock.length - 1, max(1, round(self.alone_share * self.clock.length))) if len(self.copies) else 0
-        )
+        return self.clock.switch(self.alone_share) if len(self.copies) else 0
 
     @property
     def alone(self) -> bool:

@@ -14,7 +14,6 @@ losses do to the parts what they say, so compare with `auxiliary` and `orthogona
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, cast
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods.base import Batch, Losses, Method
-from crossdistill.networks.base import Network
+from crossdistill.networks.base import Network, redrawn
 from crossdistill.objectives.base import full_precision, unit
 from crossdistill.registry import Facts
 
@@ -294,16 +293,6 @@ def orthogonality_loss(invariant: Tensor, informative: Tensor, irrelevant: Tenso
     invariant, informative, irrelevant = unit(invariant), unit(informative), unit(irrelevant)
     cosines = torch.stack([(informative * irrelevant).sum(dim=1), (informative * invariant).sum(dim=1)])
     return (cosines.square() if squared else cosines).sum(dim=0).mean()
-
-
-def redrawn(network: nn.Module) -> nn.Module:
-    """Copy a network, every part that knows how to start drawing its weights anew from torch's generator."""
-    copied = copy.deepcopy(network)
-    for part in copied.modules():
-        reset: Any = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
-        if callable(reset):
-            reset()
-    return copied
 
 
 def _rows_of(batch: Batch, modality: str) -> tuple[Tensor | None, Tensor]:

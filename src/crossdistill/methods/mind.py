@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods._clock import Clock
-from crossdistill.methods._rows import known_cross_entropy, present_rows, restarted, take, within
+from crossdistill.methods._rows import known_cross_entropy, present_rows, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
 from crossdistill.methods.multihead import FusionOutput, MultiHeadFusion, Task, TeacherEnsemble
-from crossdistill.networks.base import Network, Outputs, least_rows
+from crossdistill.networks.base import Network, Outputs, least_rows, redrawn
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.registry import Facts
@@ -189,7 +189,7 @@ class MIND(Method):
     def switch(self) -> int:
         """The step at which the ensembles are frozen and the student begins; 0 where none are trained here."""
         ours = len(self.ensembles) and not self.given
-        return min(self.clock.length - 1, max(1, round(self.alone_share * self.clock.length))) if ours else 0
+        return self.clock.switch(self.alone_share) if ours else 0
 
     @property
     def alone(self) -> bool:
@@ -267,7 +267,7 @@ class MIND(Method):
 
 
 def _member(encoder: nn.Module, classes: int) -> nn.Module:
-    twin = restarted(encoder)
+    twin = redrawn(encoder)
     return Network(twin, head=nn.Linear(Network(twin).dim, classes))
 
 

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from crossdistill.errors import ConfigError, DataError, NetworkError
 from crossdistill.methods._clock import Clock, check_choice, check_shares
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
-from crossdistill.networks.base import Network, Outputs, as_outputs
-from crossdistill.networks.late_fusion import Alone, LateFusion, redrawn
+from crossdistill.networks.base import Network, Outputs, as_outputs, redrawn
+from crossdistill.networks.late_fusion import Alone, LateFusion
 from crossdistill.networks.taps import evaluated
 from crossdistill.objectives.base import full_precision
 from crossdistill.registry import Facts

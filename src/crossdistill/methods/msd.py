@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from crossdistill.errors import ConfigError, CrossDistillError, DataError, NetworkError
 from crossdistill.methods._clock import Clock, check_choice, check_shares
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
-from crossdistill.networks.late_fusion import Blank, LateFusion, logits_of, redrawn
+from crossdistill.networks.base import redrawn
+from crossdistill.networks.late_fusion import Blank, LateFusion, logits_of
 from crossdistill.networks.taps import evaluated
 from crossdistill.objectives.base import no_autocast
 from crossdistill.objectives.cmcd import check_tau

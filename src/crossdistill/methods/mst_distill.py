@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods._clock import Clock, check_shares
 from crossdistill.methods.base import Batch, Losses, Method, StageData
-from crossdistill.networks.base import least_rows
-from crossdistill.networks.late_fusion import Alone, LateFusion, redrawn
+from crossdistill.networks.base import least_rows, redrawn
+from crossdistill.networks.late_fusion import Alone, LateFusion
 from crossdistill.networks.taps import Taps, evaluated
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.cmcd import check_tau

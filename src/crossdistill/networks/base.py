@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -97,6 +98,16 @@ class Network(nn.Module):
         embedding = given.embedding if self.projector is None else self.projector(given.features)
         logits = given.logits if self.head is None else self.head(given.features)
         return Outputs(given.features, embedding, logits, given.maps)
+
+
+def redrawn(network: nn.Module) -> nn.Module:
+    """Copy a network and start the copy anew: every part that can be reset is, from torch's generator."""
+    twin = copy.deepcopy(network)
+    for part in twin.modules():
+        reset: Any = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+        if callable(reset):
+            reset()
+    return twin
 
 
 def least_rows(network: nn.Module) -> int:

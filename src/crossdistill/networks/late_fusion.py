@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -199,16 +198,6 @@ def logits_of(
             raise NetworkError("the network must give logits (b, classes) for a mapping from modality to tensor")
         found.append(_full(logits))
     return found
-
-
-def redrawn(network: nn.Module) -> nn.Module:
-    """Copy a network and start the copy anew: every part that can be reset is, from torch's generator."""
-    twin = copy.deepcopy(network)
-    for part in twin.modules():
-        reset: Any = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
-        if callable(reset):
-            cast("Any", reset)()
-    return twin
 
 
 def _full(logits: Tensor) -> Tensor:

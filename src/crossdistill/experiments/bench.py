@@ -144,10 +144,18 @@ class Bench:
     def stage_data(self, arm: Arm, seed: int) -> PairedDataset:
         """Give what an arm's stage is trained on, augmented."""
         assert arm.stage is not None
-        rows = self.label_rows(seed) if self._labels_alone(arm) else self._readable(self.train, arm, seed)
+        few = self._labels_alone(arm)
+        rows = self.label_rows(seed) if few else self._readable(self._pairs(arm, seed), arm, seed)
         if arm.shuffled:
             rows = rows.shuffled(self.experiment.data.source, seed)
         return self._augmented(rows, arm.stage)
+
+    def _pairs(self, arm: Arm, seed: int) -> PairedDataset:
+        """Give the training pairs that an arm sees: all, or as many as the file says, drawn by the seed."""
+        limit, rows = self.experiment.data.pairs, self.train
+        if limit is None or limit >= len(rows) or arm.role == "ceiling":
+            return rows
+        return rows.subset(np.sort(np.random.default_rng([seed, limit]).permutation(len(rows))[:limit]))
 
     def held_out_data(self, arm: Arm, seed: int) -> PairedDataset | None:
         """Give the validation pairs that describe an arm's epochs, or None; distillation sees them as they are."""
@@ -190,7 +198,7 @@ class Bench:
             return settings
         rows = len(self.label_rows(seed))
         batch = min(settings.batch_size, rows)
-        steps = settings.epochs * _steps(self.train, settings)
+        steps = settings.epochs * _steps(self._pairs(arm, seed), settings)
         epochs = -(-steps // max(1, rows // batch))
         return dataclasses.replace(settings, batch_size=batch, accumulate=1, epochs=epochs, distinct_groups=False)
 
@@ -200,6 +208,14 @@ class Bench:
             return 0
         settings = self.settings(arm, seed)
         return settings.epochs * _steps(self.stage_data(arm, seed), settings)
+
+    def seconds(self, arm: Arm, seed: int) -> float:
+        """Give the wall time that training an arm's own stage took, whenever that was; 0 where nothing was trained."""
+        if arm.stage is None or arm.stage.module is not None:
+            return 0.0
+        from crossdistill.training.product import read_record
+
+        return float(read_record(self.folder / "stages" / self.key(arm, seed)).get("seconds", 0.0))
 
     def key(self, arm: Arm, seed: int) -> str:
         """Hash what makes an arm's product: code, method, networks, data, labels, seed, and its teacher's own key."""
@@ -212,9 +228,11 @@ class Bench:
         held_out = self.held_out_data(arm, seed)
         held = "" if held_out is None else held_out.fingerprint
         named = [stage.method, *(o.name for o in stage.objectives), *(name for name, _ in self.networks.values())]
-        spec = self.experiment.data
+        spec, networks = self.experiment.data, self.networks
         roles = [spec.source, spec.target, spec.further, arm.modality, self.data.classes]
-        return digest(code_version(), own_code(*named), facts, roles, self.networks, data, held, seed, teacher)
+        if stage.modality and not stage.teacher:  # one network of one modality, whatever else the experiment is about
+            roles, networks = [arm.modality, arm.modality == spec.target, self.data.classes], networks[arm.modality]
+        return digest(code_version(), own_code(*named), facts, roles, networks, data, held, seed, teacher)
 
     def product(
         self, arm: Arm, seed: int, *, listen: LISTEN | None = None, stop: Callable[[], bool] | None = None

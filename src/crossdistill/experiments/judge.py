@@ -78,7 +78,7 @@ class Judge:
             return json.loads(path.read_text(encoding="utf-8"))
         label = self.bench.test.label
         assert label is not None
-        predictions = dict(self._predict(arm, seed, network))
+        predictions = dict(self.predictions(arm, seed, network))
         found: list[Row] = []
         for way, predicted in predictions.items():
             for metric, value in (("accuracy", accuracy(predicted, label)), ("macro_f1", macro_f1(predicted, label))):
@@ -102,11 +102,27 @@ class Judge:
             "value": value,
         }
 
-    def _predict(self, arm: Arm, seed: int, network: nn.Module | None) -> Iterator[tuple[str, np.ndarray]]:
+    def predictions(
+        self, arm: Arm, seed: int, network: nn.Module | None, seen: dict[str, np.ndarray] | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Predict the class of every test row, in each way of evaluation.
+
+        Args:
+            arm: Which.
+            seed: Of the run; it decides the labels.
+            network: The frozen encoder; None for raw features.
+            seen: What the network made of the test rows is kept here and found here, for another number of labels.
+
+        Yields:
+            The way and the predicted classes (n,).
+        """
         labelled, test, spec = self.bench.label_rows(seed), self.bench.test, self.spec
         y = labelled.label
         assert y is not None
-        train_x, test_x = features(network, labelled, arm.modality), features(network, test, arm.modality)
+        seen = {} if seen is None else seen
+        if "test" not in seen:
+            seen["test"] = features(network, test, arm.modality)
+        train_x, test_x = features(network, labelled, arm.modality), seen["test"]
         probe = linear_probe(train_x, y, c=spec.c)
         if "linear" in spec.ways:
             yield "linear", probe.predict(test_x)

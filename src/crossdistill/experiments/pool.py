@@ -21,6 +21,10 @@ from crossdistill.errors import Interrupted, TrainingError
 from crossdistill.experiments.listening import LISTEN
 
 
+class WorkerLost(TrainingError):
+    """The worker that did one task is gone; the others are not."""
+
+
 class Workers:
     """Processes that do tasks; use it as a context.
 

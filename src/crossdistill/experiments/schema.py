@@ -54,6 +54,7 @@ _DATA: dict[str, tuple[Any, Any]] = {
     "source": (str, ...),
     "target": (str, ...),
     "further": (list[str], []),
+    "pairs": (int | None, Field(default=None, gt=1, strict=True)),
     "options": (dict[str, Any], {}),
 }
 _positive = Field(gt=0)
@@ -128,7 +129,7 @@ def check_experiment(document: Document) -> Experiment:
         compare=compare,
         controls=top["controls"],
         evaluate=EvaluateSpec(**evaluate),
-        seeds=_seeds(top["seeds"], document),
+        seeds=read_seeds(top["seeds"], document),
         document=document,
     )
 
@@ -309,7 +310,12 @@ def _check_order(stages: Mapping[str, StageSpec], data: DataSpec, document: Docu
         )
 
 
-def _seeds(raw: int | list[int], document: Document) -> tuple[int, ...]:
+def read_seeds(raw: int | list[int], document: Document) -> tuple[int, ...]:
+    """Give the seeds that a number of them or a list names.
+
+    Raises:
+        ConfigError: If there are none or too many, or one is out of range or stands twice.
+    """
     if isinstance(raw, int) and raw > MOST_SEEDS:
         raise ConfigError(f"{document.where(('seeds',))}: at most {MOST_SEEDS} seeds; received {raw}")
     seeds = tuple(range(raw)) if isinstance(raw, int) else tuple(raw)

@@ -30,12 +30,23 @@ ALONE = "the source's own network, trained together with the student: the ceilin
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which data, and the direction of the distillation."""
+    """Which data, and the direction of the distillation.
+
+    Attributes:
+        name: A named set, a world, a folder or a file.
+        source: The rich modality.
+        target: The poor one.
+        further: Modalities beside them, for methods of more than two.
+        pairs: How many training pairs the student's stage and its controls see at most, drawn anew for each seed; None
+            for all. The teacher, and the labels of the evaluation, are not touched.
+        options: Of the data set.
+    """
 
     name: str
     source: str
     target: str
     further: tuple[str, ...] = ()
+    pairs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property

@@ -384,7 +384,7 @@ class Bench:
 
 
 def load_data(experiment: Experiment) -> PairedDataset:
-    """Load the experiment's data and check that both modalities and a test split are there.
+    """Load the experiment's data, and check them; see `check_data`.
 
     Raises:
         CrossDistillError: Naming file and key.
@@ -396,6 +396,17 @@ def load_data(experiment: Experiment) -> PairedDataset:
         option = next((o for o in spec.options if isinstance(error, ConfigError) and o in str(error)), None)
         place = ("data", "name") if option is None else ("data", "options", option)
         raise type(error)(f"{document.where(place)}: {error}") from None
+    check_data(experiment, data)
+    return data
+
+
+def check_data(experiment: Experiment, data: PairedDataset) -> None:
+    """Check that the modalities of an experiment and a test split are there.
+
+    Raises:
+        CrossDistillError: Naming file and key.
+    """
+    spec, document = experiment.data, experiment.document
     roles = [(("data", "source"), spec.source), (("data", "target"), spec.target)]
     for place, name in [*roles, *((("data", "further"), name) for name in spec.further)]:
         try:
@@ -405,7 +416,6 @@ def load_data(experiment: Experiment) -> PairedDataset:
     for split in ("train", "test"):
         if split not in data.splits:
             raise DataError(f"'{data.name}' has no {split} split; it has: {', '.join(data.splits) or 'none'}")
-    return data
 
 
 def _steps(rows: PairedDataset, settings: Settings) -> int:

@@ -14,6 +14,7 @@ from crossdistill.experiments.specs import DataSpec
 from crossdistill.experiments.suite_plan import Job, Plan, Record, kept_record
 from crossdistill.experiments.suites import Entry, Shelf, Suite
 from crossdistill.files import write_json, write_text
+from crossdistill.training.product import finished
 
 WRITE_EVERY = 5.0
 """Seconds between two writings of results.json while a suite runs."""
@@ -46,9 +47,14 @@ class Book:
             record = None if job.teaching else kept_record(self.folder, job)
             if record is not None:
                 self.records[job] = record
-        left = [job for job in self.planned.jobs if job not in self.records and not job.teaching]
-        wanted = {job.needs for job in left}
-        return [job for job in self.planned.jobs if job in left or (job.teaching and job.makes & wanted)]
+        wanted = {job.needs for job in self.planned.jobs if job not in self.records and not job.teaching}
+        return [
+            job for job in self.planned.jobs if (self._taught(job, wanted) if job.teaching else job not in self.records)
+        ]
+
+    def _taught(self, job: Job, wanted: set[str]) -> bool:
+        """Say whether a teacher is wanted, and not there yet."""
+        return any(key in wanted and not finished(self.folder / "stages" / key, key) for key in job.makes)
 
     def add(self, job: Job, record: Record) -> None:
         """Keep a run's record; results.json follows within seconds."""

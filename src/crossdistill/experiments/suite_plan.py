@@ -122,7 +122,10 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
         benches = list(hall.benches(entry.name).values())
         steps = {arm.name: [bench.steps(arm, suite.seeds[0]) for bench in benches] for arm in arms}
         for seed in suite.seeds:
-            for job in (*_teaching(entry, benches[0], seed, made), *_judging(entry, benches, arms, steps, seed, made)):
+            for job in _teaching(entry, benches[0], seed, made):
+                jobs.append(job)
+                made |= job.makes
+            for job in _judging(entry, benches, arms, steps, seed, made):
                 jobs.append(job)
                 made |= job.makes
     kept = sum(1 for job in jobs if not job.teaching and kept_record(folder, job) is not None)
@@ -148,7 +151,6 @@ def _judging(
     made: set[str],
 ) -> Iterator[Job]:
     """Give the job of each row."""
-    own = set(made)
     for arm in arms:
         makes, judged = _keys(benches, arm, seed)
         needs = ""
@@ -157,9 +159,14 @@ def _judging(
         elif arm.stage is not None and arm.stage.teacher and not arm.random_teacher:
             needs = benches[0].teacher_key(arm.stage, seed)
         job = Job(
-            entry.name, arm.name, seed, makes, needs if needs in own else "", sum(steps[arm.name][: len(makes)]), judged
+            entry.name,
+            arm.name,
+            seed,
+            makes,
+            needs if needs in made else "",
+            sum(steps[arm.name][: len(makes)]),
+            judged,
         )
-        own |= makes
         yield job
 
 

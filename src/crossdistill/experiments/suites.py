@@ -26,6 +26,7 @@ from pydantic import Field
 from crossdistill import data as datasets
 from crossdistill.data import PairedDataset
 from crossdistill.errors import ConfigError, CrossDistillError, DataError, suggest
+from crossdistill.experiments.bench import check_data
 from crossdistill.experiments.schema import Whole, check_experiment, read_seeds
 from crossdistill.experiments.signatures import check, parameters_of
 from crossdistill.experiments.specs import CONTROLS, Experiment
@@ -236,6 +237,11 @@ def _experiment(
     """Write one experiment as its own file would say it, with the lines of the suite file, and check it."""
     lines = {p[len(place) :]: line for p, line in document.lines.items() if p[: len(place)] == place and p != place}
     lines = {p[1:]: line for p, line in document.lines.items() if p[:1] == ("base",) and len(p) > 1} | lines
+    main = MAIN if MAIN in rows else next(iter(rows))
+    others = [row for row in rows if row != main]
+    for p, line in document.lines.items():
+        if p[0] == "methods" and len(p) > 1 and (row := _row_of(document, p)) in others:
+            lines["compare", others.index(row), *p[2:]] = line
     name = values["data"].get("name")
     known = Document(f"{document.name}, {'.'.join(map(str, place))}", values, lines)
     for key in ("name", "source", "target"):
@@ -250,11 +256,20 @@ def _experiment(
     pairs = len(data.split("train"))
     limit = values["data"].get("pairs")
     stages = _stages(values, rows, track, budget, pairs, pairs if limit is None else min(limit, pairs))
-    main = MAIN if MAIN in rows else next(iter(rows))
-    compare = [{row: _row(what)} for row, what in rows.items() if row != main]
-    return check_experiment(
+    compare = [{row: _row(rows[row])} for row in others]
+    experiment = check_experiment(
         Document(known.name, {**values, "stages": stages, "compare": compare, "seeds": [0]}, known.lines)
     )
+    check_data(experiment, data)
+    return experiment
+
+
+def _row_of(document: Document, place: Place) -> str:
+    """Name the row that a place below `methods` belongs to."""
+    item = document.values["methods"][place[1]]
+    if isinstance(item, str):
+        return item
+    return str(place[2]) if len(place) > 2 else str(next(iter(item)))
 
 
 def _stages(

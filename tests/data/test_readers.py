@@ -178,7 +178,7 @@ def as_arrays(root: Path, make) -> Path:
     return root
 
 
-@pytest.mark.parametrize("axes", [(12, 10), (12, 10, 3), (3, 12, 10)])
+@pytest.mark.parametrize("axes", [(12, 10), (12, 10, 3), (3, 12, 10), (4, 12, 10, 3), (4, 3, 12, 10), (4, 1, 12, 10)])
 def test_arrays_in_files_are_understood_as_those_in_an_archive(tmp_path, axes):
     samples = np.random.default_rng(0).integers(0, 256, (N, *axes), dtype=np.uint8)
     root = as_arrays(make_folder(tmp_path / "road"), lambda i: samples[i])
@@ -187,6 +187,16 @@ def test_arrays_in_files_are_understood_as_those_in_an_archive(tmp_path, axes):
     assert (found.kind, found.shape, found.dtype, found.scale) == ("image", expected.shape, "uint8", 1 / 255)
     stem = int(Path(sorted(str(p) for p in (root / "image").rglob("*.npy"))[5]).stem)
     assert np.array_equal(files.raw("image", np.array([5])), archive.raw("photo", np.array([stem])))
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_frames_of_a_clip_are_channels_in_their_order(tmp_path, colours):
+    clips = np.random.default_rng(0).integers(0, 256, (N, 4, colours, 6, 5), dtype=np.uint8)
+    first = load(make_npz(tmp_path / "first.npz", clip=clips))
+    last = load(make_npz(tmp_path / "last.npz", clip=np.moveaxis(clips, 2, -1)))
+    assert first.modality("clip").shape == last.modality("clip").shape == (4 * colours, 6, 5)
+    assert np.array_equal(first.raw("clip", np.array([3]))[0], clips[3].reshape(-1, 6, 5))
+    assert np.array_equal(first.raw("clip", np.arange(N)), last.raw("clip", np.arange(N)))
 
 
 def test_the_type_of_all_files_counts(tmp_path):

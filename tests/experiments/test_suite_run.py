@@ -195,6 +195,32 @@ def test_fewer_pairs_change_the_student_but_not_the_teacher_or_the_labels(toy_np
     assert raw["toy"] == raw["toy-40"]
 
 
+def test_the_tuned_column_is_chosen_on_validation_with_as_many_trials_for_every_row(toy, tmp_path):
+    values = {"methods": ["similarity", "l2"], "tune": 3, "labels_per_class": [1]}
+    label, seen = toy.label, []
+    for number, spoilt in enumerate((False, True)):  # other labels in the test change what is measured, not the choice
+        y = np.where(toy.columns.split == 2, (label + 1) % 4, label) if spoilt else label
+        path = tmp_path / f"toy{number}.npz"
+        np.savez(path, **toy.columns.arrays, label=y, split=toy.columns.split)
+        place = {"toy": {"data": {"name": str(path), "source": "rich", "target": "poor"}}}
+        results, jobs, _ = go(described(path, experiments=place, **values), tmp_path / f"out{number}")
+        trials = results["tuning"]
+        assert {(t["method"], t["trial"]) for t in trials} == {
+            (row, n) for row in ("similarity", "l2", "scratch", "target_ssl") for n in range(3)
+        }
+        best = {
+            row: max((t for t in trials if t["method"] == row), key=lambda t: (t["value"], -t["trial"]))["changes"]
+            for row in ("similarity", "l2", "scratch", "target_ssl")
+        }
+        for row, changes in best.items():
+            (job,) = [job for job in jobs if job.row == f"{row}@tuned"]
+            assert {".".join(path): value for path, value in job.changes} == changes
+        assert results["methods"]["l2@tuned"]["tuned"]
+        assert {r["method"] for r in results["rows"]} >= {"similarity@tuned", "similarity"}
+        seen.append([(t["method"], t["changes"], t["value"]) for t in trials])
+    assert seen[0] == seen[1]
+
+
 SCRIPT = """
 import sys, yaml
 from crossdistill.experiments.suite_run import run_suite

@@ -110,6 +110,7 @@ class BenchProgress:
         )
         self.expected: Mapping[Job, float] = {}
         self.done = self.total = 0.0
+        self.before = 0.0
         self.count = self.left = 0
 
     def __enter__(self) -> BenchProgress:
@@ -136,6 +137,7 @@ class BenchProgress:
             self.say(line)
         found = self.guess(jobs, facts["plan"])
         self.expected, self.total, self.left = found.seconds, found.total, len(jobs)
+        self.done, self.count, self.before = 0.0, 0, facts["seconds"]
         self.say(
             f"{len(facts['plan'].jobs)} runs and teachers, {facts['plan'].kept} done already; {len(jobs)} to do, "
             f"about {_time(found.total)} of one process, {_size(found.disk)}"
@@ -146,11 +148,11 @@ class BenchProgress:
         job, record = facts["job"], facts["record"]
         self.count += 1
         self.done += self.expected.get(job, 0.0)
-        rest = facts["seconds"] * (self.total - self.done) / self.done if self.done else 0.0
+        rest = (facts["seconds"] - self.before) * (self.total - self.done) / self.done if self.done else 0.0
         self.bars.update(self.whole, completed=self.count, note=f"{_time(rest)} left")
         if record["status"] == "failed":
             self.say(f"  failed  {job.entry}  {job.row}, seed {job.seed}: {record['reason']}")
-        elif not job.teaching:
+        elif job.counts:
             scores = [
                 f"{_count(row['labels_per_class'])}: {100 * row['value']:.1f}"
                 for row in record["rows"]

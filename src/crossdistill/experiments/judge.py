@@ -89,6 +89,17 @@ class Judge:
         write_json(path, found)
         return found
 
+    def validation(self, arm: Arm, seed: int, network: nn.Module | None) -> float:
+        """Give the linear probe's accuracy on the labelled validation rows, for choices that must not see the test."""
+        labelled, held_out = self.bench.label_rows(seed), self.bench.held_out
+        assert held_out is not None
+        held_out = held_out.subset(held_out.labelled)
+        y, truth = labelled.label, held_out.label
+        assert y is not None
+        assert truth is not None
+        probe = linear_probe(features(network, labelled, arm.modality), y, c=self.spec.c)
+        return float(accuracy(probe.predict(features(network, held_out, arm.modality)), truth))
+
     def _row(self, arm: Arm, seed: int, way: str, metric: str, value: float) -> Row:
         data = self.bench.experiment.data
         return {

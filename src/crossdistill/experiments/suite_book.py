@@ -12,6 +12,7 @@ from typing import Any
 from crossdistill.experiments.results import environment
 from crossdistill.experiments.specs import DataSpec
 from crossdistill.experiments.suite_plan import Job, Plan, Record, kept_record
+from crossdistill.experiments.suite_tuning import TUNED
 from crossdistill.experiments.suites import Entry, Shelf, Suite
 from crossdistill.files import write_json, write_text
 from crossdistill.training.product import finished
@@ -25,26 +26,27 @@ class Book:
 
     Args:
         suite: What runs.
-        planned: Its jobs.
         folder: DIR.
         shelf: The data sets.
         environment: Facts of this start.
     """
 
-    def __init__(self, suite: Suite, planned: Plan, folder: Path, shelf: Shelf, environment: Mapping[str, Any]) -> None:
-        self.suite, self.planned, self.folder, self.shelf = suite, planned, folder, shelf
+    def __init__(self, suite: Suite, folder: Path, shelf: Shelf, environment: Mapping[str, Any]) -> None:
+        self.suite, self.folder, self.shelf = suite, folder, shelf
+        self.planned = Plan((), {}, (), 0)
         self.environment: dict[str, Any] = dict(environment)
         self.records: dict[Job, Record] = {}
         self.written = 0.0
 
-    def open(self) -> list[Job]:
-        """Read what is done already.
+    def open(self, planned: Plan) -> list[Job]:
+        """Take a plan, or a longer one, and read what is done already.
 
         Returns:
             The jobs that are left: runs, and the teachers that they need.
         """
-        for job in self.planned.jobs:
-            record = None if job.teaching else kept_record(self.folder, job)
+        self.planned = planned
+        for job in planned.jobs:
+            record = None if job.teaching or job in self.records else kept_record(self.folder, job)
             if record is not None:
                 self.records[job] = record
         wanted = {job.needs for job in self.planned.jobs if job not in self.records and not job.teaching}
@@ -68,7 +70,9 @@ class Book:
         """Write results.json and runs.csv, whole."""
         results = self.results()
         write_json(self.folder / "results.json", results)
-        write_text(self.folder / "runs.csv", _csv(self.records))
+        write_text(
+            self.folder / "runs.csv", _csv({job: record for job, record in self.records.items() if job.trial is None})
+        )
         self.written = time.monotonic()
 
     def results(self) -> dict[str, Any]:
@@ -77,10 +81,12 @@ class Book:
         methods: dict[str, Any] = {}
         for arms in planned.rows.values():
             for arm in arms:
-                methods.setdefault(arm.name, {"role": arm.role, "title": arm.title, "tuned": False})
-        records = [self.records[job] for job in planned.jobs if job in self.records]
+                tuned = arm.name.endswith(TUNED)
+                methods.setdefault(arm.name, {"role": arm.role, "title": arm.title, "tuned": tuned})
+        records = [self.records[job] for job in planned.jobs if job in self.records and job.trial is None]
+        trials = [self.records[job] for job in planned.jobs if job in self.records and job.trial is not None]
         runs = [{key: value for key, value in r.items() if key not in ("rows", "key")} for r in records]
-        missing = sum(1 for job in planned.jobs if not job.teaching and job not in self.records)
+        missing = sum(1 for job in planned.jobs if job.counts and job not in self.records)
         return {
             "kind": "bench",
             "title": suite.title,
@@ -92,6 +98,7 @@ class Book:
             "seeds": list(suite.seeds),
             "runs": runs,
             "rows": [row for record in records for row in record["rows"]],
+            "tuning": [{k: v for k, v in record.items() if k not in ("rows", "key")} for record in trials],
             "skipped": [{"experiment": e, "method": m, "reason": reason} for e, m, reason in planned.skipped],
             "complete": not missing,
             "missing": missing,

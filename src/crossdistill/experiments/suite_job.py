@@ -15,7 +15,7 @@ from crossdistill.evaluation import accuracy, macro_f1
 from crossdistill.experiments.arms import list_arms
 from crossdistill.experiments.judge import Judge
 from crossdistill.experiments.listening import LISTEN
-from crossdistill.experiments.suite_plan import Hall, Job, Record
+from crossdistill.experiments.suite_plan import Hall, Job, Record, varied
 from crossdistill.files import whole_file, write_json
 
 
@@ -27,7 +27,7 @@ def perform(hall: Hall, job: Job, *, listen: LISTEN | None = None, stop: Callabl
     started, cpu = time.perf_counter(), time.process_time()
     facts: Record = {"experiment": job.entry, "method": job.row, "seed": job.seed}
     try:
-        rows, training = _judged(hall, job, listen, stop)
+        rows, training, value = _judged(hall, job, listen, stop)
     except Interrupted:
         raise
     except (CrossDistillError, MemoryError, RuntimeError, OSError, ArithmeticError, ValueError, TypeError) as error:
@@ -39,6 +39,8 @@ def perform(hall: Hall, job: Job, *, listen: LISTEN | None = None, stop: Callabl
     facts |= {"key": job.key, "status": "done", "reason": ""}
     facts |= {name: round(value, 3) for name, value in spent.items()} | {"training_seconds": round(training, 3)}
     record = {**facts, "steps": job.steps, "rows": rows}
+    if job.trial is not None:
+        record |= {"trial": job.trial, "changes": {".".join(path): v for path, v in job.changes}, "value": value}
     if not job.teaching:
         write_json(hall.folder / "runs" / f"{job.record}.json", record)
     return record
@@ -46,16 +48,23 @@ def perform(hall: Hall, job: Job, *, listen: LISTEN | None = None, stop: Callabl
 
 def _judged(
     hall: Hall, job: Job, listen: LISTEN | None, stop: Callable[[], bool] | None
-) -> tuple[list[dict[str, Any]], float]:
-    """Train and judge under every number of labels; gives the rows and the seconds that training took in all."""
+) -> tuple[list[dict[str, Any]], float, float]:
+    """Train and judge under every number of labels.
+
+    Returns:
+        The rows, the seconds that training took in all, and a trial's value.
+    """
     benches = hall.benches(job.entry)
     first = next(iter(benches.values()))
     if job.teaching:
         arm = first.teaching()
         assert arm is not None
         first.product(arm, job.seed, listen=listen, stop=stop)
-        return [], 0.0
-    arm = next(arm for arm in list_arms(first.experiment) if arm.name == job.row)
+        return [], 0.0, 0.0
+    arm = varied(next(arm for arm in list_arms(first.experiment) if arm.name == job.arm), job.changes)
+    if job.trial is not None:
+        network = first.product(arm, job.seed, listen=listen, stop=stop)
+        return [], first.seconds(arm, job.seed), Judge(first).validation(arm, job.seed, network)
     rows: list[dict[str, Any]] = []
     arrays: dict[str, Any] = {"label": first.test.label, "rows": first.test.rows}
     if first.test.group is not None:
@@ -92,7 +101,7 @@ def _judged(
                 )
     with whole_file(hall.folder / "predictions" / f"{job.record}.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    return rows, training
+    return rows, training, 0.0
 
 
 def failed(job: Job, reason: str) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ HELD = 4
 LABELS_READ = "reads labels, which nothing may in the label-free track; the labelled track has it"
 
 Record = dict[str, Any]
+Changes = tuple[tuple[tuple[str, ...], float], ...]
+"""Settings of a row that differ from its stage's: path, as ("lr",) or ("similarity", "tau"), and value."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +36,39 @@ class Job:
     Attributes:
         entry: Name of the experiment.
         row: Name of the row; of the teacher's stage where `teaching`.
+        arm: Name of the arm that it is made of: the row, but for tuned ones.
         seed: Of the run.
         makes: Keys of the stages that it trains: no two jobs with one in common may run at once.
         needs: Key of the teacher that must be there first; empty if there is none.
         steps: Optimiser steps of the stages.
         key: Hash of all that the result depends on.
         teaching: Whether it only trains the teacher.
+        changes: Settings that are not the row's defaults.
+        trial: Which trial of the tuning it is, judged on validation rows; None for a run that counts.
     """
 
     entry: str
     row: str
+    arm: str
     seed: int
     makes: frozenset[str]
     needs: str
     steps: int
     key: str
     teaching: bool = False
+    changes: Changes = ()
+    trial: int | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the job gives rows of the table."""
+        return not self.teaching and self.trial is None
 
     @property
     def record(self) -> str:
         """Where the run's record goes, below DIR/runs, without ending; its predictions, below DIR/predictions."""
-        return f"{filed(self.entry)}/{filed(self.row)}-{self.seed}"
+        last = self.seed if self.trial is None else f"trial{self.trial}"
+        return f"{filed(self.entry)}/{filed(self.row)}-{last}"
 
 
 @dataclass(frozen=True)
@@ -120,29 +135,29 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
         skipped += left_out
         rows[entry.name] = arms
         benches = list(hall.benches(entry.name).values())
-        steps = {arm.name: [bench.steps(arm, suite.seeds[0]) for bench in benches] for arm in arms}
+        steps = stage_steps(benches, arms, suite.seeds[0])
         for seed in suite.seeds:
-            for job in _teaching(entry, benches[0], seed, made):
+            for job in teaching(entry, benches[0], seed, made):
                 jobs.append(job)
                 made |= job.makes
-            for job in _judging(entry, benches, arms, steps, seed, made):
+            for job in judging(entry, benches, arms, steps, seed, made):
                 jobs.append(job)
                 made |= job.makes
     kept = sum(1 for job in jobs if not job.teaching and kept_record(folder, job) is not None)
     return Plan(tuple(jobs), rows, tuple(skipped), kept)
 
 
-def _teaching(entry: Entry, bench: Bench, seed: int, made: set[str]) -> Iterator[Job]:
+def teaching(entry: Entry, bench: Bench, seed: int, made: set[str]) -> Iterator[Job]:
     """Give the job that trains the teacher, unless there is none to train or another experiment has it."""
     arm = bench.teaching()
     if arm is None or arm.stage is None or arm.stage.module is not None:
         return
     key = bench.key(arm, seed)
     if key not in made:
-        yield Job(entry.name, arm.name, seed, frozenset([key]), "", bench.steps(arm, seed), key, True)
+        yield Job(entry.name, arm.name, arm.name, seed, frozenset([key]), "", bench.steps(arm, seed), key, True)
 
 
-def _judging(
+def judging(
     entry: Entry,
     benches: Sequence[Bench],
     arms: Sequence[Arm],
@@ -161,6 +176,7 @@ def _judging(
         job = Job(
             entry.name,
             arm.name,
+            arm.name,
             seed,
             makes,
             needs if needs in made else "",
@@ -168,6 +184,29 @@ def _judging(
             judged,
         )
         yield job
+
+
+def stage_steps(benches: Sequence[Bench], arms: Sequence[Arm], seed: int) -> dict[str, list[int]]:
+    """Count the optimiser steps of each row, under each number of labels."""
+    return {arm.name: [bench.steps(arm, seed) for bench in benches] for arm in arms}
+
+
+def varied(arm: Arm, changes: Changes) -> Arm:
+    """Give an arm with other settings."""
+    stage = arm.stage
+    if stage is None or not changes:
+        return arm
+    named = dict(changes)
+    stage = dataclasses.replace(
+        stage,
+        settings={key: named.get((key,), value) for key, value in stage.settings.items()},
+        parameters={key: named.get((key,), value) for key, value in stage.parameters.items()},
+        objectives=tuple(
+            dataclasses.replace(o, parameters={k: named.get((o.name, k), v) for k, v in o.parameters.items()})
+            for o in stage.objectives
+        ),
+    )
+    return dataclasses.replace(arm, stage=stage)
 
 
 def _keys(benches: Sequence[Bench], arm: Arm, seed: int) -> tuple[frozenset[str], str]:

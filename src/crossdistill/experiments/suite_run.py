@@ -28,6 +28,7 @@ from crossdistill.experiments.schema import parse_experiment, to_yaml
 from crossdistill.experiments.suite_book import Book
 from crossdistill.experiments.suite_job import failed, perform
 from crossdistill.experiments.suite_plan import Hall, Job, Record, plan
+from crossdistill.experiments.suite_tuning import with_trials, with_tuned
 from crossdistill.experiments.suites import Entry, Shelf, Suite
 from crossdistill.files import write_text
 
@@ -69,14 +70,23 @@ def run_suite(
     folder, shelf, listen = Path(folder), shelf or Shelf(), listen or _nobody
     started, clock = datetime.now(UTC), time.monotonic()
     planned = plan(suite, folder, shelf)
-    book = Book(suite, planned, folder, shelf, {"started": started.isoformat(timespec="seconds"), "command": command})
-    waiting = book.open()
-    listen("planned", {"plan": planned, "left": waiting})
+    if suite.trials:
+        planned = with_trials(suite, planned, folder, shelf)
+    book = Book(suite, folder, shelf, {"started": started.isoformat(timespec="seconds"), "command": command})
+    waiting = book.open(planned)
     write_text(folder / "suite.yaml", yaml.safe_dump(dict(suite.values), sort_keys=False, allow_unicode=True))
-    try:
+
+    def go_on() -> None:
+        listen("planned", {"plan": book.planned, "left": waiting, "seconds": time.monotonic() - clock})
         for job, record in _outcomes(suite, folder, shelf, waiting, book, jobs=jobs, on=on, listen=listen):
             book.add(job, record)
             listen("run", {"job": job, "record": record, "seconds": time.monotonic() - clock})
+
+    try:
+        go_on()
+        if suite.trials:
+            waiting = book.open(with_tuned(suite, planned, book.records, folder, shelf))
+            go_on()
     finally:
         book.environment["seconds"] = round(time.monotonic() - clock, 1)
         book.write()

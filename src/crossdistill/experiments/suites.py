@@ -8,6 +8,7 @@ base:              what every experiment has in common: any part of an experimen
 experiments:       name to what it has of its own; `between` makes all ordered pairs of its modalities, `pairs` versions
                    with fewer pairs
 labels_per_class:  the few labels, one evaluation each; null is all of them
+tune:              trials of a tuned column beside the defaults, as many for every row, judged on validation; 0 is none
 seeds:             how many, or which
 """
 
@@ -55,6 +56,7 @@ _SUITE: dict[str, tuple[Any, Any]] = {
     "base": (dict[str, Any], {}),
     "experiments": (dict[str, dict[str, Any]], ...),
     "labels_per_class": (list[Number | None], [1, 5, 20, None]),
+    "tune": (int, Field(default=0, ge=0, strict=True)),
     "seeds": (Whole | list[Whole], 5),
 }
 _BUDGET: dict[str, tuple[Any, Any]] = {
@@ -105,12 +107,14 @@ class Suite:
         title: Of the page.
         entries: The experiments, in the file's order.
         seeds: Of every one of them.
+        trials: Of the tuned column; 0 where there is none.
         values: The file's content, to be written beside the results.
     """
 
     title: str
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...]
+    trials: int
     values: Mapping[str, Any]
 
 
@@ -153,7 +157,7 @@ def expand(document: Document, shelf: Shelf, *, seeds: int | Sequence[int] | Non
                 raise ConfigError(f"{document.where(('experiments', name))}: two experiments are called '{entry.name}'")
             entries.append(entry)
     chosen = read_seeds(top["seeds"] if seeds is None else seeds, document)  # pyright: ignore[reportArgumentType]
-    return Suite(top["title"], tuple(entries), chosen, {**document.values, "seeds": list(chosen)})
+    return Suite(top["title"], tuple(entries), chosen, top["tune"], {**document.values, "seeds": list(chosen)})
 
 
 def standard(

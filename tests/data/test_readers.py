@@ -643,11 +643,9 @@ def test_an_unknown_column(tmp_path):
     refuses(path, "no column is called 'imgae'; did you mean 'image'?", modalities=["imgae"])
 
 
-def test_an_empty_cell_and_a_short_line(tmp_path):
+def test_a_short_line(tmp_path):
     path = make_manifest(tmp_path / "m")
-    path.write_text(path.read_text().replace("4.png,4.npy", "4.png,"))
-    assert len(refuses(path, "row 5: column 'pen' is empty").splitlines()) == 1
-    path.write_text(path.read_text().replace("4.png,", "4.png"))
+    path.write_text(path.read_text().replace("4.png,4.npy", "4.png"))
     refuses(path, "row 5: 1 cells for 2 columns (cells are separated by ',')")
 
 

@@ -33,7 +33,7 @@ def assemble(
         modalities: What they are, not yet fitted.
         contents: What the pass over them found.
         names: Of the samples, by modality, for messages.
-        table: Labels, groups, split and names of the rows.
+        table: Labels, groups, split, what is absent and names of the rows.
         problems: What was found so far; what is found here is added.
         name: Of the data set.
         seed: Of the split, where one is made.
@@ -56,6 +56,7 @@ def assemble(
     if table.group is not None:
         group = checks.read_groups(table.group, table.rows, problems)
     split = None if table.split is None else checks.read_split(table.split, table.rows, problems)
+    contents = checks.check_present(table.present, contents, table.rows, problems)
     problems.raise_if_any()
     made = split is None
     about = f"Read from {problems.where}."
@@ -74,18 +75,21 @@ def assemble(
     checks.check_sizes(split, problems)
     if label is not None:
         checks.check_labels(label, class_names, split, table.rows, problems, made=made)
+    train = {m: np.flatnonzero((split == 0) & table.present.get(m, True)) for m in modalities}
+    for m in (m for m, rows in train.items() if not len(rows) and (split == 0).any()):
+        problems.add(f"'{m}': no training row has it")
     checks.check_contents(contents, kinds, names, problems)
     checks.check_duplicates(contents, kinds, names, split, problems)
     problems.raise_if_any()
-    train = np.flatnonzero(split == 0)
     data = PairedDataset(
         arrays,
-        {m: modality.fitted(arrays[m], train) for m, modality in modalities.items()},
+        {m: modality.fitted(arrays[m], train[m]) for m, modality in modalities.items()},
         name=name,
         label=label,
         class_names=class_names,
         group=group,
         split=split,
+        present=table.present,
         about=about,
         warnings=tuple(problems.warnings),
     )

@@ -20,6 +20,7 @@ from crossdistill.data.decode import (
 )
 from crossdistill.data.modality import STORED, Modality
 from crossdistill.data.options import ReadOptions
+from crossdistill.data.tables import NO_FILE
 from crossdistill.errors import DataError
 
 LOOKED_AT = 16
@@ -56,7 +57,10 @@ def guess_modality(name: str, paths: Sequence[Path], options: ReadOptions) -> Mo
         except DataError as error:
             first_error = first_error or error
     if not facts:
-        raise first_error or DataError(f"'{name}': none of its {len(paths)} files exists; the first: {paths[0]}")
+        named = [path for path in paths if path is not NO_FILE]
+        if not named:
+            raise DataError(f"'{name}': no row has it; leave its column out")
+        raise first_error or DataError(f"'{name}': none of its {len(named)} files exists; the first: {named[0]}")
     kind = facts[0][0]
     same = [value for other, value in facts if other == kind]
     if kind == "image":

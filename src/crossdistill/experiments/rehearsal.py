@@ -173,14 +173,7 @@ def _mixed(outputs: Outputs, rows: int) -> Outputs:
     """Make as many rows as a batch has: random averages of those that are there."""
     weights = (2 * torch.randn(rows, len(outputs.features))).softmax(dim=1)
 
-    def mix(value: Tensor | None) -> Tensor | None:
-        return None if value is None else blend(value)
-
-    def blend(value: Tensor) -> Tensor:
-        return (weights.to(value.dtype) @ value.flatten(1)).view(rows, *value.shape[1:])
-
-    maps = None if outputs.maps is None else {word: blend(value) for word, value in outputs.maps.items()}
-    return Outputs(blend(outputs.features), mix(outputs.embedding), mix(outputs.logits), maps)
+    return outputs.each(lambda value: (weights.to(value.dtype) @ value.flatten(1)).view(rows, *value.shape[1:]))
 
 
 @contextlib.contextmanager

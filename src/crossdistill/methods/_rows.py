@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from crossdistill.errors import DataError
 from crossdistill.methods.base import Batch
+from crossdistill.networks.base import Outputs
 
 
 def present_rows(batch: Batch, modality: str) -> Tensor | None:
@@ -23,9 +25,28 @@ def present_rows(batch: Batch, modality: str) -> Tensor | None:
         if not isinstance(label, Tensor):
             raise DataError(f"the batch lacks the modality '{modality}'; it has: {', '.join(sorted(batch))}")
         return torch.zeros(len(label), dtype=torch.bool, device=label.device)
+    return shared_rows(batch, modality)
+
+
+def shared_rows(batch: Batch, *modalities: str) -> Tensor | None:
+    """Say which rows lack none of some modalities, bool (b,), by what `present` says alone; None stands for all."""
     masks: Mapping[str, Tensor] = batch.get("present", {})
-    mask = masks.get(modality)
+    found = [masks[modality] for modality in modalities if modality in masks]
+    mask = torch.stack(found).all(dim=0) if found else None
     return None if mask is None or bool(mask.all()) else mask
+
+
+def chosen(batch: Batch, mask: Tensor | None) -> Batch:
+    """Give the rows of a mask (b,) of everything that a paired batch holds, stored outputs included."""
+    return batch if mask is None else {name: _chosen(value, mask) for name, value in batch.items()}
+
+
+def _chosen(value: Any, mask: Tensor) -> Any:
+    if isinstance(value, Outputs):
+        return value.each(lambda tensor: tensor[mask])
+    if isinstance(value, Mapping):
+        return chosen(cast("Batch", value), mask)
+    return value[mask] if isinstance(value, Tensor) else value
 
 
 def take(rows: Tensor, mask: Tensor | None) -> Tensor:

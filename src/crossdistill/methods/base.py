@@ -45,6 +45,14 @@ def index_of(batch: Batch, modality: str) -> Tensor:
     return index if isinstance(index, Tensor) else index[modality]
 
 
+def label_of(batch: Batch, modality: str) -> Tensor:
+    """Give the classes (b,) int64 of a modality's samples, for paired and unpaired streams; -1 where none is known."""
+    label: Tensor | Mapping[str, Tensor] | None = batch.get("label")
+    found = label if isinstance(label, Tensor) else (label or {}).get(modality)
+    x: Tensor = batch[modality]
+    return torch.full((len(x),), -1, device=x.device) if found is None else found
+
+
 @dataclass(frozen=True)
 class Losses:
     """Named scalar terms, already weighted; the loop adds, differentiates and logs them.

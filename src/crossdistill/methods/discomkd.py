@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
-from crossdistill.methods.base import Batch, Losses, Method
+from crossdistill.methods._rows import shared_rows, take
+from crossdistill.methods.base import Batch, Losses, Method, label_of
 from crossdistill.networks.base import Network, redrawn
 from crossdistill.objectives.base import full_precision, unit
 from crossdistill.registry import Facts
@@ -299,12 +300,8 @@ def _rows_of(batch: Batch, modality: str) -> tuple[Tensor | None, Tensor]:
     """Give the rows that have a modality, and their labels, -1 where none is known; None where it is absent."""
     if modality not in batch:
         return None, torch.zeros(0, dtype=torch.int64)
-    x: Tensor = batch[modality]
-    label: Tensor | Mapping[str, Tensor] | None = batch.get("label")
-    y = label if isinstance(label, Tensor) else (label or {}).get(modality)
-    y = torch.full((len(x),), -1, device=x.device) if y is None else y
-    present: Tensor | None = batch.get("present", {}).get(modality)
-    return (x, y) if present is None else (x[present], y[present])
+    mask = shared_rows(batch, modality)
+    return take(batch[modality], mask), take(label_of(batch, modality), mask)
 
 
 def _check_weights(**values: float) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from crossdistill.errors import ConfigError, DataError, NetworkError
 from crossdistill.methods._clock import Clock, check_choice, check_shares
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
-from crossdistill.networks.base import Network, Outputs, as_outputs, redrawn
+from crossdistill.networks.base import Network, Outputs, as_outputs, least_rows, redrawn
 from crossdistill.networks.late_fusion import Alone, LateFusion
 from crossdistill.networks.taps import evaluated
 from crossdistill.objectives.base import full_precision
@@ -219,7 +219,7 @@ class MKE(Method):
         label: Tensor = batch["label"]
         there = self._has_source(batch)
         known = label[there] >= 0
-        if not bool(known.any()):
+        if not bool(known.any()) or len(known) < least_rows(self.teacher):
             return Losses({})
         # all rows pass through it: few have a label, and a batch norm needs more
         logits = as_outputs(self.teacher(batch[self.source][there])).read("logits")

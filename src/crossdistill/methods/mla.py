@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError, ObjectiveError
 from crossdistill.methods._rows import known_accuracy, known_cross_entropy, present_rows, take
-from crossdistill.methods.base import Batch, Losses, Method, StageData
+from crossdistill.methods.base import Batch, Losses, Method, StageData, label_of
 from crossdistill.networks.base import Network, as_outputs, least_rows
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.cmcd import check_tau
@@ -293,7 +293,7 @@ class AlternatingUnimodal(Method):
             if mask is not None and int(mask.sum()) < least_rows(self.encoders[modality]):
                 continue
             features = as_outputs(self.encoders[modality](take(batch[modality], mask))).features
-            label = take(batch["label"], mask)
+            label = take(label_of(batch, modality), mask)
             logits = self.head(features)
             if self.training:
                 self._now, self._mean = list(self.encoders).index(modality), features.detach().float().mean(dim=0)
@@ -328,7 +328,7 @@ class AlternatingUnimodal(Method):
     def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
         """Cross-entropy and accuracy of every modality and of the fusion; "loss" is the mean over modalities.
 
-        Where a row has no modality at all, nothing is said of the fusion.
+        Where a row has no modality at all, and of unpaired streams, nothing is said of the fusion.
         """
         scores: dict[str, Tensor] = {}
         for losses in self.training_steps(batch):
@@ -339,7 +339,7 @@ class AlternatingUnimodal(Method):
         masks = [present_rows(batch, modality) for modality in self.encoders]
         partial = [mask for mask in masks if mask is not None]
         some = torch.stack(partial).any(dim=0) if len(partial) == len(masks) else None  # else one has every row
-        if some is None or bool(some.all()):
+        if isinstance(batch["label"], Tensor) and (some is None or bool(some.all())):
             fused = self.predict(batch)
             scores["fused/ce"] = known_cross_entropy(fused, batch["label"])
             scores["fused/accuracy"] = known_accuracy(fused, batch["label"])

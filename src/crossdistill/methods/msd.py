@@ -284,8 +284,7 @@ class MSD(Method):
             chosen = self._is_aside(batch)
             for name in (*self.names, "label"):
                 held.setdefault(name, []).append(batch[name][chosen])
-            for name, here in batch.get("present", {}).items():
-                held.setdefault(f"present {name}", []).append(here[chosen])
+            held.setdefault("present", []).append(self._here(batch)[chosen])
         self._meta = {name: torch.cat(parts) for name, parts in held.items()}
 
     def _is_aside(self, batch: Batch) -> Tensor:
@@ -311,7 +310,7 @@ class MSD(Method):
         rows = torch.randint(count, (min(len(label), count),), device=self._meta["label"].device)
         meta = {name: value[rows].to(label.device) for name, value in self._meta.items()}
         seen = {name: meta[name] for name in self.names}
-        there = {name: meta[f"present {name}"] for name in self.names if f"present {name}" in meta}
+        there = dict(zip(self.names, meta["present"].T, strict=True))
         keeps: list[Collection[str]] = [self.names, *((name,) for name in self.names)]
         views, a = _Views(self.fused, keeps), self.kd_weight
         call = cast("Callable[..., list[Tensor]]", torch.func.functional_call)
@@ -323,7 +322,7 @@ class MSD(Method):
             return fixed * learns, self._auxiliary(ours[1:], theirs, label) * learns[:, None]
 
         def meta_loss(parameters: Parameters) -> Tensor:
-            logits = call(views, parameters, (seen, there or None))[0]
+            logits = call(views, parameters, (seen, there))[0]
             return _mean(_cross_entropy(logits, meta["label"]), meta["label"] >= 0)
 
         parameters = {name: p.detach() for name, p in views.named_parameters() if p.requires_grad}

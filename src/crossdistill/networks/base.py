@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,14 +41,18 @@ class Outputs:
             raise NetworkError(f"the network gives no {name}, only {', '.join(given)}")
         return value
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """Give the same outputs, every tensor of them changed."""
+
+        def changed(value: Tensor | None) -> Tensor | None:
+            return None if value is None else change(value)
+
+        maps = None if self.maps is None else {path: change(value) for path, value in self.maps.items()}
+        return Outputs(change(self.features), changed(self.embedding), changed(self.logits), maps)
+
     def to(self, device: torch.device) -> Outputs:
         """Give the same outputs on `device`."""
-
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device)
-
-        maps = None if self.maps is None else {path: value.to(device) for path, value in self.maps.items()}
-        return Outputs(self.features.to(device), move(self.embedding), move(self.logits), maps)
+        return self.each(lambda value: value.to(device))
 
 
 @runtime_checkable

@@ -46,6 +46,8 @@ def load_files(
     Outside the test split a label may be missing: an empty cell, a file beside the class folders, -1, or NaN in a NPZ
     file. It is -1 in the data set.
 
+    A pair may lack modalities, all but one: an empty cell of a manifest, or false in a NPZ file's `present_<modality>`.
+
     Files are decoded once into the store and memory-mapped from there. Everything is checked in that pass; up to ten
     problems are told at once.
 

@@ -56,9 +56,9 @@ class Judge:
         bench = self.bench
         made = bench.key(arm, seed) if arm.stage is not None else bench.train.fingerprint
         teacher = bench.ceiling_key(seed) if arm.role == "ceiling" else ""
-        labels = bench.label_rows(seed).fingerprint
-        code = code_version(JUDGING)
-        return digest(code, made, teacher, arm.modality, vars(self.spec), labels, bench.test.fingerprint, seed)
+        labels = bench.label_rows(seed, arm.modality).fingerprint
+        code, test = code_version(JUDGING), bench.test.having(arm.modality).fingerprint
+        return digest(code, made, teacher, arm.modality, vars(self.spec), labels, test, seed)
 
     def rows(self, arm: Arm, seed: int, network: nn.Module | None) -> list[Row]:
         """Evaluate an arm, or find that it was; predictions go to DIR/predictions.
@@ -76,7 +76,8 @@ class Judge:
         kept = self.bench.folder / "predictions" / f"{arm.name.replace('/', '_')}-{seed}.npz"
         if path.is_file() and _key_of(kept) == key:  # another setting in this folder may have left others there
             return json.loads(path.read_text(encoding="utf-8"))
-        label = self.bench.test.label
+        test = self.bench.test.having(arm.modality)
+        label = test.label
         assert label is not None
         predictions = dict(self.predictions(arm, seed, network))
         found: list[Row] = []
@@ -84,7 +85,7 @@ class Judge:
             for metric, value in (("accuracy", accuracy(predicted, label)), ("macro_f1", macro_f1(predicted, label))):
                 found.append(self._row(arm, seed, way, metric, float(value)))
         with whole_file(kept) as temporary, temporary.open("wb") as file:
-            arrays: dict[str, Any] = {"key": np.array(key), "label": label, "rows": self.bench.test.rows, **predictions}
+            arrays: dict[str, Any] = {"key": np.array(key), "label": label, "rows": test.rows, **predictions}
             np.savez_compressed(file, **arrays)
         write_json(path, found)
         return found
@@ -127,7 +128,8 @@ class Judge:
         Yields:
             The way and the predicted classes (n,).
         """
-        labelled, test, spec = self.bench.label_rows(seed), self.bench.test, self.spec
+        labelled, test = self.bench.label_rows(seed, arm.modality), self.bench.test.having(arm.modality)
+        spec = self.spec
         y = labelled.label
         assert y is not None
         seen = {} if seen is None else seen

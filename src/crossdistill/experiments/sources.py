@@ -23,6 +23,7 @@ MAKING = (
     "training",
     "experiments/arms.py",
     "experiments/bench.py",
+    "experiments/rows.py",
     "experiments/untaught.py",
     "files.py",
 )

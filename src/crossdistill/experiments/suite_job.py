@@ -66,9 +66,10 @@ def _judged(
         network = first.product(arm, job.seed, listen=listen, stop=stop)
         return [], first.seconds(arm, job.seed), Judge(first).validation(arm, job.seed, network)
     rows: list[dict[str, Any]] = []
-    arrays: dict[str, Any] = {"label": first.test.label, "rows": first.test.rows}
-    if first.test.group is not None:
-        arrays["group"] = first.test.group
+    test = first.test.having(arm.modality)
+    arrays: dict[str, Any] = {"label": test.label, "rows": test.rows}
+    if test.group is not None:
+        arrays["group"] = test.group
     network, made, seen = None, "", dict[str, np.ndarray]()
     training = 0.0
     for k, bench in benches.items():
@@ -81,7 +82,7 @@ def _judged(
                 training += bench.seconds(arm, job.seed)
         for way, predicted in Judge(bench).predictions(arm, job.seed, network, seen):
             arrays[f"{way}@{'all' if k is None else k}"] = predicted
-            label = first.test.label
+            label = test.label
             assert label is not None
             for metric, value in (("accuracy", accuracy(predicted, label)), ("macro_f1", macro_f1(predicted, label))):
                 rows.append(

@@ -27,7 +27,7 @@ from pydantic import Field
 from crossdistill import data as datasets
 from crossdistill.data import PairedDataset
 from crossdistill.errors import ConfigError, CrossDistillError, DataError, suggest
-from crossdistill.experiments.bench import check_data
+from crossdistill.experiments.rows import check_data
 from crossdistill.experiments.schema import Whole, check_experiment, read_seeds
 from crossdistill.experiments.signatures import check, parameters_of
 from crossdistill.experiments.specs import CONTROLS, Experiment

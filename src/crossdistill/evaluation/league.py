@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,7 +54,7 @@ def rank_methods(scores: ArrayLike) -> Doubles:
     Raises:
         DataError: If the shape is another or a score is not finite.
     """
-    return stats.rankdata(-np.round(feature_rows("scores", scores), DIGITS), axis=1)
+    return _ranks(-feature_rows("scores", scores).round(DIGITS))
 
 
 def average_ranks(scores: ArrayLike) -> Doubles:
@@ -111,8 +112,7 @@ def signed_rank_p(differences: ArrayLike) -> float:
     d = d[d != 0]
     if len(d) == 0:
         return 1.0
-    shared: Doubles = stats.rankdata(np.abs(d))
-    twice = np.rint(2 * shared).astype(np.int64)  # shared ranks are halves
+    twice = np.rint(2 * _ranks(np.abs(d))).astype(np.int64)  # shared ranks are halves
     share = np.zeros(int(twice.sum()) + 1)  # share[s]: of all signs, how many give the sum s / 2 of positive ranks
     share[0] = 1.0
     for rank in twice:
@@ -191,6 +191,12 @@ def cliques(ranks: Sequence[float] | Doubles, different: NDArray[np.bool_]) -> l
             found.append(tuple(int(i) for i in order[start:end]))
             reached = end
     return found
+
+
+def _ranks(x: Doubles) -> Doubles:
+    """Rank along the last axis, 1 for the smallest; ties share the mean of their ranks."""
+    ranks: Any = stats.rankdata(x, axis=-1)  # its stubs know no result
+    return ranks
 
 
 def _at_least_two(scores: Doubles) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, kind: str = "t over
     value, spread = _mean_and_spread(x)
     if len(x) == 1:
         return Interval(value, None, None, 1, level, kind)
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * spread / math.sqrt(len(x))
+    half = _t_quantile(level, len(x) - 1) * spread / math.sqrt(len(x))
     return Interval(value, value - half, value + half, len(x), level, kind)
 
 
@@ -219,7 +220,18 @@ def minimum_detectable_difference(spread: float, n: int, *, level: float = 0.95,
         raise ConfigError(f"need spread >= 0, n >= 1, power > 1 - level; received {spread}, {n}, {power}, {level}")
     if n == 1:
         return None
-    critical = float(stats.t.ppf((1 + level) / 2, n - 1))
+    critical = _t_quantile(level, n - 1)
+    return _detectable_shift(n, critical, power) * spread / math.sqrt(n)
+
+
+@functools.lru_cache
+def _t_quantile(level: float, freedom: int) -> float:
+    return float(stats.t.ppf((1 + level) / 2, freedom))
+
+
+@functools.lru_cache
+def _detectable_shift(n: int, critical: float, power: float) -> float:
+    """Give the shift, in standard errors, that a two-sided t test finds with probability `power`."""
     # the noncentral t, as a mean over the estimated spread: scipy's own is NaN far from the middle
     nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE)
     bar = critical * np.sqrt(stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))
@@ -228,8 +240,7 @@ def minimum_detectable_difference(spread: float, n: int, *, level: float = 0.95,
         found = stats.norm.sf(bar - shift) + stats.norm.cdf(-bar - shift)
         return float(weights @ found) / 2 - power
 
-    shift = float(optimize.brentq(lacking, 0.0, 10.0 * critical + 10.0))
-    return shift * spread / math.sqrt(n)
+    return float(optimize.brentq(lacking, 0.0, 10.0 * critical + 10.0))
 
 
 def holm(p_values: ArrayLike) -> Doubles:

@@ -242,15 +242,22 @@ def init(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a suite.")],
     chart: Annotated[Path | None, typer.Option("--chart", help="Also write the bar chart alone, as SVG.")] = None,
 ) -> None:
-    """Write the page of a finished run anew."""
+    """Write the page of a finished run anew, or that of a suite, finished or not, with its statistics and pictures."""
     from crossdistill.files import write_text
-    from crossdistill.report import league_chart_svg, write_report
+    from crossdistill.report import is_bench, league_chart_svg, write_league, write_report
 
     if not (folder / "results.json").is_file():
         raise ConfigError(f"'{folder}' has no results.json: give the --out folder of a finished run")
+    if is_bench(folder):
+        if chart is not None:
+            raise ConfigError(
+                f"'{folder}' is a suite's: its pictures are in '{folder / 'pictures'}'; leave out --chart"
+            )
+        typer.echo(f"wrote {write_league(folder)}")
+        return
     typer.echo(f"wrote {write_report(folder)}")
     if chart is not None:
         write_text(chart, league_chart_svg(folder))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,7 +15,7 @@ from crossdistill.errors import DataError
 from crossdistill.experiments.arms import Role
 from crossdistill.report.inputs import Comparison, parse_results, read_results
 from crossdistill.report.summary import Column, Curve, Entry, League, Learning, league
-from crossdistill.report.svg import GRID, INK, QUIET, blank, style, to_svg
+from crossdistill.report.svg import GRID, INK, QUIET, as_file, blank, style, to_svg
 
 ROLE_COLOURS: Mapping[Role, str] = {
     "method": "#1f6feb",
@@ -50,7 +51,12 @@ def league_chart_svg(results: Mapping[str, Any] | str | Path) -> str:
     table = league(parsed)
     if not table.columns:
         raise DataError("the results hold no rows, so there is nothing to draw")
-    return bars(table, "league", width=WIDE, classes=parsed.data.classes, standalone=True)
+    return as_file(bars(table, "league", width=WIDE, classes=parsed.data.classes))
+
+
+def two_widths(wide: str, narrow: str) -> Markup:
+    """Put a desk's and a phone's drawing side by side; the style sheet shows the one that fits."""
+    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(Markup(wide), Markup(narrow))
 
 
 def shorten(text: str, length: int) -> str:
@@ -87,7 +93,7 @@ def lay_rows(names: Sequence[str], roles: Sequence[str], width: int) -> tuple[Fi
     return figure, axes, 0.36 if narrow else 0.58
 
 
-def bars(table: League, name: str, *, width: int, classes: int | None = None, standalone: bool = False) -> str:
+def bars(table: League, name: str, *, width: int, classes: int | None = None) -> str:
     """Draw the headline evaluation of every method: bar, 95 % interval, one dot a seed, chance as a dashed line.
 
     Args:
@@ -95,7 +101,6 @@ def bars(table: League, name: str, *, width: int, classes: int | None = None, st
         name: A word unique in the page.
         width: In CSS pixels; below 500 the narrow layout.
         classes: Number of classes, for the chance line of accuracies.
-        standalone: See `to_svg`.
 
     Returns:
         The <svg> element.
@@ -127,7 +132,7 @@ def bars(table: League, name: str, *, width: int, classes: int | None = None, st
             axes.axvline(100 / classes, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
         axes.set_xlabel(column.words + (f" ({column.unit.strip()})" if column.unit else ""))
         label = f"Bar chart of {column.words}. " + "; ".join(tip(entry, column) for entry in entries)
-        return to_svg(figure, name, label, tips, standalone=standalone)
+        return to_svg(figure, name, label, tips)
 
 
 def _end_axis(axes: Axes, column: Column, least: float, most: float, longest: float, room: float) -> float:

@@ -82,7 +82,7 @@ def render(results: Results | None, history: list[LossLine], broken: int, experi
         verdict=_verdict(known),
         stronger=stronger_controls(table, known.headline),
         other_losses=against_baselines(known),
-        league_chart=both(
+        league_chart=_both(
             lambda width, name: figures.bars(table, name, width=width, classes=known.data.classes), "league"
         )
         if table.columns
@@ -141,10 +141,9 @@ def _verdict(results: Results) -> dict[str, Any] | None:
     }
 
 
-def both(draw: Callable[[int, str], str], name: str) -> Markup:
-    """Draw a chart for a desk and for a phone; the style sheet shows the one that fits."""
-    wide, narrow = draw(figures.WIDE, f"{name}-wide"), draw(figures.NARROW, f"{name}-narrow")
-    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(Markup(wide), Markup(narrow))
+def _both(draw: Callable[[int, str], str], name: str) -> Markup:
+    """Draw a chart for a desk and for a phone."""
+    return figures.two_widths(draw(figures.WIDE, f"{name}-wide"), draw(figures.NARROW, f"{name}-narrow"))
 
 
 def _forest(results: Results, table: League) -> Markup | None:
@@ -152,7 +151,7 @@ def _forest(results: Results, table: League) -> Markup | None:
     if results.headline is None and rows:  # without a headline, rows in one chart must still share one scale
         rows = [c for c in rows if (c.evaluation, c.metric) == (rows[0].evaluation, rows[0].metric)]
     rows.sort(key=lambda comparison: -comparison.difference)
-    return both(lambda width, name: figures.forest(rows, name, width=width), "forest") if rows else None
+    return _both(lambda width, name: figures.forest(rows, name, width=width), "forest") if rows else None
 
 
 def _atlas(evidence: Evidence) -> Atlas | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,7 @@ class _Page:
         self.bench, self.found, self.pictures = bench, found, pictures
         self.roles: dict[str, Role] = {name: method.role for name, method in bench.methods.items()}
         self.headline: str | None = found["headline"]["method"]
+        self.drawn: Counter[str] = Counter()
         rows = sum(len(cell["rows"]) for cell in found["cells"])
         self.all_details = rows <= DETAILS
 
@@ -228,7 +230,10 @@ class _Page:
         return ", ".join([*parts, *(["tuned settings"] if league.get("tuned") else [])])
 
     def _picture(self, kind: str, league: Mapping[str, Any], draw: Draw, *more: str, narrow: bool = False) -> Markup:
-        return picture(self.pictures, self._name(kind, league, *more), draw, narrow=narrow)
+        name = self._name(kind, league, *more)
+        self.drawn[name] += 1  # names may differ in signs alone, which no file's keeps
+        name = name if self.drawn[name] == 1 else f"{name}-{self.drawn[name]}"
+        return picture(self.pictures, name, draw, narrow=narrow)
 
     def _view(self, league: League) -> dict[str, Any]:
         words, rows = self._words(league), in_order(self.bench, league)

@@ -129,20 +129,20 @@ def rank_chart(league: Mapping[str, Any], roles: Mapping[str, Role], words: str)
     experiments = len(league["experiments"])
 
     def draw(name: str, width: int) -> Drawing:
-        names = [row["method"] for row in rows]
+        names = [shorten(row["method"], 24 if width < 500 and bars else 30) for row in rows]
         below = [f"{roles[row['method']]} · {row['average_rank']:.2f}" for row in rows]
         figure, axes, _ = lay_rows(names, below, width)
         centre, tips = -0.22 if width < 500 else 0.0, dict[str, str]()
         cd, best = league["critical_difference"], rows[0]["average_rank"]
-        most = max(float(len(rows)), best + (cd or 0.0))
+        least, most = 1 - 0.02 * len(rows), max(1.02 * len(rows), best + (cd or 0.0))
         box = axes.get_position()
         room = min(14 * (max(lanes) + 1) + 8, 120) / width if bars else 0.0
         figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + 34 / 72)
         height = figure.get_figheight() * 72
         axes.set_position((box.x0, 40 / height, box.width - room, (height - 80) / height))
         axes.set_ylim(-len(rows) + 0.5, 0.5)
-        axes.set_xlim(0.9, most + 0.1)
-        rules = [(x, centre - index) for index in range(len(rows)) for x in (0.9, most + 0.1, np.nan)]
+        axes.set_xlim(least, most)
+        rules = [(x, centre - index) for index in range(len(rows)) for x in (least, most, np.nan)]
         axes.plot(*zip(*rules, strict=True), color=GRID, linewidth=0.8, zorder=0.5)
         for index, row in enumerate(rows):
             y, colour, gid = centre - index, ROLE_COLOURS[roles[row["method"]]], f"{name}-row{index}"
@@ -152,7 +152,7 @@ def rank_chart(league: Mapping[str, Any], roles: Mapping[str, Role], words: str)
             dot.set_gid(gid)
             tips[gid] = f"{row['method']}: average rank {row['average_rank']:.2f} of {len(rows)}"
         if cd is not None:
-            _critical(axes, best, cd, most, height - 80)
+            _critical(axes, best, cd, height - 80)
         for number, ((top, bottom), lane) in enumerate(zip(bars, lanes, strict=True)):
             x = 1 + (8 + (room * width - 8) * (lane + 0.5) / (max(lanes) + 1)) / (width * (box.width - room))
             gid = f"{name}-bar{number}"
@@ -161,24 +161,22 @@ def rank_chart(league: Mapping[str, Any], roles: Mapping[str, Role], words: str)
                 transform=axes.get_yaxis_transform(), solid_capstyle="round",
             )  # fmt: skip
             bar.set_gid(gid)
-            tips[gid] = "not told apart: " + ", ".join(names[top : bottom + 1])
+            tips[gid] = "not told apart: " + ", ".join(row["method"] for row in rows[top : bottom + 1])
         axes.set_xlabel(f"average rank over {experiments} experiments (1 is best)")
         return Drawing(figure, f"Average ranks, {words}. " + "; ".join(tips.values()), tips)
 
     return draw
 
 
-def _critical(axes: Axes, best: float, cd: float, most: float, height: float) -> None:
+def _critical(axes: Axes, best: float, cd: float, height: float) -> None:
     """Draw Nemenyi's critical difference as a ruler above the rows, beginning at the best rank."""
     ruler: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": INK}
     y = 1 + 16 / height
     axes.plot([best, best + cd], [y, y], linewidth=1.6, solid_capstyle="butt", **ruler)
     axes.plot([best, best + cd], [y, y], "|", markersize=9, markeredgewidth=1.6, **ruler)
-    left = best + cd / 2 < (most + 1) / 2
     axes.annotate(
-        f"critical difference {cd:.2f}", (best + cd if left else best, y), (8 if left else -8, 0),
-        xycoords=axes.get_xaxis_transform(), textcoords="offset points", va="center", ha="left" if left else "right",
-        fontsize=10, color=QUIET, annotation_clip=False,
+        f"critical difference {cd:.2f}", (best, y), (0, 6), xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points", fontsize=10, color=QUIET, annotation_clip=False,
     )  # fmt: skip
 
 
@@ -223,7 +221,7 @@ def line_chart(
         foot, right = (64 + 18 * len(coloured), 12) if narrow else (48, 190)
         height = (250 if narrow else 330) + foot
         figure, tips = blank(width, height), dict[str, str]()
-        axes = figure.add_axes((52 / width, foot / height, (width - 52 - right) / width, (height - foot - 14) / height))
+        axes = figure.add_axes((56 / width, foot / height, (width - 56 - right) / width, (height - foot - 14) / height))
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.axhline(0, color=INK, linewidth=1.2)
         for line in lines:
@@ -231,8 +229,9 @@ def line_chart(
                 axes.plot(line.x, np.multiply(line.gain, 100), color="#9aa5b1", linewidth=0.9, alpha=0.7)
         for index, line in enumerate(coloured):
             gid = f"{name}-line{index}"
-            shift = 0.035 * (index - (len(coloured) - 1) / 2) if ticks else 0.0
-            _line(axes, line, np.asarray(line.x) + shift, index, gid)
+            shift = 0.035 * (index - (len(coloured) - 1) / 2)  # intervals side by side, not on top of each other
+            x = np.asarray(line.x, dtype=np.float64)
+            _line(axes, line, x + shift if ticks else x * np.exp(shift), index, gid)
             tips[gid] = f"{line.method}: " + ", ".join(
                 f"{points(g)} ({interval(a, b)})" for g, a, b in zip(line.gain, line.low, line.high, strict=True)
             )
@@ -263,10 +262,16 @@ def _x_axis(axes: Axes, lines: Sequence[Line], ticks: Sequence[str] | None) -> N
         axes.set_xlim(-0.3, len(ticks) - 0.7)
         return
     places = sorted({value for line in lines for value in line.x})
+    _log_axis(axes, places, places[0] / 1.12, places[-1] * 1.12)
+
+
+def _log_axis(axes: Axes, places: Sequence[float], low: float, high: float) -> None:
+    """Make the x axis logarithmic, with plain numbers at those places that are in sight."""
     axes.set_xscale("log")
-    axes.set_xticks(places, [f"{value:,.0f}" for value in places])
+    seen = [value for value in places if low <= value <= high] or [high]
+    axes.set_xticks(seen, [f"{value:,g}" for value in seen])
     axes.minorticks_off()
-    axes.set_xlim(places[0] / 1.12, places[-1] * 1.12)
+    axes.set_xlim(low, high)
 
 
 def _name_lines(figure: Figure, axes: Axes, lines: Sequence[Line], width: int, foot: float) -> None:
@@ -306,7 +311,8 @@ def compute_chart(
     rows: Sequence[Mapping[str, Any]], roles: Mapping[str, Role], headline: str | None, words: str
 ) -> Draw:
     """Draw gain against processor seconds; named are the headline method and those that no cheaper one beats."""
-    mine = sorted((row for row in rows if row["gain"] and row["cpu_seconds"]), key=lambda row: row["cpu_seconds"])
+    timed = [row for row in rows if row["gain"] and row["cpu_seconds"]]
+    mine = sorted(timed, key=lambda row: (row["cpu_seconds"], -row["gain"]["value"]))
     named: list[int] = []
     best = -np.inf
     for index, row in enumerate(mine):
@@ -320,7 +326,6 @@ def compute_chart(
         axes = figure.add_axes((52 / width, 48 / height, (width - 72) / width, (height - 66) / height))
         axes.grid(color=GRID, linewidth=0.8)
         axes.axhline(0, color=INK, linewidth=1.2)
-        axes.set_xscale("log")
         for index, row in enumerate(mine):
             gain, colour, gid = row["gain"], ROLE_COLOURS[roles[row["method"]]], f"{name}-dot{index}"
             if gain["low"] is not None and gain["high"] is not None:
@@ -331,9 +336,8 @@ def compute_chart(
             dot.set_gid(gid)
             tips[gid] = f"{gain_words(row)}, {row['cpu_seconds']:.3g} processor seconds"
         least, most = mine[0]["cpu_seconds"], mine[-1]["cpu_seconds"]
-        axes.set_xlim(least / 1.5, most * 1.5)
-        for index in named:
-            _name_dot(axes, mine[index], width)
+        _log_axis(axes, [v for p in range(-3, 9) for v in (10.0**p, 3 * 10.0**p)], least / 1.5, most * 1.5)
+        _name_dots(axes, [mine[index] for index in named], width)
         axes.set_xlabel("processor seconds of training and evaluation (mean)")
         axes.set_ylabel("gain (points)")
         return Drawing(figure, f"Gain against compute, {words}. " + "; ".join(tips.values()), tips)
@@ -341,14 +345,22 @@ def compute_chart(
     return draw
 
 
-def _name_dot(axes: Axes, row: Mapping[str, Any], width: int) -> None:
-    x = axes.transData.transform((row["cpu_seconds"], 0))[0] / width
-    left = x > 0.6
-    axes.annotate(
-        shorten(row["method"], 18 if width < 500 else 28), (row["cpu_seconds"], 100 * row["gain"]["value"]),
-        (-8 if left else 8, 7), textcoords="offset points", ha="right" if left else "left", fontsize=10,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
-    )  # fmt: skip
+def _name_dots(axes: Axes, rows: Sequence[Mapping[str, Any]], width: int) -> None:
+    """Write names beside dots, on the side that has room; one that would touch an earlier one is left to hovering."""
+    taken: list[tuple[float, float, float]] = []
+    for row in rows:
+        text = shorten(row["method"], 18 if width < 500 else 28)
+        x, y = axes.transData.transform((row["cpu_seconds"], 100 * row["gain"]["value"]))
+        left = x > 0.6 * width
+        start = x - 8 - 6 * len(text) if left else x + 8
+        if any(abs(y - other) < 14 and start < end and begin < start + 6 * len(text) for begin, end, other in taken):
+            continue
+        taken.append((start, start + 6 * len(text), y))
+        axes.annotate(
+            text, (row["cpu_seconds"], 100 * row["gain"]["value"]), (-8 if left else 8, 7), textcoords="offset points",
+            ha="right" if left else "left", fontsize=10,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+        )  # fmt: skip
 
 
 def class_chart(entry: Mapping[str, Any], most: int = 24) -> Draw:

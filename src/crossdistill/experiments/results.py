@@ -30,6 +30,7 @@ PLAIN = {
     "raw_features": "raw features",
     "scratch": "the same network from scratch",
     "target_ssl": "self-supervision on the target alone",
+    "target_graph": "the neighbourhoods of the target alone",
     "random_teacher": "a random teacher",
     "shuffled_pairs": "shuffled pairs",
 }

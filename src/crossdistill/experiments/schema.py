@@ -23,6 +23,7 @@ from crossdistill.errors import ConfigError, CrossDistillError, suggest
 from crossdistill.experiments.blame import told
 from crossdistill.experiments.signatures import at, check, parameters_of
 from crossdistill.experiments.specs import (
+    ALONE_BY,
     CONTROLS,
     ROLES,
     DataSpec,
@@ -117,8 +118,8 @@ def check_experiment(document: Document) -> Experiment:
             raise ConfigError(f"{place}: write the name of a network, or auto; received {encoder!r}")
     compare = _comparisons(top["compare"], stages, data, document)
     for name in top["controls"]:
-        if name not in ("scratch", "target_ssl"):
-            known = suggest(name, ("scratch", "target_ssl"))
+        if name not in ALONE_BY:
+            known = suggest(name, ALONE_BY)
             raise ConfigError(f"{document.where(('controls', name))}: only these controls take changes{known}")
     evaluate = check(_EVALUATE, top["evaluate"], document, ("evaluate",))
     evaluate["ways"] = tuple(evaluate["ways"])

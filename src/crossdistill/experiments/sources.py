@@ -26,6 +26,7 @@ MAKING = (
     "experiments/rows.py",
     "experiments/untaught.py",
     "files.py",
+    "nearest.py",
 )
 """The sources that decide what a stage makes: a changed loss makes a new product."""
 

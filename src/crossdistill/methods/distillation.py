@@ -280,6 +280,7 @@ class Distillation(Method):
             label=batch.get("label"),
             index=index_of(batch, self.target) if "index" in batch else None,
             group=batch.get("group"),
+            inputs=batch[self.target],
             progress=self.clock.progress(),
         )
 

@@ -9,15 +9,26 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from crossdistill.objectives import CrossModalContrastive, SimilarityDistillation
+from crossdistill.objectives import Context, CrossModalContrastive, SimilarityDistillation
 from crossdistill.objectives.both import CMCD
 from crossdistill.objectives.cc import CorrelationCongruence
 from crossdistill.objectives.crd import ContrastiveRepresentation
+from crossdistill.objectives.focused import Focused
 from crossdistill.objectives.labels import CrossEntropy
 from crossdistill.objectives.pkt import ProbabilisticTransfer
 from crossdistill.objectives.rkd import RelationalDistillation
 from crossdistill.objectives.seed import Seed
 from crossdistill.objectives.sp import SimilarityPreserving
+
+
+def studied():
+    """Neighbourhoods of 20 pairs, known before the first step."""
+    generator = torch.Generator().manual_seed(3)
+    z, h = (torch.randn(20, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    objective = Focused(n_coords=8)
+    objective.study([(z, Context(inputs=h))])
+    return objective
+
 
 MAKE = {
     "pkt": ProbabilisticTransfer,
@@ -35,6 +46,7 @@ MAKE = {
     "cc": CorrelationCongruence,
     "cc difference": lambda: CorrelationCongruence("difference", width=3, train_teacher=True),
     "seed": lambda: Seed(0.1, queue_size=10),
+    "focused": studied,
     "crd memory": lambda: ContrastiveRepresentation(dim=3, count=5, tau=0.3),
     "crd batch": lambda: ContrastiveRepresentation("batch", dim=3, tau=0.3),
     "crd queue": lambda: ContrastiveRepresentation("queue", dim=3, count=10, tau=0.3),

@@ -16,8 +16,8 @@ from crossdistill.errors import ConfigError, ObjectiveError
 
 Search = Literal["auto", "exact", "approximate"]
 
-BLOCK = 2**24
-"""Similarities that are held at a time: 64 MiB in single precision."""
+BLOCK, BLOCK_AWAY = 2**26, 2**30
+"""Similarities that are held at a time, on a CPU and on an accelerator: 256 MiB and 4 GiB in single precision."""
 EXACT_ROWS = 50_000
 """Rows up to which "auto" is exact on a CPU: some minutes of one core; an accelerator is exact at any number."""
 PROBED = 32
@@ -54,7 +54,7 @@ def nearest(
         group: (n,) int64; rows of one's own group are no neighbours. Without `queries` alone.
         search: "exact" compares all, in n^2 d operations and bounded memory; "approximate" asks faiss's inverted file,
             which is seeded and so gives the same each time, and misses a few; "auto" is exact up to 50,000 rows and on
-            an accelerator.
+            an accelerator. Queries are always compared with all: an index is not worth making for them.
 
     Returns:
         Positions (q or n, k) int64, the nearest first, and their inner products (q or n, k).
@@ -64,17 +64,16 @@ def nearest(
         ObjectiveError: If a row has fewer than k others outside its group.
     """
     check_search(search)
-    if search == "auto":
-        search = "exact" if len(rows) <= EXACT_ROWS or rows.device.type != "cpu" else "approximate"
-    if search == "approximate":
-        return _approximate(rows, k, queries, group)
-    wanted = None if queries is not None else torch.arange(len(rows), device=rows.device)
-    return _exact(rows, k, rows if queries is None else queries, wanted, group)
+    if queries is not None:
+        return _exact(rows, k, queries, None, None)
+    if search == "approximate" or (search == "auto" and len(rows) > EXACT_ROWS and rows.device.type == "cpu"):
+        return _approximate(rows, k, group)
+    return _exact(rows, k, rows, torch.arange(len(rows), device=rows.device), group)
 
 
 def _exact(rows: Tensor, k: int, queries: Tensor, own: Tensor | None, group: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compare all, a block of queries at a time; `own` (q,) says which row each query is, if it is one."""
-    size = max(1, BLOCK // len(rows))
+    size = max(1, (BLOCK if rows.device.type == "cpu" else BLOCK_AWAY) // len(rows))
     found: list[Tensor] = []
     values: list[Tensor] = []
     for start in range(0, len(queries), size):
@@ -93,7 +92,7 @@ def _exact(rows: Tensor, k: int, queries: Tensor, own: Tensor | None, group: Ten
     return torch.cat(found) if found else torch.zeros(0, k, dtype=torch.int64), similarity
 
 
-def _approximate(rows: Tensor, k: int, queries: Tensor | None, group: Tensor | None) -> tuple[Tensor, Tensor]:
+def _approximate(rows: Tensor, k: int, group: Tensor | None) -> tuple[Tensor, Tensor]:
     """Ask an index for more than k, take out what is not allowed, and search exactly where too few are left."""
     faiss = _faiss()
     n, width = rows.shape
@@ -103,34 +102,20 @@ def _approximate(rows: Tensor, k: int, queries: Tensor | None, group: Tensor | N
     index.train(data)  # seeded: the same cells each time
     index.add(data)
     index.nprobe = min(PROBED, cells)
-    asked = data if queries is None else queries.detach().float().cpu().contiguous().numpy()
-    crowd = (
-        0
-        if queries is not None
-        else 1
-        if group is None
-        else int(cast("Tensor", group.unique(return_counts=True)[1]).max())
-    )
-    more = min(n, k + min(crowd, MOST_CROWDED))
-    found = torch.from_numpy(index.search(asked, more)[1]).to(rows.device)
-    allowed = found >= 0
-    if queries is None:
-        own = torch.arange(n, device=rows.device)
-        allowed &= found != own[:, None]
-        if group is not None:
-            allowed &= group[found.clamp(min=0)] != group[:, None]
+    crowd = 1 if group is None else int(cast("Tensor", group.unique(return_counts=True)[1]).max())
+    found = torch.from_numpy(index.search(data, min(n, k + min(crowd, MOST_CROWDED)))[1]).to(rows.device)
+    own = torch.arange(n, device=rows.device)
+    allowed = (found >= 0) & (found != own[:, None])
+    if group is not None:
+        allowed &= group[found.clamp(min=0)] != group[:, None]
     order = (~allowed).int().argsort(dim=1, stable=True)[:, :k]  # the allowed first, nearest first among them
-    lacking = allowed.sum(dim=1) < k
     best = found.gather(1, order)
-    similarity = rows.new_empty(len(best), k)
-    of = rows if queries is None else queries
     size = max(1, BLOCK // (k * width))
-    for start in range(0, len(best), size):
-        part = slice(start, start + size)
-        similarity[part] = (rows[best[part].clamp(min=0)] @ of[part, :, None])[..., 0]
-    if bool(lacking.any()):
-        where = lacking.nonzero()[:, 0]
-        best[where], similarity[where] = _exact(rows, k, of[where], where if queries is None else None, group)
+    parts = [slice(start, start + size) for start in range(0, n, size)]
+    similarity = torch.cat([(rows[best[part].clamp(min=0)] @ rows[part, :, None])[..., 0] for part in parts])
+    lacking = (allowed.sum(dim=1) < k).nonzero()[:, 0]
+    if len(lacking):
+        best[lacking], similarity[lacking] = _exact(rows, k, rows[lacking], lacking, group)
     return best, similarity
 
 

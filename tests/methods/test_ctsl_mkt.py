@@ -75,8 +75,8 @@ def test_terms_are_the_weighted_pieces():
         expected = {
             "ce": F.cross_entropy(out[me].logits, rows["label"]),
             "response": 0.7 * distillation_kl(out[me].logits, out[other].logits, tau=1.0),
-            "distance": 1.1 * relational_distances(out[me].features, out[other].features),
-            "angle": 1.9 * relational_angles(out[me].features, out[other].features),
+            "distance": 1.1 * relational_distances(out[me].features, out[other].features, over="different"),
+            "angle": 1.9 * relational_angles(out[me].features, out[other].features, over="different"),
             "self": 0.3 * distillation_kl(out[me].logits, before, tau=3.0, squared=False),
         }
         for name, value in expected.items():

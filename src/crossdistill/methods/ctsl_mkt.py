@@ -229,9 +229,9 @@ class CollaborativePeers(Method):
             found["response"] = distillation_kl(z, target, tau=t, squared=self.scale)
         e, target = take(own.features, mine), take(other.features, theirs)
         if self.weights["distance"]:
-            found["distance"] = relational_distances(e, target)
+            found["distance"] = relational_distances(e, target, over="different")
         if self.weights["angle"]:
-            found["angle"] = relational_angles(e, target, vertices=self.angle_vertices)
+            found["angle"] = relational_angles(e, target, vertices=self.angle_vertices, over="different")
         return found
 
     def _weight(self, term: str) -> float:

@@ -14,6 +14,7 @@ from crossdistill.objectives import (
     similarity_distillation,
     unit,
 )
+from crossdistill.objectives.base import Context
 from crossdistill.objectives.cmcd import similarities, soft_cross_entropy
 from crossdistill.registry import discover
 
@@ -44,6 +45,7 @@ def seeded(name, s, t):
     objective = OBJECTIVES[name]()
     with torch.no_grad():
         objective.prepare(s, t, pairs=len(s))
+    objective.study([(t, Context())])
     rows = torch.arange(len(s))
     objective.study([(t, Context(index=rows, inputs=s))])
     return lambda s, t: objective(s, t, label=rows % 3, index=rows, group=rows)

@@ -14,7 +14,6 @@ from crossdistill.objectives import (
     similarity_distillation,
     unit,
 )
-from crossdistill.objectives.base import Context
 from crossdistill.objectives.cmcd import similarities, soft_cross_entropy
 from crossdistill.registry import discover
 

@@ -834,3 +834,31 @@ def test_a_split_that_cannot_be_made_says_why(tmp_path, columns, message):
 def test_a_split_that_is_made_is_not_blamed_on_the_data(tmp_path):
     path = make_manifest(tmp_path / "m", label=["cat"] * 23 + ["owl"], group=["a"] * 16 + ["b"] * 8)
     refuses(path, "class 'owl' has no training rows", "the split was made here: give one of your own")
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_equal_samples_on_two_sides_of_a_split_can_be_dropped_from_the_lesser_side(tmp_path, pictures):
+    rng = np.random.default_rng(0)
+    photo = (
+        rng.integers(0, 256, (60, 3, 6, 5), dtype=np.uint8) if pictures else rng.normal(size=(60, 7)).astype("float32")
+    )
+    other = rng.normal(size=(60, 4)).astype("float32")
+    split = np.repeat([0, 1, 2], 20)
+    copies = [
+        (3, 45),
+        (25, 50),
+        (7, 30),
+        (8, 9),
+    ]  # train of test, validation of test, train of validation, within train
+    for to, of in copies:
+        photo[to], other[to] = photo[of], other[of]
+    np.savez(tmp_path / "d.npz", photo=photo, other=other, split=split, label=np.arange(60) % 3)
+    with pytest.raises(DataError, match=r"on both sides of a split: .*duplicates: drop"):
+        load(tmp_path / "d.npz")
+    data = load(tmp_path / "d.npz", duplicates="drop")
+    assert sorted(set(range(60)) - set(data.rows.tolist())) == [3, 7, 25]
+    assert any("3 rows are left out" in warning for warning in data.warnings)
+    kept = np.setdiff1d(np.arange(20), [3, 7])
+    assert np.allclose(data.modality("other").mean, other[kept].mean(axis=0), atol=1e-5)
+    with pytest.raises(ConfigError, match="duplicates is refuse or drop; received 'keep'"):
+        load(tmp_path / "d.npz", duplicates="keep")

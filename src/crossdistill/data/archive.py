@@ -27,7 +27,13 @@ PRESENT = "present_"
 
 
 def load_archive(
-    path: Path, wanted: Sequence[str] | None, options: ReadOptions, problems: Problems, name: str, seed: int
+    path: Path,
+    wanted: Sequence[str] | None,
+    options: ReadOptions,
+    problems: Problems,
+    name: str,
+    seed: int,
+    duplicates: str,
 ) -> PairedDataset:
     """Read one archive: an array a modality, and `label`, `group`, `split`, `class_names`."""
     arrays = read_archive(path)
@@ -70,7 +76,16 @@ def load_archive(
     if len(contents) < len(arrays):
         problems.raise_if_any()
     return assemble(
-        arrays, modalities, contents, dict.fromkeys(arrays, rows), table, problems, name=name, seed=seed, digests={}
+        arrays,
+        modalities,
+        contents,
+        dict.fromkeys(arrays, rows),
+        table,
+        problems,
+        name=name,
+        seed=seed,
+        digests={},
+        duplicates=duplicates,
     )
 
 

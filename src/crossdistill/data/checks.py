@@ -213,6 +213,32 @@ def check_contents(
             problems.warn(f"'{name}': {count} of {n} samples are constant: {shown}{', ...' if count > 3 else ''}")
 
 
+def find_leaks(contents: Mapping[str, Contents], kinds: Mapping[str, str], split: np.ndarray) -> np.ndarray:
+    """Find rows to leave out so that `check_duplicates` has nothing to say: a mask (n,).
+
+    Of equal samples on several sides of a split those of the test stay, then those of the validation.
+    """
+    if set(kinds.values()) == {"vector"}:
+        columns = [np.stack([found.hashes for found in contents.values()], axis=1)]
+    else:
+        columns = [own_hashes(found)[:, None] for name, found in contents.items() if kinds[name] != "vector"]
+    leaks = np.zeros(len(split), dtype=bool)
+    for hashes in columns:
+        _, code = np.unique(hashes, axis=0, return_inverse=True)
+        code = code.ravel()
+        last = np.zeros(int(code.max()) + 1, dtype=split.dtype)
+        np.maximum.at(last, code, split)
+        leaks |= split < last[code]
+    return leaks
+
+
+def own_hashes(found: Contents) -> np.ndarray:
+    """Give content hashes in which constant samples are all different: they are alike without being the same thing."""
+    own = found.hashes.copy()
+    own[found.constant] = -1 - np.arange(int(found.constant.sum()))
+    return own
+
+
 def check_duplicates(
     contents: Mapping[str, Contents],
     kinds: Mapping[str, str],
@@ -232,7 +258,7 @@ def check_duplicates(
             one = next(iter(names.values()))
             problems.add(
                 f"the same pair is on both sides of a split: {one[first]} ({SPLITS[split[first]]}) and {one[i]} "
-                f"({SPLITS[split[i]]})"
+                f"({SPLITS[split[i]]}); leave one out, or say duplicates: drop"
             )
     for name, found in contents.items():
         home: dict[int, int] = {}
@@ -247,6 +273,6 @@ def check_duplicates(
             if kinds[name] == "vector":
                 problems.warn(text)
                 break
-            problems.add(text)
+            problems.add(f"{text}; leave one out, or say duplicates: drop")
             if problems.full:
                 return

@@ -179,16 +179,17 @@ def standard(
         methods: Rows; none takes all.
         track: What the methods may read.
         seeds: How many.
-        options: Of the data set.
+        options: Of the data set; files of the user's own have equal samples on two sides of a split dropped.
     """
+    given = dict(options or {})
+    if Path(data).suffix.lower() in (".npz", ".csv", ".parquet") or Path(data).is_dir():
+        given.setdefault("duplicates", "drop")
     values: dict[str, Any] = {
         "title": f"{Path(data).stem}, {source} to {target}",
         "track": track,
         "methods": list(methods) or "all",
         "experiments": {
-            f"{source}-{target}": {
-                "data": {"name": data, "source": source, "target": target, "options": dict(options or {})}
-            }
+            f"{source}-{target}": {"data": {"name": data, "source": source, "target": target, "options": given}}
         },
         "labels_per_class": [1, 5, 20, None] if track == "label-free" else [None],
         "seeds": seeds,
@@ -357,10 +358,12 @@ def _named(name: str, track: Track, where: str, *, scaled: bool) -> dict[str, An
     return {"method": name, **({"teacher": "teacher"} if taught else {})}
 
 
-def _everything() -> Iterator[str]:
+def _everything() -> Iterator[str | dict[str, Any]]:
     """Name every objective, and every method that is a system of its own: one-modality methods are the controls."""
-    yield from discover("crossdistill.objectives")
+    objectives = discover("crossdistill.objectives")
+    yield from objectives
     for name, cls in discover("crossdistill.methods").items():
         wanted = parameters_of(cls)
-        if "objectives" not in wanted and "encoder" not in wanted:
-            yield name
+        if "objectives" in wanted or "encoder" in wanted:
+            continue
+        yield {f"{name}_method": {"method": name, "teacher": "teacher"}} if name in objectives else name

@@ -1,5 +1,6 @@
 """Running a suite: shared teachers, kept runs, failures that stay alone, and kills that change nothing."""
 
+import contextlib
 import json
 import os
 import signal
@@ -240,23 +241,21 @@ def test_killed_at_any_moment_it_goes_on_and_no_row_changes(finished, tmp_path, 
     (tmp_path / "go.py").write_text(SCRIPT)
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(described(folder / "toy.npz")))
     command = [sys.executable, "go.py", "suite.yaml", "out", str(jobs)]
-    wait = 5.0
-    for _ in range(60):
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
-        )
-        try:
-            process.wait(timeout=wait)
-            assert process.returncode == 0
-            break
-        except subprocess.TimeoutExpired:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    rng, seen = np.random.default_rng(jobs), -1
+    for _ in range(4):  # each time a moment after one more run than before is there
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+        while process.poll() is None and len(list((tmp_path / "out").glob("runs/*/*.json"))) <= seen + 1:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.5))
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            path = tmp_path / "out" / "results.json"
-            if path.is_file():
-                json.loads(path.read_text())
-            wait += 1.0
-            time.sleep(0.1)
+        process.wait()
+        records = list((tmp_path / "out").glob("runs/*/*.json"))
+        assert all(json.loads(path.read_text())["status"] == "done" for path in records)
+        assert len(records) > seen
+        seen = len(records)
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     final = json.loads((tmp_path / "out" / "results.json").read_text())
     assert final["complete"]
     assert final["rows"] == results["rows"]

@@ -182,7 +182,7 @@ def _skipped(skipped: Sequence[tuple[str, str, str]]) -> list[str]:
     """Give a line for each reason why rows are left out, with the rows."""
     reasons: dict[str, list[str]] = {}
     for experiment, method, reason in skipped:
-        names = reasons.setdefault(reason, [])
+        names = reasons.setdefault(reason.removeprefix(f"{method} "), [])
         name = method or experiment
         if name not in names:
             names.append(name)

@@ -41,8 +41,9 @@ Rows = dict[str, dict[str, Any]]
 MAIN = "similarity"
 """The method whose random teacher and shuffled pairs are the controls, where the suite has it: CMCD's own loss."""
 
-SCALED: Mapping[str, dict[str, Any]] = {"crd": {"count": 1024}}
-"""What "all" changes for budgets of a few hundred steps: 16,384 negatives are a third of the set that they are from."""
+SCALED: Mapping[str, dict[str, Any]] = {"crd": {"count": 1024}, "rkd": {"vertices": 32}}
+"""What a bare name stands for where its defaults are made for other budgets: CRD's 16,384 negatives are a third of the
+set that they are from, and all angles of a batch cost its cube. {row: {crd: {}}} has the defaults."""
 
 SELF_LABELLED = ("cross_entropy", "mfh")
 """Objectives with a cross-entropy of their own; the others get one beside them in the labelled track."""
@@ -335,7 +336,7 @@ def _rows(methods: Any, track: Track, document: Document) -> Rows:
             if name in rows or name in CONTROLS:
                 raise ConfigError(f"{document.where(place)}: '{name}' is the name of another row; choose another")
             if value is None:
-                rows[name] = _named(name, track, document.where(place), scaled=methods == "all")
+                rows[name] = _named(name, track, document.where(place))
             elif "method" in value:
                 rows[name] = value
             else:
@@ -343,14 +344,14 @@ def _rows(methods: Any, track: Track, document: Document) -> Rows:
     return rows
 
 
-def _named(name: str, track: Track, where: str, *, scaled: bool) -> dict[str, Any]:
+def _named(name: str, track: Track, where: str) -> dict[str, Any]:
     """Make the row of one objective or method from its name alone."""
     objectives, methods = discover("crossdistill.objectives"), discover("crossdistill.methods")
     if name in objectives or ":" in name:
         beside: dict[str, Any] = {}
         if track == "labelled" and name not in SELF_LABELLED:
             beside = {"cross_entropy": 1.0}
-        return {"objectives": {**beside, name: dict(SCALED[name]) if scaled and name in SCALED else 1.0}}
+        return {"objectives": {**beside, name: dict(SCALED.get(name, {})) or 1.0}}
     if name not in methods:
         raise ConfigError(f"{where}: no objective or method is called '{name}'{suggest(name, [*objectives, *methods])}")
     wanted = parameters_of(lookup("crossdistill.methods", name))

@@ -266,6 +266,8 @@ def test_the_walk_is_chosen_by_how_many_coordinates_count():
     hoped = SmoothedTarget(walk="auto", n_classes_hint=20).fit(z, h)
     assert participation(hoped, hoped.walk + 0.5) < 20 <= participation(hoped, hoped.walk)
     assert hoped.walk < auto.walk
+    few = SmoothedTarget(walk="auto", n_classes_hint=500, n_coords=40).fit(z, h)  # of more classes than coordinates
+    assert participation(few, few.walk + 0.5) < 20 <= participation(few, few.walk)
     assert SmoothedTarget(walk=64, n_classes_hint=20).fit(z, h).walk == hoped.walk
     assert SmoothedTarget(walk=0.5, n_classes_hint=20).fit(z, h).walk == 0.5
     assert auto.fit(h, z).walk == SmoothedTarget(walk="auto").fit(h, z).walk  # it chooses anew
@@ -279,7 +281,7 @@ def test_the_walk_is_chosen_by_how_many_coordinates_count():
         ({"combine": "sum"}, "combine must be 'mix' or 'product'"),
         ({"walk": -1.0}, "walk must be a number at least 0, or 'auto'; received -1.0"),
         ({"walk": float("nan")}, "walk must be a number"),
-        ({"n_classes_hint": 128}, "n_classes_hint must be at least 2, and n_coords above it; received 128 and 128"),
+        ({"n_classes_hint": 1}, "n_classes_hint must be at least 2; received 1"),
         ({"affinity": "cubic"}, "affinity must be 'local' or 'linear'"),
         ({"search": "fast"}, "search must be one of"),
     ],

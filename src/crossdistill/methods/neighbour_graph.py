@@ -30,7 +30,7 @@ class NeighbourGraph(Method):
         modality: Its name in a batch.
         k: Neighbours, at most a quarter of the samples; 10.
         walk: Length of the walk; 8. Shorter (2) for many small classes; "auto" fits about 10 groups.
-        n_classes_hint: Number of classes that the walk must not merge, below n_coords; none.
+        n_classes_hint: Number of classes that the walk should not merge; none.
         n_coords: Coordinates kept, at most; 128.
         tau: Temperature of both kernels; 0.2.
         search: "exact", "approximate" (faiss, an extra), or "auto": exact up to 50,000 samples and on an accelerator.

@@ -45,7 +45,8 @@ class Focused(Objective):
     With hundreds of labels a class expect nothing of it: the gain is at few labels. The walk's length is the one
     dangerous knob, as a long walk merges small classes: of ten classes 8 gained 7.5 points over CMD where 2 gained 1.1
     (Multiple Features, pixels to Zernike moments); of 242 classes 8 lost 2.8 where 2 gained 0.7 (Omniglot's pictures to
-    pen). One seed each. No rule that we tried tells which without knowing the number of classes: `n_classes_hint`.
+    pen). One seed each. No rule that we tried (docs/benchmarks/focused.md) tells which
+    without knowing the number of classes: `n_classes_hint`.
 
     The same from the target's own graph alone is the control `target_graph`; where that is as good, the teacher is not
     what helps.
@@ -54,7 +55,7 @@ class Focused(Objective):
         k: Neighbours, at most a quarter of the pairs; 10.
         target_share: Share of the target's own graph in [0, 1]; 0.25. 1 reads nothing of the teacher.
         walk: Length of the walk; 8. Shorter (2) for many small classes; "auto" fits about 10 groups.
-        n_classes_hint: Number of classes that the walk must not merge, below n_coords; none.
+        n_classes_hint: Number of classes that the walk should not merge; none.
         combine: "mix" of both graphs, or "product" of them, which has no share.
         n_coords: Coordinates kept, at most; 128.
         tau: Temperature of both kernels; 0.2.

@@ -43,7 +43,8 @@ class SmoothedTarget:
         n_coords: m at most; 128.
         seed: Of the eigenvector solver's start.
         n_classes_hint: Classes that one hopes to tell apart: the walk is made no longer than keeps the participation
-            (sum f)^2 / sum f^2, f = w^2t, at that number, and "auto" is the longest such. None knows of none.
+            (sum f)^2 / sum f^2, f = w^2t, at that number, or at half of the coordinates where that is less, and "auto"
+            is the longest such. None knows of none.
         affinity: "linear" is the limit S = Z Z^T of the teacher's raw rows, nothing centred and nothing dropped: with
             walk 0.5 the cosines of Y are the teacher's own.
         search: How neighbours are looked for: "exact", "approximate" (needs faiss), or "auto", which is exact up to
@@ -88,10 +89,8 @@ class SmoothedTarget:
             raise ConfigError(f"combine must be 'mix' or 'product'; received '{combine}'")
         if walk != "auto" and not (math.isfinite(walk) and walk >= 0):
             raise ConfigError(f"walk must be a number at least 0, or 'auto'; received {walk!r}")
-        if n_classes_hint is not None and not 2 <= n_classes_hint < n_coords:
-            raise ConfigError(
-                f"n_classes_hint must be at least 2, and n_coords above it; received {n_classes_hint} and {n_coords}"
-            )
+        if n_classes_hint is not None and n_classes_hint < 2:
+            raise ConfigError(f"n_classes_hint must be at least 2; received {n_classes_hint}")
         if affinity not in ("local", "linear"):
             raise ConfigError(f"affinity must be 'local' or 'linear'; received '{affinity}'")
         self.k, self.target_share, self.combine, self._asked = k, float(target_share), combine, walk
@@ -206,7 +205,8 @@ class SmoothedTarget:
             return float(f.sum() ** 2 / f.square().sum().clamp(min=torch.finfo(torch.float64).tiny))
 
         lengths = [STEP * number for number in range(1, int(LONGEST / STEP) + 1)]
-        longest = [t for t in lengths if participation(t) >= (self.n_classes_hint or 0)]
+        wanted = min(self.n_classes_hint or 0, len(values) / 2)  # more than that leaves the walk nothing to do
+        longest = [t for t in lengths if participation(t) >= wanted]
         if self._asked != "auto":
             self.walk = float(self._asked)
         elif self.n_classes_hint is None:

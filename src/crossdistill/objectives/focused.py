@@ -45,8 +45,8 @@ class Focused(Objective):
     With hundreds of labels a class expect nothing of it: the gain is at few labels. The walk's length is the one
     dangerous knob, as a long walk merges small classes: of ten classes 8 gained 7.5 points over CMD where 2 gained 1.1
     (Multiple Features, pixels to Zernike moments); of 242 classes 8 lost 2.8 where 2 gained 0.7 (Omniglot's pictures to
-    pen), and 3.4 were gained with `n_classes_hint`. One seed each. Of the rules that we tried (docs/benchmarks/focused.md)
-    none tells which without knowing the number of classes.
+    pen), and 3.4 were gained with `n_classes_hint`. One seed each. Of the rules that we tried none tells which without
+    knowing the number of classes (docs/benchmarks/focused.md).
 
     The same from the target's own graph alone is the control `target_graph`; where that is as good, the teacher is not
     what helps.

@@ -194,6 +194,7 @@ def test_fewer_pairs_change_the_student_but_not_the_teacher_or_the_labels(toy_np
         == ("raw_features", 1, "linear", "accuracy")
     }
     assert raw["toy"] == raw["toy-40"]
+    assert all(run["status"] == "done" for run in results["runs"])
 
 
 def test_the_tuned_column_is_chosen_on_validation_with_as_many_trials_for_every_row(toy, tmp_path):

@@ -230,7 +230,8 @@ class Bench:
         """Hash what makes an arm's product: code, method, networks, data, labels, seed, and its teacher's own key."""
         stage = arm.stage
         assert stage is not None
-        kept = {k: v for k, v in stage.settings.items() if k not in ("workers", "checkpoint_every")}  # change no weight
+        taken = dataclasses.asdict(self.settings(arm, seed))  # few labels take more epochs than the file says
+        kept = {k: v for k, v in taken.items() if k not in ("workers", "checkpoint_every")}  # these change no weight
         facts = dataclasses.asdict(dataclasses.replace(stage, name="", settings=kept))
         teacher = [arm.random_teacher, self.teacher_key(stage, seed)]
         data = self.stage_data(arm, seed).fingerprint

@@ -10,6 +10,7 @@ import torch
 from slow_relations import slow_angle, slow_distance
 from torch import nn
 from torch.nn import functional as F
+from two_processes import averaged, check_world_size
 
 from crossdistill.errors import ConfigError, Interrupted, NetworkError
 from crossdistill.methods import Supervised
@@ -169,6 +170,22 @@ def test_rows_that_lack_a_modality_are_as_if_they_were_not_there():
     assert not method.training_step(nothing).terms
     unknown = {**rows, "label": torch.full((8,), -1)}
     assert method.training_step(unknown).terms["rich/ce"] == 0
+
+
+def half_of_every_term(mine):
+    method = peers(norm=False).double().train()
+    rows = {name: value.double() if value.is_floating_point() else value for name, value in batch(8).items()}
+    losses = method.training_step({name: value[mine] for name, value in rows.items()})
+    losses.total.backward()
+    gradients = {name: averaged(p.grad) for name, p in method.peers.named_parameters()}
+    assert all(gradient.any() for gradient in gradients.values())
+    relations = {name: value.detach() for name, value in losses.terms.items() if "distance" in name or "angle" in name}
+    return relations, {name: averaged(value) for name, value in losses.terms.items()}, gradients
+
+
+@pytest.mark.slow
+def test_world_size_does_not_change_the_mathematics():
+    check_world_size(half_of_every_term)
 
 
 # Training -----------------------------------------------------------------------------------------------------------

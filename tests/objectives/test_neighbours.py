@@ -1,15 +1,11 @@
 """Neighbouring-similarity distillation against a loop written from its equation, its limits, and its queues."""
 
 import math
-import os
-import socket
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn import functional as F
+from two_processes import averaged, check_world_size
 
 from crossdistill.errors import ConfigError, Interrupted, ObjectiveError
 from crossdistill.methods import Distillation
@@ -299,49 +295,18 @@ def test_it_distils_and_resumes_with_the_same_bits_and_the_teacher_stays(toy, tm
 # Two processes -------------------------------------------------------------------------------------------------------
 
 
-def problem():
+def two_steps(mine):
     generator = torch.Generator().manual_seed(5)
     x, t = (torch.randn(8, 6, generator=generator, dtype=DOUBLE) for _ in range(2))
-    return x, t, torch.randn(6, 6, generator=generator, dtype=DOUBLE)
-
-
-def two_steps(x, t, weight):
-    objective, w = Neighbours(12), weight.clone().requires_grad_()
-    objective(x @ weight, t.roll(1, 1))
-    loss = objective(x @ w, t)
+    w = torch.randn(6, 6, generator=generator, dtype=DOUBLE).requires_grad_()
+    objective = Neighbours(12)
+    objective(x[mine] @ w.detach(), t.roll(1, 1)[mine])
+    loss = objective(x[mine] @ w, t[mine])
     loss.backward()
-    return loss.item(), w.grad, objective
-
-
-def worker(rank, port, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    x, t, weight = problem()
-    mine = slice(4 * rank, 4 * rank + 4)
-    value, gradient, objective = two_steps(x[mine], t[mine], weight)
-    dist.all_reduce(gradient)
-    results.put((value, (gradient / 2).tolist(), objective.queues.rows("student").tolist()))
-    dist.barrier()
-    dist.destroy_process_group()
+    assert w.grad.any()
+    return loss.detach(), averaged(w.grad), [objective.queues.rows(name) for name in ("student", "teacher")]
 
 
 @pytest.mark.slow
 def test_world_size_does_not_change_the_mathematics():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=worker, args=(rank, port, results), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-        assert process.exitcode == 0
-    x, t, weight = problem()
-    value, gradient, objective = two_steps(x, t, weight)
-    for found in (results.get(), results.get()):
-        assert found[0] == pytest.approx(value, rel=1e-10)
-        torch.testing.assert_close(torch.tensor(found[1], dtype=DOUBLE), gradient, rtol=1e-10, atol=1e-12)
-        rows = torch.tensor(found[2], dtype=DOUBLE)
-        torch.testing.assert_close(rows, objective.queues.rows("student"), rtol=1e-12, atol=1e-14)
+    check_world_size(two_steps)

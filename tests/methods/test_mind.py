@@ -1,22 +1,25 @@
 """Ensembles into a multi-head student: the losses' identities, absent modalities, given and own teachers."""
 
 import copy
-import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from stages import check_resumes, learn, same
+from stages import labelled_batch as batch
 from torch import nn
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, DataError, Interrupted, NetworkError
+from crossdistill.errors import ConfigError, DataError, NetworkError
 from crossdistill.methods.mind import DIVERGENCES, MIND, bce, kl, mse, task_loss
 from crossdistill.methods.multihead import MultiHeadFusion, TeacherEnsemble
 from crossdistill.networks import MLP, Network
-from crossdistill.training import Settings, TeacherStore, fit
+from crossdistill.training import Settings, TeacherStore
 
 SETTINGS = Settings(epochs=3, batch_size=40, lr=0.01, checkpoint_every=1)  # 4 steps an epoch, 12 in all
+train = partial(learn, settings=SETTINGS, labels=True)
 WIDTHS = {"rich": 12, "poor": 8}
 PLAIN = {"teacher_weight": 0.0}
 
@@ -36,26 +39,6 @@ def teachers(outputs=4):
     made = {m: [MLP((w,), hidden=(k,), dim=outputs, dropout=0.5) for k in (8, 16)] for m, w in WIDTHS.items()}
     made["poor"].append(Network(MLP((8,), dim=7), head=nn.Linear(7, outputs)))
     return made
-
-
-def batch(n=9, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, 4, (n,), generator=g)
-    return {"rich": torch.randn(n, 12, generator=g), "poor": torch.randn(n, 8, generator=g), "label": label}
-
-
-def train(method, data, folder=None, settings=SETTINGS, **how):
-    return fit(method, data, settings, seed=5, labels=True, folder=folder, accelerator="cpu", **how)
-
-
-def after(steps):
-    calls = itertools.count(1)
-    return lambda: next(calls) == steps
-
-
-def same(one, other):
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) if torch.is_tensor(v) else v == b[k] for k, v in a.items())
 
 
 # Losses ---------------------------------------------------------------------------------------------------------------
@@ -294,7 +277,7 @@ def test_given_teachers_stay_as_they_are(store, toy):
 def test_given_teachers_are_not_saved(toy, tmp_path):
     from safetensors import safe_open
 
-    train(method_of(teachers=teachers()), toy.split("train"), tmp_path)
+    train(method_of(teachers=teachers()), toy.split("train"), folder=tmp_path)
     with safe_open(tmp_path / "product.safetensors", framework="pt") as file:
         assert not [name for name in file.keys() if name.startswith("ensembles")]  # noqa: SIM118 - not a dict
 
@@ -321,16 +304,11 @@ def test_own_teachers_learn_alone_then_stand_still(toy):
 
 @pytest.mark.parametrize("own", [True, False])
 def test_stopped_at_any_step_and_resumed_ends_with_the_same_bits(own, toy, tmp_path):
-    data, held_out = toy.split("train"), toy.split("validation")
-
     def make():
         return method_of(dropout=0.3, members=2, teachers=None if own else teachers())
 
-    whole = train(make(), data, tmp_path / "whole", held_out=held_out)
-    for step in (1, 4, 5, 6, 7, 8, 11) if own else (4, 7):
-        with pytest.raises(Interrupted):
-            train(make(), data, tmp_path / f"{step}", stop=after(step), held_out=held_out)
-        assert same(train(make(), data, tmp_path / f"{step}", held_out=held_out), whole)
+    run = {"settings": SETTINGS, "labels": True, "held_out": toy.split("validation")}
+    check_resumes(make, toy.split("train"), tmp_path, (1, 4, 5, 6, 7, 8, 11) if own else (4, 7), **run)
 
 
 def test_every_head_learns(toy):

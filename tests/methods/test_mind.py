@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
-from crossdistill.methods.mind import DIVERGENCES, MIND, bce, kl, mse, task_loss
+from crossdistill.methods._rows import label_loss
+from crossdistill.methods.mind import DIVERGENCES, MIND, bce, kl, mse
 from crossdistill.methods.multihead import MultiHeadFusion, TeacherEnsemble
 from crossdistill.networks import MLP, Network
 from crossdistill.training import Settings, TeacherStore
@@ -117,17 +118,17 @@ def test_at_high_temperature_kl_is_a_squared_distance():
 
 def test_losses_on_labels():
     z, label = torch.randn(4, 3), torch.tensor([0, 2, -1, 1])
-    torch.testing.assert_close(task_loss(z, label, "multiclass"), F.cross_entropy(z[[0, 1, 3]], label[[0, 1, 3]]))
+    torch.testing.assert_close(label_loss(z, label, "multiclass"), F.cross_entropy(z[[0, 1, 3]], label[[0, 1, 3]]))
     many = torch.tensor([[1, 0, -1], [0, 0, 1], [-1, -1, -1], [1, 1, 1]])
     known = many >= 0
     expected = F.binary_cross_entropy_with_logits(z[known], many[known].float())
-    torch.testing.assert_close(task_loss(z, many, "multilabel"), expected)
+    torch.testing.assert_close(label_loss(z, many, "multilabel"), expected)
     one = torch.tensor([0, 1, 1, 0])
     expected = F.binary_cross_entropy_with_logits(z[:, 0], one.float())
-    torch.testing.assert_close(task_loss(z[:, :1], one, "multilabel"), expected)
+    torch.testing.assert_close(label_loss(z[:, :1], one, "multilabel"), expected)
     for task, unknown in (("multiclass", torch.full((4,), -1)), ("multilabel", torch.full((4, 3), -1))):
         x = z.clone().requires_grad_()
-        task_loss(x, unknown, task).backward()
+        label_loss(x, unknown, task).backward()
         assert not x.grad.any()
 
 
@@ -283,7 +284,7 @@ def test_given_teachers_are_not_saved(toy, tmp_path):
 
 
 def test_own_teachers_learn_alone_then_stand_still(toy):
-    method, seen = method_of(members=2), []
+    method, seen = method_of(widths=(1, 1, 2)), []
     start = copy.deepcopy(method)
     assert method.teachers() == {}
     members = method.ensembles["poor"].members
@@ -305,10 +306,29 @@ def test_own_teachers_learn_alone_then_stand_still(toy):
 @pytest.mark.parametrize("own", [True, False])
 def test_stopped_at_any_step_and_resumed_ends_with_the_same_bits(own, toy, tmp_path):
     def make():
-        return method_of(dropout=0.3, members=2, teachers=None if own else teachers())
+        return method_of(dropout=0.3, widths=(1, 2), teachers=None if own else teachers())
 
     run = {"settings": SETTINGS, "labels": True, "held_out": toy.split("validation")}
     check_resumes(make, toy.split("train"), tmp_path, (1, 4, 5, 6, 7, 8, 11) if own else (4, 7), **run)
+
+
+def test_own_teachers_are_as_wide_as_is_said():
+    for widths in ((2, 4, 8), (1, 3)):
+        method = method_of() if widths == (2, 4, 8) else method_of(widths=widths)  # what stands in the signature
+        for m, dim in (("rich", 5), ("poor", 6)):
+            members = method.ensembles[m].members
+            assert [(k.dim, k.encoder.hidden) for k in members] == [(w * dim, (10 * w,)) for w in widths]
+            assert all(member.head.in_features == w * dim for member, w in zip(members, widths, strict=True))
+
+
+def test_encoders_that_cannot_grow_have_twins_alone():
+    class Own(nn.Sequential):
+        dim = 5
+
+    networks = {"rich": Own(nn.Linear(12, 5))}
+    with pytest.raises(NetworkError, match=r"mind: Own cannot be made 2 times as wide.*set widths to ones"):
+        MIND(networks, classes=4)
+    assert [member.dim for member in MIND(networks, classes=4, widths=(1, 1)).ensembles["rich"].members] == [5, 5]
 
 
 def test_every_head_learns(toy):
@@ -337,7 +357,7 @@ def test_many_labels(labels):
 
 @pytest.mark.parametrize("own", [True, False])
 def test_half_precision_trains(own, toy):
-    method = method_of(members=1, teachers=None if own else teachers(), fused_teacher_weight=1.0)
+    method = method_of(widths=(2,), teachers=None if own else teachers(), fused_teacher_weight=1.0)
     train(method, toy.split("train"), settings=replace(SETTINGS, precision="bf16-mixed"))
     assert all(p.isfinite().all() for p in method.parameters())
     rows = {**batch(), "present": {"rich": torch.arange(9) > 4}}
@@ -358,7 +378,9 @@ def test_students():
     ("how", "message"),
     [
         ({"classes": 1}, "classes >= 2"),
-        ({"members": 0}, "members >= 1"),
+        ({"widths": ()}, "widths >= 1"),
+        ({"widths": (2, 0)}, r"received 4, \[2, 0\]"),
+        ({"fusion_hidden": -3}, "fusion_hidden must be a width, or 0"),
         ({"alone_share": 1.0}, "alone_share above 0"),
         ({"unimodal_weight": -1.0}, "unimodal_weight must be a number of at least 0, or one for each of rich, poor"),
         ({"teacher_weight": {"rich": 1.0}}, "teacher_weight must be"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError, ObjectiveError
-from crossdistill.methods._rows import known_accuracy, known_cross_entropy, present_rows, take
+from crossdistill.methods._rows import label_hits, label_loss, present_rows, take
 from crossdistill.methods.base import Batch, Losses, Method, StageData, label_of
 from crossdistill.networks.base import Network, as_outputs, least_rows
 from crossdistill.objectives.base import full_precision
@@ -297,8 +297,8 @@ class AlternatingUnimodal(Method):
             logits = self.head(features)
             if self.training:
                 self._now, self._mean = list(self.encoders).index(modality), features.detach().float().mean(dim=0)
-            logged = {f"{modality}/accuracy": known_accuracy(logits.detach(), label)}
-            yield Losses({f"{modality}/ce": known_cross_entropy(logits, label)}, logged)
+            logged = {f"{modality}/accuracy": label_hits(logits.detach(), label)}
+            yield Losses({f"{modality}/ce": label_loss(logits, label)}, logged)
         if self.training:
             self._batches += 1
 
@@ -341,8 +341,8 @@ class AlternatingUnimodal(Method):
         some = torch.stack(partial).any(dim=0) if len(partial) == len(masks) else None  # else one has every row
         if isinstance(batch["label"], Tensor) and (some is None or bool(some.all())):
             fused = self.predict(batch)
-            scores["fused/ce"] = known_cross_entropy(fused, batch["label"])
-            scores["fused/accuracy"] = known_accuracy(fused, batch["label"])
+            scores["fused/ce"] = label_loss(fused, batch["label"])
+            scores["fused/accuracy"] = label_hits(fused, batch["label"])
         return {**scores, "loss": torch.stack(found).mean()}
 
     def get_extra_state(self) -> dict[str, int]:

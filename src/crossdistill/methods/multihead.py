@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError
-from crossdistill.methods._rows import both, present_rows, take, within
+from crossdistill.methods._rows import Task, both, enough, present_rows, take, within
 from crossdistill.methods.base import Batch
-from crossdistill.networks.base import Network, Outputs, as_outputs, least_rows
-
-Task = Literal["multiclass", "multilabel"]
+from crossdistill.networks.base import Network, Outputs, as_outputs, encoded, run
 
 
 class TeacherEnsemble(nn.Module):
@@ -47,7 +45,7 @@ class TeacherEnsemble(nn.Module):
         """Give every member's logits (b, c)."""
         found: list[Tensor] = []
         for member in self.members:
-            given = member(x)
+            given = run(member, x)
             found.append(given if isinstance(given, Tensor) else as_outputs(given).read("logits"))
         return found
 
@@ -93,11 +91,14 @@ class MultiHeadFusion(nn.Module):
         hidden: Width of a hidden layer in the head for all; 0 makes it linear.
 
     Raises:
+        ConfigError: If that width is below 0.
         NetworkError: If an encoder does not say its width.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module], outputs: int, *, hidden: int = 0) -> None:
         super().__init__()
+        if hidden < 0:
+            raise ConfigError(f"fusion_hidden must be a width, or 0 for a linear head; received {hidden}")
         widths = {modality: Network(encoder).dim for modality, encoder in encoders.items()}
         self.encoders = nn.ModuleDict(encoders)
         self.heads = nn.ModuleDict({modality: nn.Linear(width, outputs) for modality, width in widths.items()})
@@ -111,11 +112,10 @@ class MultiHeadFusion(nn.Module):
         features: dict[str, Tensor] = {}
         full: Tensor | None = None
         for modality, encoder in self.encoders.items():
-            absent = modality not in batch and "label" not in batch
-            mask = None if absent else present_rows(batch, modality)
-            if absent or (mask is not None and int(mask.sum()) < least_rows(encoder)):
+            mask = present_rows(batch, modality)
+            if not enough(mask, encoder):
                 continue
-            features[modality] = as_outputs(encoder(take(batch[modality], mask))).features
+            features[modality] = encoded(encoder, take(batch[modality], mask)).features
             rows[modality], full = mask, both(full, mask)
         unimodal = {modality: self.heads[modality](z) for modality, z in features.items()}
         fused = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
-from crossdistill.networks.base import Network, Outputs, as_outputs, least_rows
+from crossdistill.networks.base import Network, Outputs, encoded, least_rows
 
 Blank = Literal["zero", "token"]
 
@@ -82,9 +82,9 @@ class LateFusion(nn.Module):
                 continue
             x = inputs[name]
             if here is None or bool(here.all()):
-                found[name] = as_outputs(encoder(x)).features
+                found[name] = encoded(encoder, x).features
                 continue
-            some = as_outputs(encoder(x[here])).features
+            some = encoded(encoder, x[here]).features
             whole = some.new_zeros(len(x), some.shape[1])
             found[name] = whole.index_copy(0, here.nonzero().flatten(), some)
         if not found:
@@ -177,14 +177,14 @@ def logits_of(
         present: Modality to (b,) bool, False in rows that lack it.
 
     Returns:
-        Logits (b, c), float32 or wider, one for each of `keeps`.
+        Logits (b, c), one for each of `keeps`.
 
     Raises:
         NetworkError: If the network gives no logits.
     """
     if isinstance(network, LateFusion):
         features = network.encode(inputs, present)
-        return [_full(network.classify(network.fuse(features, present, keep))) for keep in keeps]
+        return [network.classify(network.fuse(features, present, keep)) for keep in keeps]
     found: list[Tensor] = []
     for keep in keeps:
         seen: dict[str, Tensor] = {}
@@ -196,9 +196,5 @@ def logits_of(
         logits = given.logits if isinstance(given, Outputs) else given
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise NetworkError("the network must give logits (b, classes) for a mapping from modality to tensor")
-        found.append(_full(logits))
+        found.append(logits)
     return found
-
-
-def _full(logits: Tensor) -> Tensor:
-    return logits.float() if logits.itemsize < 4 else logits

@@ -317,7 +317,7 @@ def test_students_by_name():
         ({"alone_share": 1.0}, "alone_share above 0 and below 1"),
         ({"alone_share": 0.0}, "alone_share above 0 and below 1"),
         ({"ramp": 1.0}, "ramp in"),
-        ({"start": "warm"}, "copies or fresh"),
+        ({"start": "warm"}, "start is 'warm'; known: copies, fresh"),
         ({"self_temperature": 0.0}, "self_temperature must be a temperature"),
         ({"angle_vertices": 0}, "angle_vertices must be"),
         ({**ALONE, "label_weight": 0.0}, "nothing to learn from"),

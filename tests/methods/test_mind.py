@@ -386,7 +386,7 @@ def test_students():
         ({"teacher_weight": {"rich": 1.0}}, "teacher_weight must be"),
         ({"fused_weight": -1.0}, "fused_weight must be a number of at least 0; received"),
         ({"temperature": 0.0}, "temperature must be"),
-        ({"divergence": "l1"}, "divergence auto"),
+        ({"divergence": "l1"}, "divergence is 'l1'"),
         ({"task": "multilabel", "divergence": "kl"}, "kl is over classes that exclude"),
         ({"teachers": {"rich": [nn.Linear(12, 4)]}}, "poor has no teacher"),
         ({"fused_weight": 0.0, "unimodal_weight": 0.0, "teacher_weight": 0.0}, "nothing to learn"),

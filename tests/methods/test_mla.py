@@ -332,9 +332,9 @@ def test_students():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"classes": 1}, "classes >= 2"),
+        ({"classes": 1}, r"classes >= 2 \(labels >= 1\)"),
         ({"alpha": 0.001}, "alpha_end <= alpha"),
-        ({"protect": "next"}, "protect must be"),
+        ({"protect": "next"}, "protect is 'next'"),
         ({"order": ("rich",)}, "name each of"),
         ({"temperature": 0.0}, "temperature must be"),
     ],

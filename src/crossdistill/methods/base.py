@@ -117,7 +117,7 @@ class Method(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_load_state_dict_pre_hook(fit_buffers)
+        self.register_load_state_dict_pre_hook(_fit)
 
     @abstractmethod
     def inputs(self) -> Mapping[str, int]:
@@ -222,6 +222,19 @@ class Method(nn.Module, ABC):
 
     def after_stage(self, data: StageData) -> None:
         """Keep what later stages need: memories of class-incremental methods. No-op by default."""
+
+    def make_room(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Make the parts that a stored state has, and that `before_stage` would make, before it is loaded; no-op.
+
+        Args:
+            state: What is about to be loaded, by name.
+            prefix: Of the method's names in it.
+        """
+
+
+def _fit(method: Method, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    method.make_room(state, prefix)
+    fit_buffers(method, state, prefix)
 
 
 def fit_buffers(module: nn.Module, state: Mapping[str, Any], prefix: str = "", *_: Any, dtypes: bool = False) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import ConfigError, NetworkError
-from crossdistill.methods._clock import Clock
+from crossdistill.methods._clock import Clock, check_choice
 from crossdistill.methods._rows import both, enough, label_hits, label_loss, present_rows, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, modality_of
 from crossdistill.networks.base import Network, Outputs
@@ -27,6 +27,8 @@ from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.kd import distillation_kl
 from crossdistill.objectives.rkd import relational_angles, relational_distances
 from crossdistill.registry import Facts
+
+Start = Literal["copies", "fresh"]
 
 
 class CollaborativePeers(Method):
@@ -99,7 +101,7 @@ class CollaborativePeers(Method):
         response_temperature: float = 1.0,
         scale_by_temperature: bool = False,
         alone_share: float = 0.5,
-        start: Literal["copies", "fresh"] = "copies",
+        start: Start = "copies",
         ramp: float = 0.0,
         angle_vertices: int | None = None,
     ) -> None:
@@ -254,7 +256,6 @@ def _check(weights: Mapping[str, float], *, classes: int, peers: int, start: Any
     lonely = peers == 1 and not (weights["ce"] or weights["self"])
     if lonely or not any(weights.values()):
         raise ConfigError("ctsl_mkt has nothing to learn from: set a weight above 0")
-    if start not in ("copies", "fresh"):
-        raise ConfigError(f"start must be copies or fresh; received {start!r}")
+    check_choice("start", start, Start)
     if angle_vertices is not None and angle_vertices < 1:
         raise ConfigError(f"angle_vertices must be at least 1, or none; received {angle_vertices}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
-from crossdistill.methods._clock import Clock
+from crossdistill.methods._clock import Clock, check_choice
 from crossdistill.methods._rows import Task, enough, label_hits, label_loss, present_rows, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
 from crossdistill.methods.multihead import FusionOutput, MultiHeadFusion, TeacherEnsemble
@@ -56,6 +56,7 @@ def mse(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     return F.mse_loss(student, teacher.detach())
 
 
+Divergence = Literal["auto", "kl", "bce", "mse"]
 DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {"kl": kl, "bce": bce, "mse": mse}
 
 
@@ -122,7 +123,7 @@ class MIND(Method):
         teacher_weight: float | dict[str, float] = 1.0,
         fused_teacher_weight: float = 0.0,
         temperature: float = 2.0,
-        divergence: Literal["auto", "kl", "bce", "mse"] = "auto",
+        divergence: Divergence = "auto",
         task: Task = "multiclass",
         fusion_hidden: int = 0,
     ) -> None:
@@ -285,10 +286,8 @@ def _check(*, classes: int, widths: Sequence[int], alone_share: float, task: Any
     Raises:
         ConfigError: With what was received.
     """
-    if task not in ("multiclass", "multilabel") or divergence not in ("auto", *DIVERGENCES):
-        raise ConfigError(
-            f"task must be multiclass or multilabel, divergence auto, kl, bce or mse; received {task!r}, {divergence!r}"
-        )
+    check_choice("task", task, Task)
+    check_choice("divergence", divergence, Divergence)
     few = classes < (2 if task == "multiclass" else 1)
     if few or not widths or min(widths) < 1 or not 0 < alone_share < 1:
         raise ConfigError(

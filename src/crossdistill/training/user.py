@@ -197,7 +197,12 @@ class UserLoader:
         return {**found, **reserved, **{key: named[key] for key in keep & named.keys() if key not in _KINDS}}
 
 
-_KINDS = {"label": "int64 (b,), or (b, c)", "group": "int64 (b,)", "index": "int64 (b,)", "present": "bool (b,)"}
+_KINDS = {
+    "label": "int64 (b,), (b, c), or real targets",
+    "group": "int64 (b,)",
+    "index": "int64 (b,)",
+    "present": "bool (b,)",
+}
 """What a batch says of its rows, and what tensors of it are."""
 
 
@@ -238,7 +243,10 @@ def _typed(value: Any, key: str, name: str, where: str) -> Tensor:
     """Refuse what is no tensor of the key's kind."""
     if isinstance(value, Tensor):
         dtype = torch.bool if key == "present" else torch.int64
-        if (value.ndim == 1 and value.dtype == dtype) or (key == "label" and value.ndim == 2):
+        real = key == "label" and value.is_floating_point() and value.ndim in (1, 2)
+        if real and bool(value.isinf().any()):  # a target that is not known is NaN
+            raise DataError(f"'{name}' in {where} holds an infinite number; NaN is a target that is not known")
+        if real or (value.ndim == 1 and value.dtype == dtype) or (key == "label" and value.ndim == 2):
             return value
     is_ = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
     raise DataError(f"'{name}' in {where} is {is_}; a tensor {_KINDS[key]} is needed")

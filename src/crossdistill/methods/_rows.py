@@ -115,6 +115,11 @@ def label_rows(logits: Tensor, label: Tensor, task: Task = "multiclass") -> Tens
     return torch.where(target >= 0, each, 0.0).sum(dim=1)
 
 
+def known_rows(label: Tensor) -> Tensor:
+    """Say which rows have a label that is known, (b,) bool, of labels (b,) or (b, c)."""
+    return label >= 0 if label.ndim == 1 else (label >= 0).any(dim=1)
+
+
 def label_loss(logits: Tensor, label: Tensor, task: Task = "multiclass") -> Tensor:
     """Mean cross-entropy over all labels that are known; 0 with the graph kept where none is."""
     return label_rows(logits, label, task).sum() / (label >= 0).sum().clamp(min=1)

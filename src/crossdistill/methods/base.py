@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from crossdistill.errors import DataError
+from crossdistill.errors import DataError, NetworkError
 from crossdistill.networks.base import Outputs, as_outputs
 from crossdistill.registry import Facts
 
@@ -138,6 +138,14 @@ class Method(nn.Module, ABC):
             NetworkError: If the method trains nothing of that modality.
         """
         return self.student(modality)
+
+    def as_fused_teacher(self) -> nn.Module:
+        """Give what a later stage of all modalities may be taught by: from a mapping of them to `Outputs` with logits.
+
+        Raises:
+            NetworkError: If the method trains no such network.
+        """
+        raise NetworkError(f"{self.facts.name} trains no network of several modalities")
 
     def training_step(self, batch: Batch) -> Losses:
         """Compute the weighted loss terms of one optimiser step; a method of several steps overrides the plural.

@@ -22,32 +22,27 @@ from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods._clock import Clock, check_choice
 from crossdistill.methods._rows import Task, enough, label_hits, label_loss, present_rows, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
-from crossdistill.methods.multihead import FusionOutput, MultiHeadFusion, TeacherEnsemble
+from crossdistill.methods.multihead import FusionOutput, MultiHeadFusion, Predicting, TeacherEnsemble
 from crossdistill.networks.base import Network, Outputs, Widens, redrawn
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.cmcd import check_tau
+from crossdistill.objectives.msd import divergence
 from crossdistill.registry import Facts
 
 # Losses between logits (b, c); the teacher's are detached -----------------------------------------------------------
 
 
-@full_precision
 def kl(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     """Mean over rows of KL(softmax(t / T) || softmax(s / T)) T^2, for classes that exclude each other."""
-    log_s, log_t = (z.div(temperature).log_softmax(dim=1) for z in (student, teacher.detach()))
-    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * temperature**2
+    return divergence(student, teacher, tau=temperature).mean()
 
 
-@full_precision
 def bce(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     """Mean over rows and labels of BCE(sigmoid(s / T), sigmoid(t / T)) T^2 less its minimum, so that it is 0 at s = t.
 
     A multilabel teacher's classes do not exclude each other: a softmax over them would be wrong.
     """
-    s, t = student / temperature, teacher.detach() / temperature
-    on = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
-    off = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
-    return (on + off).mean() * temperature**2
+    return divergence(student, teacher, tau=temperature, multilabel=True).mean() / student.shape[1]
 
 
 @full_precision
@@ -140,7 +135,7 @@ class MIND(Method):
         ):
             raise ConfigError("mind has nothing to learn from: set a weight above 0")
         self.task: Task = task
-        self.temperature = temperature
+        self.temperature, self.classes = temperature, classes
         kind = ("kl" if task == "multiclass" else "bce") if divergence == "auto" else divergence
         self.divergence = DIVERGENCES[kind]
         self.network = MultiHeadFusion(encoders, classes, hidden=fusion_hidden)
@@ -175,6 +170,10 @@ class MIND(Method):
     def as_teacher(self, modality: str) -> nn.Module:
         """Give a modality's encoder with its own head, whose logits may teach."""
         return Network(self.student(modality), head=self.network.heads[modality])
+
+    def as_fused_teacher(self) -> nn.Module:
+        """Give the student as one of all modalities; which head answers depends on what a row has."""
+        return Predicting(self.network, self.classes)
 
     # The two halves, where the teachers are trained here -------------------------------------------------------------
 

@@ -179,6 +179,10 @@ class MKE(Method):
             raise NetworkError(f"mke trains a student of {', '.join(self.names)}, none of '{modality}'")
         return self.fused.encoders[modality]
 
+    def as_fused_teacher(self) -> nn.Module:
+        """Give the whole student."""
+        return self.fused
+
     def alone(self, modality: str) -> nn.Module:
         """Give the student with all other modalities blank, from (b, ...) to features and logits."""
         self.student(modality)

@@ -22,6 +22,7 @@ from crossdistill.errors import ConfigError, NetworkError, ObjectiveError
 from crossdistill.methods._clock import check_choice
 from crossdistill.methods._rows import Task, enough, label_hits, label_loss, present_mask, present_rows, take
 from crossdistill.methods.base import Batch, Losses, Method, StageData, label_of
+from crossdistill.methods.multihead import Predicting
 from crossdistill.networks.base import Network, encoded
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.cmcd import check_tau
@@ -253,6 +254,10 @@ class AlternatingUnimodal(Method):
     def as_teacher(self, modality: str) -> nn.Module:
         """Give a modality's encoder with the shared head, whose logits may teach."""
         return Network(self.student(modality), head=self.head)
+
+    def as_fused_teacher(self) -> nn.Module:
+        """Give `predict` as a network of all modalities."""
+        return Predicting(self, self.head.out_features)
 
     def predict(self, batch: Batch) -> Tensor:
         """Give logits (b, c), fused by certainty over the modalities that each row has, in whatever mode it is.

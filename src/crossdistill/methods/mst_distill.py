@@ -194,6 +194,10 @@ class MSTDistill(Method):
         """Give the network of the target or the source with its logits."""
         return Alone(self._fusion(modality), modality)
 
+    def as_fused_teacher(self) -> nn.Module:
+        """Give the multimodal teacher."""
+        return self.networks[MULTIMODAL]
+
     def _fusion(self, modality: str) -> LateFusion:
         name = {self.target: STUDENT, self.source: CROSS}.get(modality)
         if name is None:

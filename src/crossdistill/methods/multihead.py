@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError
-from crossdistill.methods._rows import Task, both, enough, present_rows, take, within
+from crossdistill.methods._rows import Task, both, enough, present_mask, present_rows, take, within
 from crossdistill.methods.base import Batch
 from crossdistill.networks.base import Network, Outputs, as_outputs, encoded, run
 
@@ -59,6 +59,38 @@ class TeacherEnsemble(nn.Module):
         else:
             z = F.logsigmoid(z).logsumexp(dim=0) - F.logsigmoid(-z).logsumexp(dim=0)
         return Outputs(z, logits=z)
+
+
+class Predicting(nn.Module):
+    """A network that predicts from whatever modalities rows have, as a teacher of all of them.
+
+    Args:
+        network: With `predict`, from a batch to logits (b, c); it is shared, not copied.
+        classes: c.
+    """
+
+    takes_absence = True
+
+    def __init__(self, network: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.network, self.classes = network, classes
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Outputs:
+        """Give logits (b, c), which stand for features too; 0 in rows that have no modality.
+
+        Args:
+            inputs: Modality to (b, ...).
+            present: Modality to (b,) bool; all rows of what is not named.
+        """
+        masks = {name: present_mask({**inputs, "present": present or {}}, name) for name in inputs}
+        here = torch.stack(list(masks.values())).any(dim=0)
+        some = next(iter(inputs.values()))
+        logits = some.new_zeros(len(here), self.classes)
+        if bool(here.any()):
+            batch = {**{name: x[here] for name, x in inputs.items()}, "present": {n: m[here] for n, m in masks.items()}}
+            given: Tensor = cast("Any", self.network).predict(batch)
+            logits = given.new_zeros(len(here), self.classes).index_copy(0, here.nonzero()[:, 0], given)
+        return Outputs(logits, logits=logits)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
+from crossdistill.methods.mind import MIND
+from crossdistill.methods.mla import AlternatingUnimodal
 from crossdistill.methods.msd import MSD
 from crossdistill.networks import MLP
 from crossdistill.networks.late_fusion import LateFusion, logits_of
@@ -28,7 +30,7 @@ def given(seed=9):
 
 
 def make(**how):
-    return lambda: MSD(encoders(), classes=4, **{"teacher_hidden": (8,), **how})
+    return lambda: MSD(encoders(), **{"classes": 4, "teacher_hidden": (8,), **how})
 
 
 def batch(toy, n=24):
@@ -203,9 +205,9 @@ def test_rows_that_are_set_aside_teach_nothing_and_are_the_same_again(toy):
             return iter([batch(toy)])
 
     method.eval().before_stage(Stage())
-    aside = method._is_aside(batch(toy))
+    aside = method._aside.holds(batch(toy))
     assert aside.sum() == 6
-    assert torch.equal(method._meta["label"], batch(toy)["label"][aside])
+    assert torch.equal(method._aside.rows["label"], batch(toy)["label"][aside])
     changed = batch(toy)
     changed["label"] = torch.where(aside, (changed["label"] + 1) % 4, changed["label"])
     assert terms(method, changed)["ce"] == terms(method, batch(toy))["ce"]
@@ -268,10 +270,113 @@ def test_a_batch_of_one_and_half_precision_give_numbers(toy):
     assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in found.terms.values())
 
 
+def bernoulli(s, t, tau):
+    p, q = (t / tau).sigmoid(), (s / tau).sigmoid()
+    return tau**2 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(dim=1)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "saliency", "teacher_loss"])
+def test_many_labels_are_sums_of_binary_terms(toy, weighting):
+    torch.manual_seed(9)
+    teacher = LateFusion(encoders(), 3, hidden=(8,)).eval()
+    method = MSD(encoders(), classes=3, teacher=teacher, task="multilabel", weighting=weighting, tau=3.0).eval()
+    data = batch(toy)
+    label = torch.randint(-1, 2, (24, 3))
+    label[0], data["label"] = -1, label
+    s = logits_of(method.fused, data, [("rich", "poor"), ("rich",), ("poor",)])
+    t = logits_of(teacher, data, [("rich", "poor"), ("rich",), ("poor",)])
+
+    def binary(z):
+        each = F.binary_cross_entropy_with_logits(z, label.clamp(min=0).float(), reduction="none")
+        return (each * (label >= 0)).sum(dim=1)
+
+    known = (label >= 0).any(dim=1)
+    found = list(method.training_steps(data))[-1]
+    assert found.terms["ce"].item() == pytest.approx(0.3 * binary(s[0])[known].mean().item(), rel=1e-5)
+    assert found.terms["kd"].item() == pytest.approx(0.7 * bernoulli(s[0], t[0], 3.0).mean().item(), rel=1e-4)
+    moved = torch.stack([bernoulli(t[2], t[0], 1.0), bernoulli(t[1], t[0], 1.0)], dim=1)  # without rich, without poor
+    w = {
+        "uniform": torch.full((24, 2), 0.5),
+        "saliency": moved / moved.sum(dim=1, keepdim=True),
+        "teacher_loss": torch.stack([-binary(t[1]), -binary(t[2])], dim=1).softmax(dim=1),
+    }[weighting]
+    for k, name in enumerate(SIZES):
+        wanted = (w[:, k] * bernoulli(s[k + 1], t[k + 1], 3.0)).mean()
+        assert found.terms[f"msd/{name}"].item() == pytest.approx(wanted.item(), rel=1e-3)
+    without = {name: value for name, value in data.items() if name != "label"}
+    assert "ce" not in list(method.training_steps(without))[-1].terms
+    scores = method.held_out_step(data)
+    right = ((s[0] > 0) == (label > 0))[label >= 0].float().mean()
+    assert scores["accuracy"].item() == pytest.approx(right.item())
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "learned"])
+def test_many_labels_train_and_resume(tmp_path, weighting):
+    g = torch.Generator().manual_seed(3)
+    latent = torch.randn(160, 5, generator=g)
+    x = {m: latent @ torch.randn(5, n, generator=g) for m, n in SIZES.items()}
+    label = (latent[:, :3] > 0).long()
+    cuts = [slice(k, k + 40) for k in range(0, 160, 40)]
+    data = UserData(
+        [{**{m: v[c] for m, v in x.items()}, "label": label[c], "index": torch.arange(160)[c]} for c in cuts]
+    )
+    settings = type(SHORT)(epochs=20, batch_size=40, lr=0.02, checkpoint_every=1)
+
+    def build():
+        return MSD(encoders(), classes=3, task="multilabel", weighting=weighting, teacher_hidden=(8,))
+
+    method = check_resumes(build, data, tmp_path, [45], settings=settings, labels=True)
+    scores = method.held_out_step({**x, "label": label, "index": torch.arange(160)})
+    assert scores["accuracy"] > 0.65  # chance is a half
+    assert scores["teacher_accuracy"] > 0.75
+
+
+def test_shares_may_be_given_in_place_of_the_mean_saliency(toy):
+    how = {"teacher": given(), "weighting": "population", "aux_weight": 0.8}
+    method = train(make(population={"poor": 3.0, "rich": 1.0}, **how), toy.split("train"), labels=True)
+    w = list(method.eval().training_steps(batch(toy)))[-1].logged
+    assert (w["weight/rich"].item(), w["weight/poor"].item()) == (pytest.approx(0.2), pytest.approx(0.6))
+    for wrong in ({"poor": 1.0}, {"poor": -1.0, "rich": 2.0}, {"poor": 0.0, "rich": 0.0}):
+        with pytest.raises(ConfigError, match="a share >= 0 for each of rich, poor, not all 0"):
+            make(population=wrong, **how)()
+    with pytest.raises(ConfigError, match=r"where weighting is population; received .*uniform"):
+        make(population={"poor": 1.0, "rich": 1.0}, teacher=given())()
+
+
+def test_a_blank_modality_is_the_mean_sample_unless_said_otherwise(toy):
+    data, method = batch(toy), make()().eval()
+    zeros = {m: torch.zeros_like(data[m]) for m in SIZES}
+    for network in (method.fused, method.teacher):
+        rich, poor = logits_of(network, data, [("rich",), ("poor",)])
+        torch.testing.assert_close(rich, network({**data, "poor": zeros["poor"]}).logits)
+        torch.testing.assert_close(poor, network({**data, "rich": zeros["rich"]}).logits)
+
+
+def test_teachers_that_know_absence_are_told_and_others_see_the_mean(toy):
+    mla = AlternatingUnimodal({m: MLP((n,), hidden=(8,), dim=4) for m, n in SIZES.items()}, classes=4).eval()
+    mind = MIND(encoders(), classes=4, teacher_weight=0.0).eval()
+    data, here = batch(toy), torch.arange(24) % 3 > 0
+    junk = {**data, "poor": torch.where(here[:, None], data["poor"], torch.nan)}
+    for method, alone in ((mla, mla.as_teacher("rich")), (mind, mind.as_teacher("rich"))):
+        teacher = method.as_fused_teacher()
+        both, rich, poor = logits_of(teacher, junk, [("rich", "poor"), ("rich",), ("poor",)], {"poor": here})
+        torch.testing.assert_close(rich, alone(data["rich"]).logits)
+        torch.testing.assert_close(both[~here], rich[~here])
+        assert not poor[~here].any()
+        torch.testing.assert_close(poor[here], method.as_teacher("poor")(data["poor"][here]).logits)
+        whole = {m: data[m] for m in SIZES}
+        torch.testing.assert_close(teacher(whole).logits, getattr(method, "network", method).predict(whole))
+        found = make(teacher=teacher, weighting="saliency")().eval().training_steps({**junk, "present": {"poor": here}})
+        assert all(value.isfinite() for value in list(found)[-1].terms.values())
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
         ({"kd_weight": 1.5}, "kd_weight in"),
+        ({"classes": 0, "task": "multilabel"}, r"labels >= 1\)"),
+        ({"classes": 1}, "classes >= 2"),
+        ({"blank": "none"}, "blank is 'none'; "),
         ({"teacher_share": 1.0}, "leave some to the student"),
         ({"tau": 0.0}, "tau must be"),
         ({"meta_share": 0.0}, "meta_share in"),

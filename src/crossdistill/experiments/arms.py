@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -151,8 +151,8 @@ def with_augmentation(experiment: Experiment, data: PairedDataset) -> Experiment
             given["augment"] = {target: DEFAULT_AUGMENT[data.modality(target).kind], **given.get("augment", {})}
             controls[name] = given
         if isinstance(given.get("augment"), dict):
-            contrast = target if name == "target_ssl" else ""
-            _check_augment(given["augment"], data, document, ("controls", name), contrast=contrast)
+            contrasts = (target,) if name == "target_ssl" else ()
+            _check_augment(given["augment"], data, document, ("controls", name), contrasts=contrasts)
     return dataclasses.replace(experiment, stages=stages, compare=compare, controls=controls)
 
 
@@ -172,8 +172,8 @@ def _augmented(
     if "encoders" in parameters_of(cls):
         learnt = experiment.data.modalities
     augment = {name: list(DEFAULT_AUGMENT[data.modality(name).kind]) for name in learnt} | dict(stage.augment)
-    contrast = stage.modality if stage.method == "simclr" else ""
-    _check_augment(augment, data, experiment.document, place, contrast=contrast)
+    contrasts = learnt if "views" in cls.facts.needs else ()
+    _check_augment(augment, data, experiment.document, place, contrasts=contrasts)
     return dataclasses.replace(stage, augment=augment)
 
 
@@ -183,17 +183,17 @@ def _check_augment(
     document: Document,
     place: tuple[str | int, ...],
     *,
-    contrast: str,
+    contrasts: Collection[str],
 ) -> None:
-    """Build every transform once; `contrast` names the modality whose two views must differ, if one does."""
+    """Build every transform once; `contrasts` are the modalities whose two views must differ."""
     for modality, spec in augment.items():
         try:
             build_transforms(spec, data.modality(modality))
         except CrossDistillError as error:
             raise ConfigError(f"{document.where((*place, 'augment', modality))}: {error}") from None
-        if modality == contrast and not spec:
+        if modality in contrasts and not spec:
             known = ", ".join(t.name for t in available_transforms() if data.modality(modality).kind in t.kinds)
             raise ConfigError(
-                f"{document.where((*place, 'augment', modality))}: simclr compares two augmented views; without a "
+                f"{document.where((*place, 'augment', modality))}: two augmented views are compared here; without a "
                 f"transform they are equal. Known: {known}"
             )

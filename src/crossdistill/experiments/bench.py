@@ -6,14 +6,12 @@ DIR/store/                            outputs of frozen teachers
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from crossdistill.data import PairedDataset, build_transforms
@@ -21,12 +19,12 @@ from crossdistill.errors import ConfigError, CrossDistillError, DataError
 from crossdistill.evaluation import few_labels
 from crossdistill.experiments.arms import Arm, list_arms, with_augmentation
 from crossdistill.experiments.listening import LISTEN, StageListener
-from crossdistill.experiments.rehearsal import named
+from crossdistill.experiments.rehearsal import named, seeded
 from crossdistill.experiments.rows import load_data, steps_an_epoch, told_of_absences, useful
 from crossdistill.experiments.signatures import check, parameters_of
 from crossdistill.experiments.sources import code_version, own_code
 from crossdistill.experiments.specs import Experiment, ModuleSpec, StageSpec
-from crossdistill.experiments.untaught import forget, settle
+from crossdistill.experiments.untaught import build_untaught
 from crossdistill.files import digest
 from crossdistill.methods import Method
 from crossdistill.networks import build_encoder, load_weights
@@ -34,17 +32,6 @@ from crossdistill.networks.build import DEFAULTS
 from crossdistill.networks.weights import weights_file
 from crossdistill.registry import lookup
 from crossdistill.training.settings import Settings
-
-
-@contextlib.contextmanager
-def seeded(seed: int, purpose: str) -> Generator[None]:
-    """Fix torch's random state by (seed, purpose) inside, and give the caller's back after."""
-    state = torch.get_rng_state()
-    torch.manual_seed(int(digest(seed, purpose), 16) % 2**63)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 class Bench:
@@ -115,17 +102,6 @@ class Bench:
         except CrossDistillError as error:
             raise type(error)(f"{self.experiment.document.where(('stages', name))}: {error}") from None
         return network
-
-    def untaught(self, stage: StageSpec, seed: int) -> nn.Module:
-        """Build the random teacher: the teacher's architecture, random weights, batch norms settled on the source."""
-        source = self.experiment.data.source
-        if stage.module is None:
-            network = self.method(self.teacher_arm(stage), seed, purpose="random teacher").as_teacher(source)
-        else:
-            network = self.module(dataclasses.replace(stage.module, weights=None), stage.name)
-            with seeded(seed, "random teacher"):
-                forget(network)
-        return settle(network, self.train.having(source), source)
 
     # Stages --------------------------------------------------------------------------------------------------------
 
@@ -241,7 +217,7 @@ class Bench:
         spec, networks = self.experiment.data, self.networks
         roles = [spec.source, spec.target, spec.further, arm.modality, self.data.classes]
         if stage.modality and not stage.teacher:  # one network of one modality, whatever else the experiment is about
-            roles, networks = [arm.modality, arm.modality == spec.target, self.data.classes], networks[arm.modality]
+            roles, networks = [arm.modality, arm.role == "ceiling", self.data.classes], networks[arm.modality]
         return digest(code_version(), own_code(*named), facts, roles, networks, data, held, seed, teacher)
 
     def product(
@@ -304,13 +280,13 @@ class Bench:
         cls, spec = lookup("crossdistill.methods", stage.method), self.experiment.data
         wanted = parameters_of(cls)
         alone = bool(stage.modality) and not stage.teacher
-        purpose = "student" if not alone or arm.modality == spec.target else purpose
+        purpose = purpose if arm.role == "ceiling" else "student"
         if teacher is None and stage.teacher:
             teacher = self.teacher(stage, seed, untaught=arm.random_teacher)
         roles: dict[str, Callable[[], Any]] = {
             "encoder": lambda: self.encoder(arm.modality, seed, purpose),
             "student": lambda: self.encoder(spec.target, seed),
-            "encoders": lambda: {m: self.encoder(m, seed) for m in spec.modalities},
+            "encoders": lambda: {m: self.encoder(m, seed, purpose) for m in spec.modalities},
             "teacher": lambda: teacher,
             "objectives": lambda: {
                 o.module_name: lookup("crossdistill.objectives", o.name)(**o.parameters) for o in stage.objectives
@@ -322,18 +298,31 @@ class Bench:
             "classes": lambda: self.data.classes or None,
         }
         given = {name: make() for name, make in roles.items() if name in wanted}
-        with seeded(seed, f"{purpose} {stage.method} head" if alone else f"{stage.method} head"):
+        with seeded(
+            seed, f"{purpose} {stage.method} head" if alone or purpose != "student" else f"{stage.method} head"
+        ):
             return cls(**given, **stage.parameters)
 
     def teacher(self, stage: StageSpec, seed: int, *, untaught: bool = False) -> nn.Module:
         """Give the teacher of a stage: the product of the stage that it names, or its random twin."""
         made_by = self.experiment.stages[stage.teacher]
         if untaught:
-            return self.untaught(made_by, seed)
+            return build_untaught(self, stage, seed)
         if made_by.module is not None:
             return self.module(made_by.module, made_by.name)
-        arm = self.teacher_arm(made_by)
-        return self.trained(arm, seed).as_teacher(arm.modality)
+        return self.as_teacher(stage, self.trained(self.teacher_arm(made_by), seed))
+
+    def as_teacher(self, stage: StageSpec, made: Method) -> nn.Module:
+        """Give what a method that was made teaches a stage by: its network of the source, or that of all modalities."""
+        return made.as_fused_teacher() if stage.fused else made.as_teacher(self.experiment.data.source)
+
+    def teacher_reads(self, stage: StageSpec, rows: PairedDataset, batch_size: int) -> Iterator[Any]:
+        """Give what a stage's teacher is given for all rows: samples of the source (b, ...), or a mapping of them."""
+        spec = self.experiment.data
+        if not stage.fused:
+            return rows.samples(spec.source, batch_size)
+        each = (rows.samples(name, batch_size) for name in spec.modalities)
+        return (dict(zip(spec.modalities, samples, strict=True)) for samples in zip(*each, strict=True))
 
     def teacher_arm(self, stage: StageSpec) -> Arm:
         """See a teacher's stage as an arm, so that it is trained and found like any other."""

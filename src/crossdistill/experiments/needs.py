@@ -23,7 +23,7 @@ def find_unmet(bench: Bench, arms: Sequence[Arm]) -> dict[str, str]:
         bench: The experiment's data and networks.
         arms: All arms, the method first.
     """
-    given: dict[str, Outputs | None] = {"": None}
+    given: dict[tuple[str, bool], Outputs] = {}
     found: dict[str, str] = {}
     for arm in arms:
         if arm.stage is None:
@@ -32,13 +32,14 @@ def find_unmet(bench: Bench, arms: Sequence[Arm]) -> dict[str, str]:
             if arm.role == "ceiling":
                 found[arm.name] = found[arm.name] or _unjudged(bench, arm.modality)
             continue
-        name = arm.stage.teacher
-        if name not in given:
+        name, teacher = arm.stage.teacher, None
+        if name:
             where = bench.experiment.document.where(("stages", name))
             with undrawn(), named(bench, None):
-                x = next(bench.train.samples(bench.experiment.data.source, FEW))
-                given[name] = outputs_of(untrained(bench, name), x, where)
-        reason = _lacking(bench, arm.stage, given[name]) or _unserved(bench, arm.stage)
+                x = next(bench.teacher_reads(arm.stage, bench.train, FEW))
+                key = (name, arm.stage.fused)
+                teacher = given[key] = given.get(key) or outputs_of(untrained(bench, arm.stage), x, where)
+        reason = _lacking(bench, arm.stage, teacher) or _unserved(bench, arm.stage)
         found[arm.name] = reason or _no_maps(bench, arm, arm.stage)
     return found
 
@@ -79,7 +80,7 @@ def _no_maps(bench: Bench, arm: Arm, stage: StageSpec) -> str:
         if objective.reads != "maps" or objective.layers:
             continue
         with undrawn(), named(bench, arm):
-            networks = {spec.source: untrained(bench, stage.teacher), spec.target: bench.encoder(spec.target, 0)}
+            networks = {spec.source: untrained(bench, stage), spec.target: bench.encoder(spec.target, 0)}
         for modality, network in networks.items():
             try:
                 deepest_maps(network, next(bench.train.samples(modality, FEW)))

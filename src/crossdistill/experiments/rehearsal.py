@@ -24,8 +24,9 @@ from crossdistill.errors import (
 )
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.blame import definition_of, spot_of, told
-from crossdistill.experiments.specs import Experiment
+from crossdistill.experiments.specs import Experiment, StageSpec
 from crossdistill.experiments.yaml_lines import Place
+from crossdistill.files import digest
 from crossdistill.methods import Distillation, Method
 from crossdistill.networks.base import Outputs, as_outputs
 from crossdistill.objectives import Context
@@ -50,30 +51,30 @@ def rehearse(bench: Bench, arms: Sequence[Arm]) -> None:
     """
     seed = bench.experiment.seeds[0]
     seen: list[object] = []
-    teachers: dict[str, nn.Module | None] = {"": None}
+    teachers: dict[tuple[str, bool], nn.Module] = {}
     device, teaching = _device(), bench.teaching()
     with undrawn(device), named(bench, None):
         for arm in (*arms, *([] if teaching is None else [teaching])):
             if arm.stage is None or arm.stage.module is not None or arm.stage in seen:
                 continue
             seen.append(arm.stage)
-            name = arm.stage.teacher
-            if name not in teachers:
-                teachers[name] = untrained(bench, name)
+            key = (arm.stage.teacher, arm.stage.fused)
+            if arm.stage.teacher and key not in teachers:
+                teachers[key] = untrained(bench, arm.stage)
             with named(bench, arm):
-                method = bench.method(arm, seed, teacher=teachers[name])
+                method = bench.method(arm, seed, teacher=teachers.get(key))
                 if isinstance(method, Distillation):
                     _rehearse_objectives(bench, arm, method, device)
                 else:
                     _rehearse_step(bench, arm, method)
 
 
-def untrained(bench: Bench, name: str) -> nn.Module:
-    """Build the teacher that a stage of that name would make, untrained if it is one of ours."""
-    made_by = bench.experiment.stages[name]
+def untrained(bench: Bench, stage: StageSpec) -> nn.Module:
+    """Build the teacher of a stage, untrained if it is one of ours."""
+    made_by = bench.experiment.stages[stage.teacher]
     if made_by.module is not None:
-        return bench.module(made_by.module, name)
-    return bench.method(bench.teacher_arm(made_by), bench.experiment.seeds[0]).as_teacher(bench.experiment.data.source)
+        return bench.module(made_by.module, made_by.name)
+    return bench.as_teacher(stage, bench.method(bench.teacher_arm(made_by), bench.experiment.seeds[0]))
 
 
 def _device() -> torch.device:
@@ -152,8 +153,8 @@ def _rehearse_step(bench: Bench, arm: Arm, method: Method) -> None:
         raise TrainingError(f"one step of {arm.stage.method} fails: {told(error)}") from error
 
 
-def outputs_of(network: Callable[[Tensor], Any], x: Tensor, where: str) -> Outputs:
-    """Run a network on a few samples.
+def outputs_of(network: Callable[[Any], Any], x: Any, where: str) -> Outputs:
+    """Run a network on a few samples, a tensor (b, ...) or a mapping of them.
 
     Raises:
         NetworkError: If it cannot read them, or gives what is not finite.
@@ -166,10 +167,14 @@ def outputs_of(network: Callable[[Tensor], Any], x: Tensor, where: str) -> Outpu
     except CrossDistillError as error:
         raise type(error)(f"{where}: {error}") from None
     except Exception as error:
-        raise NetworkError(f"{where}: cannot read a batch of shape {tuple(x.shape)}: {told(error)}") from error
+        raise NetworkError(f"{where}: cannot read a batch of shape {_shape(x)}: {told(error)}") from error
     if not torch.isfinite(found.features).all():
-        raise NetworkError(f"{where}: the features of a batch of shape {tuple(x.shape)} are not finite")
+        raise NetworkError(f"{where}: the features of a batch of shape {_shape(x)} are not finite")
     return found
+
+
+def _shape(x: Any) -> Any:
+    return tuple(x.shape) if isinstance(x, Tensor) else {name: tuple(samples.shape) for name, samples in x.items()}
 
 
 def _mixed(outputs: Outputs, rows: int) -> Outputs:
@@ -192,6 +197,17 @@ def undrawn(device: torch.device | None = None) -> Generator[None]:
     finally:
         random.setstate(state)
         np.random.set_state(numbers)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def seeded(seed: int, purpose: str) -> Generator[None]:
+    """Fix torch's random state by (seed, purpose) inside, and give the caller's back after."""
+    state = torch.get_rng_state()
+    torch.manual_seed(int(digest(seed, purpose), 16) % 2**63)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 # Errors with their place ---------------------------------------------------------------------------------------------

@@ -303,6 +303,14 @@ def _check_order(stages: Mapping[str, StageSpec], data: DataSpec, document: Docu
     last = list(stages.values())[-1]
     if last.module is not None or last.modality:
         raise ConfigError(f"{document.where(('stages', last.name))}: the last stage must distil: it needs a 'teacher'")
+    for stage in stages.values():
+        made_by = stages[stage.teacher] if stage.fused else None
+        if made_by is not None and (made_by.modality or made_by.module is not None):
+            raise ConfigError(
+                f"{document.where(('stages', stage.name, 'teacher'))}: {stage.method} is taught by a network of all "
+                f"modalities, and '{made_by.name}' makes one of '{made_by.modality or data.source}' alone; name a "
+                "stage of a method of several networks (mla, mind, …)"
+            )
     teacher = stages.get(last.teacher)
     if teacher is not None and teacher.modality and teacher.modality != data.source:
         raise ConfigError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from crossdistill.experiments.yaml_lines import Document
+from crossdistill.registry import lookup
 
 TransformSpec = list[str | dict[str, Any]]
 ROLES = frozenset(
@@ -109,6 +110,11 @@ class StageSpec:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     augment: Mapping[str, TransformSpec] = field(default_factory=dict[str, TransformSpec])
     module: ModuleSpec | None = None
+
+    @property
+    def fused(self) -> bool:
+        """Whether it has a teacher that reads all modalities, not the source alone."""
+        return bool(self.teacher) and "fused_teacher" in lookup("crossdistill.methods", self.method).facts.needs
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _probe(bench: Bench, arm: Arm | None) -> tuple[float | None, int]:
     seed = bench.experiment.seeds[0]
     try:
         with undrawn():
-            teacher = untrained(bench, arm.stage.teacher) if arm.stage.teacher else None
+            teacher = untrained(bench, arm.stage) if arm.stage.teacher else None
             method = bench.method(arm, seed, teacher=teacher)
             size = sum(p.nbytes for p in method.parameters()) - _bytes(teacher)
             rows, settings = bench.stage_data(arm, seed), bench.settings(arm, seed)

@@ -76,7 +76,7 @@ class CMDSkeleton(Method):
         name="cmd_skeleton",
         title="modalities teach each other their neighbours while each contrasts with itself (skeleton CMD)",
         paper="Mao et al. 2022 (CMD), from its code",
-        needs=frozenset({"pairs"}),
+        needs=frozenset({"pairs", "views"}),
     )
 
     def __init__(

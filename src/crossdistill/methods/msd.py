@@ -53,8 +53,8 @@ class MSD(Method):
         classes: Number of classes, >= 2, or of labels, >= 1.
         teacher: A trained network from a mapping (modality to tensor) to logits; it is frozen, and reads 0 in place of
             what is blank if it does not know better. An experiment file names the stage that makes it (of mla, mind,
-            mke, mst_distill, msd, or a module of one's own), which learns from all labels. None trains one first, on
-            the student's own rows: twins of the encoders from a start of their own under a classifier of hidden layers.
+            mst_distill or msd), which learns from all labels. None trains one first, on the student's own rows: twins
+            of the encoders from a start of their own under a classifier of hidden layers.
         teacher_share: Share of the steps that train that teacher; 0.5.
         teacher_hidden: Widths of its classifier's hidden layers.
         modality_dropout: Probability that its training leaves a modality out; 0.2, without it the teacher's answers to

@@ -36,6 +36,7 @@ class SimCLR(Method):
         name="simclr",
         title="contrastive self-supervision on one modality",
         paper="Chen et al. 2020 (SimCLR); Lin et al. 2024 (CMCD), step 1",
+        needs=frozenset({"views"}),
     )
 
     def __init__(self, encoder: nn.Module, *, modality: str, tau: float = 0.2, embedding: int = 64) -> None:

@@ -99,3 +99,13 @@ def test_a_teacher_of_one_modality_cannot_teach_one_of_all(toy, tmp_path):
     peers = "\n  teacher: {method: ctsl_mkt, epochs: 2, batch_size: 32}"
     with pytest.raises(NetworkError, match="ctsl_mkt trains no network of several modalities"):
         run_experiment(experiment(student, peers), tmp_path, data=toy)
+
+
+@pytest.mark.parametrize("modality", ["rich", "poor"])
+def test_methods_that_compare_two_views_need_them_to_differ(modality, toy, tmp_path):
+    same = experiment(f"method: cmd_skeleton, augment: {{{modality}: []}}")
+    with pytest.raises(
+        ConfigError, match=rf"stages\.student\.augment\.{modality}: two augmented views are compared here"
+    ):
+        plan(Bench(same, tmp_path, data=toy))
+    plan(Bench(experiment("method: ctsl_mkt, augment: {poor: []}"), tmp_path, data=toy))

@@ -11,7 +11,7 @@ from stages import check_resumes, learn
 from stages import labelled_batch as batch
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, NetworkError, ObjectiveError
+from crossdistill.errors import ConfigError, DataError, NetworkError, ObjectiveError
 from crossdistill.methods.mla import AlternatingUnimodal, HeadProjector, entropy, entropy_weights, fuse
 from crossdistill.networks import MLP
 from crossdistill.training import Settings
@@ -27,7 +27,7 @@ def method_of(*, dropout=0.0, norm=True, **how):
         "rich": MLP((12,), hidden=(10,), dim=5, dropout=dropout, norm=norm),
         "poor": MLP((8,), hidden=(10,), dim=5, dropout=dropout, norm=norm),
     }
-    return AlternatingUnimodal(encoders, classes=4, **how)
+    return AlternatingUnimodal(encoders, **{"classes": 4, **how})
 
 
 # The projector --------------------------------------------------------------------------------------------------------
@@ -302,6 +302,42 @@ def test_rows_that_lack_a_modality():
     assert [set(losses.terms) for losses in method.training_steps({k: rows[k] for k in ("poor", "label")})] == [
         {"poor/ce"}
     ]
+
+
+def test_means_over_data_of_which_a_batch_lacks_a_modality():
+    """Whatever a batch lacks, the protected mean is that over the rows that have the modality."""
+    method, rows = method_of(protect="dataset_mean").eval(), batch(12)
+    has = torch.tensor([1, 1, 0, 1]).bool()
+    parts = [{name: value[k : k + 4] for name, value in rows.items()} for k in (0, 4, 8)]
+    del parts[1]["poor"]
+    parts[2]["present"] = {"poor": has}
+
+    class Data:
+        def batches(self):
+            return iter(parts)
+
+    method.before_epoch(Data(), 0)
+    expected = {"rich": rows["rich"], "poor": torch.cat([rows["poor"][:4], rows["poor"][8:][has]])}
+    for k, (name, x) in enumerate(expected.items()):
+        torch.testing.assert_close(method.means[k], method.encoders[name](x).mean(dim=0))
+    del parts[0]["poor"], parts[2]["poor"]
+    method.before_epoch(Data(), 1)
+    assert not method.means[1].any()
+
+
+def test_many_labels_are_fused_by_sums_of_binary_entropies():
+    method, rows = method_of(classes=3, task="multilabel").eval(), batch()
+    rows["label"] = torch.randint(-1, 2, (9, 3))
+    known = rows["label"] >= 0
+    logits = {m: method.head(method.encoders[m](rows[m])) for m in ("rich", "poor")}
+    for losses, (m, z) in zip(method.training_steps(rows), logits.items(), strict=True):
+        expected = F.binary_cross_entropy_with_logits(z[known], rows["label"][known].float())
+        torch.testing.assert_close(losses.terms[f"{m}/ce"], expected)
+        assert losses.logged[f"{m}/accuracy"] == ((z > 0) == (rows["label"] > 0))[known].float().mean()
+    weights = torch.stack([-entropy(z, multilabel=True) for z in logits.values()], dim=1).softmax(dim=1)
+    torch.testing.assert_close(method.predict(rows), fuse(list(logits.values()), weights))
+    with pytest.raises(DataError, match=r"labels must be \(9, 3\) as the logits; received \(9,\)"):
+        list(method.training_steps(batch()))
 
 
 def test_every_branch_learns(toy):

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from stages import check_resumes, train
+from stages import check_resumes, same, train
 from torch import nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods.mst_distill import MaskNetwork, MSTDistill, balance, masked, routed, soft_kl
 from crossdistill.networks import MLP
+from crossdistill.training import load_product
 
 SIZES = {"rich": 12, "poor": 8}
 
@@ -51,8 +52,13 @@ def begun(toy, phase, **how):
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(toy, tmp_path):
     whole = check_resumes(make(), toy.split("train"), tmp_path, [1, 2, 3, 4, 5], labels=True)
     again = train(make(), toy.split("train"), folder=tmp_path / "2", labels=True)  # finished already: loaded
-    names = [name for name in again.state_dict() if not name.startswith("masks")]
-    assert all(torch.equal(again.state_dict()[n], whole.state_dict()[n]) for n in names if "extra" not in n)
+    alone = make()()
+    alone.load_state_dict(whole.state_dict())
+    rows = {m: next(toy.split("test").samples(m, 30)) for m in SIZES} | {"label": torch.zeros(30, dtype=torch.int64)}
+    for other in (again, load_product(make()(), tmp_path / "2"), alone):
+        assert same(other, whole)  # masks too, which only a stage could make
+        experts = zip(other.eval()._experts(rows), whole.eval()._experts(rows), strict=True)
+        assert all(torch.equal(one[0], two[0]) for one, two in experts)
 
 
 def test_every_phase_changes_what_it_trains_and_nothing_else(toy):

@@ -51,6 +51,44 @@ def test_a_missing_modality_is_a_constant_and_its_rows_are_not_run(blank):
     assert torch.equal(net({"a": x["a"], "b": junk * torch.nan}, none).logits, alone.logits)
 
 
+def test_the_mean_sample_stands_for_what_is_absent():
+    net, x = fusion(blank="mean"), batch()
+    with pytest.raises(
+        DataError, match="the mean of 'b' stands for it where it is absent, and no sample of it ever came"
+    ):
+        net({"a": x["a"]})
+    net.train()(x)
+    net.eval()
+    mean = net({"a": x["a"], "b": torch.zeros(7, 2)})
+    assert torch.equal(net({"a": x["a"]}).logits, mean.logits)
+    assert torch.equal(Alone(net, "a")(x["a"]).logits, mean.logits)
+    here = torch.arange(7) % 2 == 0
+    junk = torch.where(here[:, None], x["b"], torch.nan)
+    mixed, whole = net({"a": x["a"], "b": junk}, {"b": here}), net(x)
+    torch.testing.assert_close(mixed.logits[~here], mean.logits[~here])
+    torch.testing.assert_close(mixed.logits[here], whole.logits[here])
+    other = fusion(blank="mean").eval()
+    other.load_state_dict(net.state_dict())  # shapes come with the weights
+    assert torch.equal(other({"a": x["a"]}).logits, mean.logits)
+
+
+def test_a_blank_learns_and_leaves_batch_norms_alone():
+    net, x = fusion(blank="mean").train(), batch()
+    net(x)
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    features = net.encode(x)
+    modes = [part.training for part in net.modules()]
+    (alone,) = logits_of(net, x, [("a",)])
+    logits = net.classify(net.fuse(features, keep=("a",)))
+    torch.testing.assert_close(alone, logits)
+    assert [part.training for part in net.modules()] == modes
+    logits.square().sum().backward()
+    assert net.encoders["b"].layers[1].weight.grad is None or not net.encoders["b"].layers[1].weight.grad.any()
+    assert net.encoders["b"].layers[-1].weight.grad.any()  # the mean sample goes through its encoder
+    tracked = {name: int(value) for name, value in net.named_buffers() if name.endswith("tracked")}
+    assert tracked == {name: int(before[name]) + 2 for name in tracked}  # one for each `encode`, none for blanks
+
+
 def test_blanking_twice_is_blanking_once_and_leaves_the_rest_alone():
     net, x = fusion().eval(), batch()
     full, a, b = logits_of(net, x, [("a", "b"), ("a",), ("b",)])

@@ -136,6 +136,16 @@ def test_a_wrong_loader_is_told_what_is_wrong(data, told):
         train(data())
 
 
+def test_a_target_that_is_not_known_is_nan():
+    target = torch.tensor([0.5, float("nan"), 2.0])
+    data = UserData([{"image": torch.zeros(3, 6), "label": target}])
+    (given,) = data.loader({"image": 1}, batch_size=3, seed=0, labels=True).epoch(0)
+    assert given["label"] is target
+    infinite = UserData([{"image": torch.zeros(3, 6), "label": torch.tensor([0.5, 1.0, float("inf")])}])
+    with pytest.raises(DataError, match="'label' of the first batch is not finite, first in row 2"):
+        next(infinite.loader({"image": 1}, batch_size=3, seed=0, labels=True).epoch(0))
+
+
 def test_a_loader_without_a_length_is_told_how_many_batches_to_take():
     data = UserData(Endless(), batches=3)
     assert len(list(data.loader({"audio": 1}, batch_size=1, seed=0).epoch(0, skip=1))) == 2

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
 from crossdistill.methods._clock import Clock, check_choice, check_shares
-from crossdistill.methods._rows import enough, label_hits, label_loss, mean_over, present_mask, take
+from crossdistill.methods._rows import enough, label_hits, label_loss, mean_over, present_mask, present_rows, take
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
 from crossdistill.networks.base import Network, encoded, redrawn
 from crossdistill.networks.late_fusion import Alone, LateFusion
@@ -252,7 +252,7 @@ class MKE(Method):
         return scores
 
     def _teacher_losses(self, batch: Batch) -> Losses:
-        here = present_mask(batch, self.source)
+        here = present_rows(batch, self.source)
         label = take(batch["label"], here)
         if not bool(self._known(label).any()) or not enough(here, self.teacher):
             return Losses({})

@@ -80,14 +80,15 @@ class LateFusion(nn.Module):
         """
         found: dict[str, Tensor] = {}
         for name, encoder in self.encoders.items():
-            here = None if present is None else present.get(name)
-            if self.means is not None and name in inputs:
-                self.means.shapes[name] = tuple(inputs[name].shape[1:])
-            if name not in inputs or (here is not None and int(here.sum()) < least_rows(encoder)):
+            if name not in inputs:
                 continue
-            x = inputs[name]
+            x, here = inputs[name], None if present is None else present.get(name)
+            if self.means is not None:
+                self.means.shapes[name] = tuple(x.shape[1:])
             if here is None or bool(here.all()):
                 found[name] = encoded(encoder, x).features
+                continue
+            if int(here.sum()) < least_rows(encoder):
                 continue
             some = encoded(encoder, x[here]).features
             whole = some.new_zeros(len(x), some.shape[1])

@@ -321,6 +321,13 @@ def test_own_teachers_are_as_wide_as_is_said():
             assert all(member.head.in_features == w * dim for member, w in zip(members, widths, strict=True))
 
 
+def test_what_is_compressed_is_counted():
+    method = method_of(widths=(2,))
+    student = 12 * 10 + 20 + 10 * 5 + 5 + 8 * 10 + 20 + 10 * 6 + 6 + 4 * (5 + 1 + 6 + 1 + 11 + 1)
+    rich, poor = (n * 20 + 40 + 20 * 2 * d + 2 * d + 4 * (2 * d + 1) for n, d in ((12, 5), (8, 6)))
+    assert method.sizes() == {"student": student, "rich": rich, "poor": poor}
+
+
 def test_encoders_that_cannot_grow_have_twins_alone():
     class Own(nn.Sequential):
         dim = 5

@@ -8,8 +8,11 @@ repeated here.
        └─ specific encoder ─ first half ──► z_inf ─┼─ shared classifier on z_inv, and on z_inf
                            └ second half ─► z_irr ─┴─ which modality? of z_inf, of z_irr    (must be seen)
 
-Samples need not be paired: modalities meet in the shared heads alone. In our small run accuracy did not gain: the
-losses do to the parts what they say, so compare with `auxiliary` and `orthogonal` alone before praising the rest.
+Samples need not be paired: modalities meet in the shared heads alone, and what is gained over one modality is that of
+several tasks at once. In our small run accuracy did not gain: the losses do to the parts what they say, so compare with
+`auxiliary` and `orthogonal` alone before praising the rest. The levels of accuracy there are ours: the figures that we
+had for it came without the scales of prototypes and mixing and without the encoders' width, on which levels hang. What
+can be compared are the rows with each other, and what a probe sees.
 """
 
 from __future__ import annotations
@@ -47,10 +50,14 @@ class DisCoMKD(Method):
 
     L = L_cl + adversarial L_adv + modal L_mod + auxiliary L_aux + orthogonal L_ort, each a mean over the rows of all
     modalities (the two of L_aux and of L_ort added). The encoder given is the invariant one; the specific one is a copy
-    with weights drawn anew, so students have twice the encoder's parameters. Departures from the released code: any
-    number of modalities; modality targets as intended (see `modality_targets`); one set of weights is kept by the loop,
-    where the authors keep the best for each modality. A batch with one modality has no L_adv and L_mod, and one in
-    which a modality has less than two rows leaves it out of training, as batch norm needs two.
+    with weights drawn anew, so students have twice the encoder's parameters. The irrelevant part is so for the task: it
+    must tell the modality, and nothing but its angle to the informative one keeps the classes out of it.
+
+    Ours, and no part of the released code: any number of modalities; modality targets as intended (see
+    `modality_targets`); squared cosines and `rectify`; rows without a label, or without a modality, take no part in its
+    terms; one set of weights is kept by the loop, where the authors keep the best for each modality. A batch with one
+    modality has no L_adv and L_mod, and one in which a modality has less than two rows leaves it out of training, as
+    the released batch norm needs two.
 
     Args:
         encoders: Modality to encoder with an attribute `dim`, the same even number for all; two modalities or more.

@@ -175,6 +175,11 @@ class MIND(Method):
         """Give the student as one of all modalities; which head answers depends on what a row has."""
         return Predicting(self.network, self.classes)
 
+    def sizes(self) -> dict[str, int]:
+        """Count parameters: of the "student", and of the ensemble of each modality that is taught."""
+        parts = {"student": self.network, **dict(self.ensembles.items())}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
     # The two halves, where the teachers are trained here -------------------------------------------------------------
 
     @property

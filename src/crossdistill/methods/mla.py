@@ -103,7 +103,9 @@ class HeadProjector(nn.Module):
     keeps it so in single precision for ever. One observed *mean* is protected, not a modality's whole feature space.
 
     The released code (its first version) divided by a d x d matrix instead of the scalar and normalised P by its norm
-    after each update, which mostly shrank the head's learning rate; `normalise` gives the latter for comparison.
+    after each update, which mostly shrank the head's learning rate; `normalise` gives the latter for comparison. A
+    public benchmark's variant adds the projected gradient to the one it came from, which protects nothing: figures
+    made with it are of another method.
 
     Args:
         dim: d.

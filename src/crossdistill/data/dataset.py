@@ -379,11 +379,11 @@ class PairedDataset:
     def fingerprint(self) -> str:
         """Hash of all that batches depend on, augmentation apart: samples, rows, pairing, labels, groups, absences."""
         contents = {name: self.columns.content(name) for name in self.modalities}
-        facts = {name: modality.to_json() for name, modality in self.modalities.items()}
+        facts = {name: modality.identity for name, modality in self.modalities.items()}
         return digest(contents, facts, self.columns.facts, self.rows.tobytes(), dict(self.shuffles))
 
     def fingerprint_of(self, modality: str) -> str:
         """Hash of what `samples(modality)` gives: stored samples, standardisation and rows; not the pairing."""
         here = self.present(modality)
         absent = () if here is None else (here.tobytes(),)
-        return digest(self.columns.content(modality), self.modality(modality).to_json(), self.rows.tobytes(), *absent)
+        return digest(self.columns.content(modality), self.modality(modality).identity, self.rows.tobytes(), *absent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from crossdistill.data.decode import decode_file
 from crossdistill.errors import DataError, suggest
+from crossdistill.files import digest
 
 Kind = Literal["vector", "sequence", "image", "audio"]
 Stored = Literal["uint8", "int16", "float16", "float32"]
@@ -138,6 +140,11 @@ class Modality:
         std = np.sqrt(np.maximum(square / count - mean**2, 0))
         std[std <= 1e-6 * np.maximum(np.abs(mean + pivot), np.finfo(np.float32).tiny)] = 1.0  # rounding of a constant
         return replace(self, mean=tuple((mean + pivot).tolist()), std=tuple(std.tolist()))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """The hash of all that `to_json` says."""
+        return digest(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Give a plain dictionary that `from_json` reads back."""

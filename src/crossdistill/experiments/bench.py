@@ -53,6 +53,7 @@ class Bench:
         self.train, self.test = self.data.split("train"), self.data.split("test").having(experiment.data.target)
         held_out = "validation" in self.data.splits and len(self.data.split("validation")) > 1
         self.held_out = self.data.split("validation") if held_out else None
+        self.known_keys: dict[tuple[str, int], str] = {}
         self.networks = {m: self._network(m) for m in experiment.data.modalities}
         for modality in self.networks:
             self.encoder(modality, 0)
@@ -371,7 +372,10 @@ class Bench:
             return ""
         made_by = self.experiment.stages[stage.teacher]
         if made_by.module is None:
-            return self.key(self.teacher_arm(made_by), seed)
+            known = (stage.teacher, seed)
+            if known not in self.known_keys:
+                self.known_keys[known] = self.key(self.teacher_arm(made_by), seed)
+            return self.known_keys[known]
         weights = made_by.module.weights
         stored = weights_file(weights).read_bytes() if weights is not None and weights_file(weights).is_file() else b""
         return digest(code_version(), dataclasses.asdict(made_by.module), own_code(made_by.module.module), stored)

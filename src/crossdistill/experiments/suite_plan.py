@@ -19,7 +19,7 @@ from crossdistill.experiments.sources import JUDGING, code_version
 from crossdistill.experiments.suites import Entry, Shelf, Suite
 from crossdistill.files import digest
 
-HELD = 4
+HELD = 64
 """Experiments that a process keeps at hand; more would only take memory."""
 
 LABELS_READ = "reads labels, which nothing may in the label-free track; the labelled track has it"
@@ -130,17 +130,19 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
     rows: dict[str, tuple[Arm, ...]] = {}
     skipped: list[tuple[str, str, str]] = []
     made: set[str] = set()
+    steps: dict[str, dict[str, list[int]]] = {}
     for entry in suite.entries:
-        arms, left_out = _arms(entry, hall)
+        rows[entry.name], left_out = _arms(entry, hall)
         skipped += left_out
-        rows[entry.name] = arms
         benches = list(hall.benches(entry.name).values())
-        steps = stage_steps(benches, arms, suite.seeds[0])
-        for seed in suite.seeds:
+        steps[entry.name] = stage_steps(benches, rows[entry.name], suite.seeds[0])
+    for seed in suite.seeds:  # seed by seed, so that a suite that is stopped has something of every experiment
+        for entry in suite.entries:
+            benches = list(hall.benches(entry.name).values())
             for job in teaching(entry, benches[0], seed, made):
                 jobs.append(job)
                 made |= job.makes
-            for job in judging(entry, benches, arms, steps, seed, made):
+            for job in judging(entry, benches, rows[entry.name], steps[entry.name], seed, made):
                 jobs.append(job)
                 made |= job.makes
     kept = sum(1 for job in jobs if not job.teaching and kept_record(folder, job) is not None)

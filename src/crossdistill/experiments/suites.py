@@ -32,7 +32,7 @@ from crossdistill.experiments.schema import Whole, check_experiment, read_seeds
 from crossdistill.experiments.signatures import check, parameters_of
 from crossdistill.experiments.specs import CONTROLS, Experiment
 from crossdistill.experiments.yaml_lines import Document, Place
-from crossdistill.registry import discover, lookup
+from crossdistill.registry import discover
 
 Track = Literal["label-free", "labelled"]
 Rows = dict[str, dict[str, Any]]
@@ -354,8 +354,9 @@ def _named(name: str, track: Track, where: str) -> dict[str, Any]:
         return {"objectives": {**beside, name: dict(SCALED.get(name, {})) or 1.0}}
     if name not in methods:
         raise ConfigError(f"{where}: no objective or method is called '{name}'{suggest(name, [*objectives, *methods])}")
-    wanted = parameters_of(lookup("crossdistill.methods", name))
-    taught = "teacher" in wanted and (wanted["teacher"][1] is ... or track == "label-free")
+    wanted, facts = parameters_of(methods[name]), methods[name].facts
+    needed = "labels_or_teacher" in facts.needs and track == "label-free"
+    taught = "teacher" in wanted and (wanted["teacher"][1] is ... or needed)
     return {"method": name, **({"teacher": "teacher"} if taught else {})}
 
 

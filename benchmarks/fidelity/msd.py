@@ -62,7 +62,7 @@ def raw() -> dict[str, Raw]:
 
 
 def trained_teacher(data: PairedDataset, seed: int, dropout: float) -> LateFusion:
-    """Train the teacher: the method's own first phase, and nothing after it."""
+    """Train the teacher: the method's own first phase, and a single step after it."""
     torch.manual_seed(seed)
     method = MSD(raw(), classes=4, teacher_hidden=(256, 256), teacher_share=0.9999, modality_dropout=dropout)
     fit(method, data, TEACHER, seed=seed, labels=True, accelerator="cpu")

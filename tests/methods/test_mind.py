@@ -313,8 +313,8 @@ def test_stopped_at_any_step_and_resumed_ends_with_the_same_bits(own, toy, tmp_p
 
 
 def test_own_teachers_are_as_wide_as_is_said():
-    for widths in ((2, 4, 8), (1, 3)):
-        method = method_of() if widths == (2, 4, 8) else method_of(widths=widths)  # what stands in the signature
+    for widths in ((1, 1, 1), (2, 4, 8)):
+        method = method_of() if widths == (1, 1, 1) else method_of(widths=widths)  # what stands in the signature
         for m, dim in (("rich", 5), ("poor", 6)):
             members = method.ensembles[m].members
             assert [(k.dim, k.encoder.hidden) for k in members] == [(w * dim, (10 * w,)) for w in widths]
@@ -334,8 +334,8 @@ def test_encoders_that_cannot_grow_have_twins_alone():
 
     networks = {"rich": Own(nn.Linear(12, 5))}
     with pytest.raises(NetworkError, match=r"mind: Own cannot be made 2 times as wide.*set widths to ones"):
-        MIND(networks, classes=4)
-    assert [member.dim for member in MIND(networks, classes=4, widths=(1, 1)).ensembles["rich"].members] == [5, 5]
+        MIND(networks, classes=4, widths=(1, 2))
+    assert [member.dim for member in MIND(networks, classes=4).ensembles["rich"].members] == [5, 5, 5]
 
 
 def test_every_head_learns(toy):

@@ -68,18 +68,19 @@ class MIND(Method):
     a dominant modality therefore cannot starve; raise a weak modality's weights to strengthen it.
 
     Teachers that saw more than the student (unpaired samples of one modality) are where the gain comes from: give
-    them as `teachers`, and keep test samples out of what they saw. Without any, the method trains wider twins of each
-    encoder on labels for the first `alone_share` of the steps, freezes them, and trains the student after that: on the
-    student's own samples this gains little. A multi-head student without teachers (`teacher_weight: 0`) is the row to
-    compare with, for its heads help by themselves, and a single-head one (`unimodal_weight: 0` too).
+    them as `teachers`, and keep test samples out of what they saw. Without any, the method trains twins of each encoder
+    on labels for the first `alone_share` of the steps, freezes them, and trains the student after that: on the
+    student's own samples this gains little, and wider twins gain no more. A multi-head student without teachers
+    (`teacher_weight: 0`) is the row to compare with, for its heads help by themselves, and a single-head one
+    (`unimodal_weight: 0` too).
 
     Args:
         encoders: Modality to the student's encoder with an attribute `dim`.
         classes: Number of classes, or of labels.
         teachers: Modality to networks that give logits, trained already; they are frozen. From Python alone.
-        widths: How many times as wide as the student's encoder each teacher is, where `teachers` are not given; 2, 4
-            and 8, ours (the abstract says "of varying sizes"). Twice the width costs about four times the computation;
-            1 is a twin of the encoder itself, and all that there is for encoders that are none of ours.
+        widths: How many times as wide as the student's encoder each teacher is, where `teachers` are not given. Three
+            of its own width, ours; the abstract says "of varying sizes", as [2, 4, 8] are. Twice the width costs about
+            four times the computation, and only encoders of ours can be made wider.
         alone_share: Share of the steps that train them, above 0 and below 1; 0.5, ours.
         reduce: How an ensemble is averaged, see `TeacherEnsemble`; "logits", ours.
         fused_weight: w_F; 1, ours.
@@ -110,7 +111,7 @@ class MIND(Method):
         *,
         classes: int,
         teachers: Mapping[str, Sequence[nn.Module]] | None = None,
-        widths: tuple[int, ...] = (2, 4, 8),
+        widths: tuple[int, ...] = (1, 1, 1),
         alone_share: float = 0.5,
         reduce: Literal["logits", "probs"] = "logits",
         fused_weight: float = 1.0,

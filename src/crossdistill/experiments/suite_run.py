@@ -141,11 +141,12 @@ def _alone(hall: Hall, jobs: Sequence[Job], listen: LISTEN) -> Iterator[tuple[Jo
 def _worker(
     texts: Sequence[tuple[Any, ...]], folder: str, tell: LISTEN, stop: Callable[[], bool]
 ) -> Callable[[Job], Record]:
-    """Set up what a worker process does with each job."""
+    """Set up what a worker process does with each job: without news of steps, which would keep the parent busy."""
+    del tell
     entries = [
         Entry(name, family, track, ks, parse_experiment(text, name=name)) for name, family, track, ks, text in texts
     ]
-    return functools.partial(perform, Hall(entries, Path(folder), Shelf()), listen=tell, stop=stop)
+    return functools.partial(perform, Hall(entries, Path(folder), Shelf()), stop=stop)
 
 
 def _shared(crew: Callable[[], Any], jobs: Sequence[Job], width: int) -> Iterator[tuple[Job, Record]]:

@@ -277,7 +277,10 @@ def test_streams_may_be_of_different_lengths_if_what_names_their_rows_is_by_moda
             r"'present of audio' in the first batch is torch.float32 \(9,\); a tensor",
         ),
         ({"present": {"audio": torch.ones(8).bool()}}, "different lengths: image 9, audio 9, present of audio 8"),
-        ({"label": torch.zeros(9)}, r"'label' in the first batch is torch.float32 \(9,\); a tensor int64 \(b,\), or"),
+        (
+            {"label": torch.zeros(9, 1, 1)},
+            r"'label' in the first batch is torch.float32 \(9, 1, 1\); a tensor int64 \(b,\)",
+        ),
         ({"label": torch.zeros(9, dtype=torch.int32)}, "'label' in the first batch is torch.int32"),
         ({"label": {"audio": [0] * 9}}, "'label of audio' in the first batch is a list; a tensor int64"),
         ({"label": {"audio": torch.zeros(5).long()}}, "different lengths: audio 9, label of audio 5"),

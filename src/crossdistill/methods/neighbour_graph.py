@@ -88,6 +88,8 @@ class NeighbourGraph(Method):
     def training_step(self, batch: Batch) -> Losses:
         """CMD between the student's features and the samples' coordinates; what is held out is placed among them."""
         features = self.network(batch[self.modality]).features
+        if len(features) < 2:  # one sample has no similarities
+            return Losses({})
         return Losses(self.objective.terms(features, *self.own(batch)))
 
     def own(self, batch: Batch) -> tuple[Tensor, Context]:

@@ -245,7 +245,8 @@ def _typed(value: Any, key: str, name: str, where: str) -> Tensor:
         dtype = torch.bool if key == "present" else torch.int64
         real = key == "label" and value.is_floating_point() and value.ndim in (1, 2)
         if real and bool(value.isinf().any()):  # a target that is not known is NaN
-            raise DataError(f"'{name}' in {where} holds an infinite number; NaN is a target that is not known")
+            row = int(value.isinf().nonzero()[0, 0])
+            raise DataError(f"'{name}' of {where} is not finite, first in row {row}; NaN is a target that is not known")
         if real or (value.ndim == 1 and value.dtype == dtype) or (key == "label" and value.ndim == 2):
             return value
     is_ = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

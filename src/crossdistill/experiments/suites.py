@@ -47,8 +47,8 @@ SCALED: Mapping[str, dict[str, Any]] = {
     "seed": {"queue_size": 1024},
 }
 """What a bare name stands for where its defaults are made for other budgets: CRD's 16,384 negatives are a third of the
-set that they are from, SEED's queue of 65,536 a twentieth, and all angles of a batch cost its cube. {row: {crd: {}}} has
-the defaults."""
+set that they are from, SEED's queue of 65,536 a twentieth, and all angles of a batch cost its cube. {row: {crd: {}}}
+has the defaults."""
 
 SELF_LABELLED = ("cross_entropy", "mfh")
 """Objectives with a cross-entropy of their own; the others get one beside them in the labelled track."""

@@ -1,0 +1,82 @@
+"""`crossdistill bench` as it is meant to be used: a suite file or one's own pairs in, a table and a page out."""
+
+import json
+import re
+
+import pytest
+import yaml
+from commands import call
+
+
+@pytest.fixture
+def says(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return lambda *arguments: call(monkeypatch, capsys, *arguments)
+
+
+@pytest.fixture
+def suite(toy_npz, tmp_path):
+    path = tmp_path / "suite.yaml"
+    described = {
+        "title": "toy",
+        "methods": ["similarity", "l2", "kd"],
+        "budget": {"steps": 4, "teacher_steps": 4, "batch_size": 32},
+        "base": {"evaluate": {"ways": ["linear"]}},
+        "experiments": {"toy": {"data": {"name": str(toy_npz), "source": "rich", "target": "poor"}}},
+        "labels_per_class": [1, None],
+        "seeds": 2,
+    }
+    path.write_text(yaml.safe_dump(described))
+    return path
+
+
+def test_a_suite_prints_its_table_and_leaves_a_page(says, suite, tmp_path):
+    said = says("bench", suite, "--out", "out", "--jobs", 1)
+    assert said.code == 0, said.err
+    assert "left out: kd: needs a teacher with logits" in said.err
+    assert re.search(r"\| similarity \| \d+\.\d %", said.out)
+    assert "page: out/report.html" in said.out
+    page = (tmp_path / "out/report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["complete"]
+    assert results["environment"]["command"].startswith("crossdistill bench")
+    again = says("bench", suite, "--out", "out", "--jobs", 1)
+    assert again.code == 0
+    assert "0 to do" in again.err
+    assert json.loads((tmp_path / "out/results.json").read_text())["rows"] == results["rows"]
+    assert says("report", "out").code == 0
+
+
+def test_a_dry_run_shows_the_plan_and_trains_nothing(says, toy_npz, tmp_path):
+    said = says("bench", "--data", toy_npz, "--source", "rich", "--target", "poor", "--seeds", 1, "--dry-run")
+    assert said.code == 0, said.err
+    assert "label-free" in said.out
+    assert "nothing was trained" in said.out
+    assert "mla" in said.out
+    assert not (tmp_path / "runs").exists()
+    said = says("bench", "--data", toy_npz, "--source", "rich", "--target", "poor", "--track", "labelled", "--dry-run")
+    assert "mla" in said.out.split("left out")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "give a suite file, or --data, --source and --target; missing: --data, --source, --target"),
+        (["--data", "toy.npz", "--source", "rich"], "missing: --target"),
+        (["suite.yaml", "--data", "toy.npz"], "--data goes without a suite file"),
+        (["nothing.yaml"], "there is no experiment file 'nothing.yaml'"),
+        (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--track", "free"], "--track is 'free'"),
+        (["--data", "toy.npz", "--source", "rich", "--target", "pour"], "did you mean 'poor'"),
+        (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", "l3"], "called 'l3'; did you mean"),
+        (["--data", "gone.npz", "--source", "rich", "--target", "poor"], "'gone.npz' is neither a file"),
+        (["suite.yaml", "--on", "slurm"], "--on is 'slurm'; it can be ray"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(says, suite, arguments, told):
+    said = says("bench", *arguments)
+    assert said.code == 2
+    assert told in said.err
+    assert len(said.err.strip().splitlines()) <= 2
+    assert "Traceback" not in said.err

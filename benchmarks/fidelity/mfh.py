@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from benchmarks.record import Check, Reference, difference, keep, mean, row, seeds_from
+from benchmarks.record import CODE, Check, Reference, difference, keep, mean, row, seeds_from
 from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -133,12 +133,12 @@ def sweep(
 
 def references() -> dict[str, Reference]:
     """Give the released code's figures by row."""
-    known = {f"{name} no KD": Reference(value, seeds=40) for name, value in NO_KD.items()}
+    known = {f"{name} no KD": Reference(value, None, 40, CODE) for name, value in NO_KD.items()}
     for name, figures in (("E1", E1), ("E2", E2)):
         for at, (teacher, student, gain, error) in figures.items():
-            known[f"{name} teacher at {at:g}"] = Reference(teacher, seeds=40)
-            known[f"{name} KD at {at:g}"] = Reference(student, seeds=40)
-            known[f"{name} gain at {at:g}"] = Reference(gain, error * 40**0.5, seeds=40)
+            known[f"{name} teacher at {at:g}"] = Reference(teacher, None, 40, CODE)
+            known[f"{name} KD at {at:g}"] = Reference(student, None, 40, CODE)
+            known[f"{name} gain at {at:g}"] = Reference(gain, error * 40**0.5, 40, CODE)
     return known
 
 

@@ -89,12 +89,15 @@ def apart(row: Mapping[str, Any]) -> tuple[float, float] | None:
     """Give measured less claimed of a kept row, and half the width of its 95 % interval (Welch's).
 
     Where the claim's spread was not kept, the measured one is taken for both, with its own degrees of freedom. None
-    where nothing is claimed, or one side has less than `BINDING` seeds: then it cannot be judged.
+    where nothing is claimed, one side has less than `BINDING` seeds, or neither's spread is known (measured values that
+    are all the same, at 100 % say): then it cannot be judged.
     """
     n, seeds = len(row["values"]), row["reference_seeds"]
     if row["reference"] is None or min(n, seeds) < BINDING:
         return None
     sd = float(np.std(row["values"], ddof=1))
+    if row["reference_sd"] is None and not sd:
+        return None
     if row["reference_sd"] is None:
         error, freedom = sd * (1 / n + 1 / seeds) ** 0.5, n - 1.0
     else:

@@ -14,6 +14,7 @@ same 40 seeds, run by us; data are drawn in its order, so they are nearly the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def exceeding(random: np.random.RandomState, a: np.ndarray, rows: int, specific:
     return teacher, student, (latent @ a[:50] > 0).astype(np.int64)
 
 
-def worlds(draw: Callable[..., World], points: Sequence[int], seeds: Sequence[int]) -> list[list[Tensor]]:
+def worlds(draw: Callable[..., World], points: Sequence[Any], seeds: Sequence[int]) -> list[list[Tensor]]:
     """Draw training and test pairs of all points and seeds: (teacher, student, label) with worlds first, twice."""
     drawn: list[list[World]] = [[], []]
     for point in points:

@@ -46,6 +46,7 @@ def test_less_than_three_seeds_on_a_side_are_not_judged(kept):
 def test_equal_values_on_both_sides_agree():
     assert verdict(claimed(50, 0.0, 3, [50.0, 50.0, 50.0])) == "agrees"
     assert verdict(claimed(51, 0.0, 3, [50.0, 50.0, 50.0])) == "differs"
+    assert verdict(claimed(51, None, 3, [50.0, 50.0, 50.0])) == "-"
 
 
 def test_a_row_of_differences_is_paired_and_claims_the_difference_of_claims():

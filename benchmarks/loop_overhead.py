@@ -50,6 +50,9 @@ class Memory:
     def partners(self, modality: str) -> np.ndarray:
         return np.arange(len(self))
 
+    def present(self, modality: str) -> None:
+        return None
+
     def samples(self, modality: str, batch_size: int = 512) -> Iterator[Tensor]:
         return (batch[modality] for batch in self.batches)
 

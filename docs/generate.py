@@ -85,14 +85,14 @@ def measured(name: str) -> list[str]:
     return lines
 
 
-def page(package: str, cls: type[Any]) -> str:
-    """Write the page of one loss or method."""
+def page(package: str, cls: type[Any], *, shared: bool = False) -> str:
+    """Write the page of one loss or method, or its half of a page where a loss and a method share a name."""
     facts: Facts = cls.facts
     needs = ", ".join(NEEDS.get(need, need) for need in sorted(facts.needs)) or "nothing"
     module = sys.modules[cls.__module__]
     source = f"../../src/{cls.__module__.replace('.', '/')}.py"
     lines = [
-        f"# {facts.name}",
+        f"# {facts.name}, the {KINDS[package]}" if shared else f"# {facts.name}",
         "",
         f"{facts.title[:1].upper()}{facts.title[1:]}.",
         "",
@@ -170,12 +170,14 @@ def pages() -> dict[Path, str]:
         "",
         "`crossdistill methods` lists them too; `crossdistill methods NAME` shows one.",
     ]
+    classes = {package: discover(f"crossdistill.{package}") for package in KINDS}
     for package, word in KINDS.items():
         index += ["", f"## {word.capitalize()}es" if word == "loss" else f"## {word.capitalize()}s", ""]
         index += ["| name | what it is | needs | source |", "| --- " * 4 + "|"]
-        for name, cls in discover(f"crossdistill.{package}").items():
+        for name, cls in classes[package].items():
             facts: Facts = cls.facts
-            found[PAGES / f"{name}.md"] = page(package, cls)
+            path, shared = PAGES / f"{name}.md", all(name in known for known in classes.values())
+            found[path] = "\n".join([*([found[path]] if path in found else []), page(package, cls, shared=shared)])
             needs = ", ".join(sorted(facts.needs)).replace("_", " ")
             index.append(f"| [{name}]({name}.md) | {facts.title} | {needs} | {facts.paper} |")
     found[PAGES / "README.md"] = "\n".join(index) + "\n"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from absent import lacking
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -275,3 +276,13 @@ def test_a_folder_of_another_run_is_refused_and_one_of_the_same_is_found(tmp_pat
     ):
         with pytest.raises(TrainingError):
             go(**other)
+
+
+def test_pairs_that_lack_one_of_the_two_are_left_out(toy):
+    data = lacking(toy).split("train")
+    (teacher, one), (_, two) = modules(), modules()
+    how = {"source": "rich", "target": "poor", "batch_size": 16, **HOW}
+    crossdistill.distill(teacher, one, data, **how)
+    crossdistill.distill(teacher, two, data.having("rich", "poor"), **how)
+    assert same(weights(one), weights(two))
+    assert not same(weights(one), weights(modules()[1]))

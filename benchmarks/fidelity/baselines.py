@@ -53,7 +53,9 @@ LOSSES: dict[str, Callable[[], Objective]] = {
     "CRD memory 0.5, 512 negatives": lambda: ContrastiveRepresentation("memory", tau=0.5, count=512),
     "SEED as released, queue 600": lambda: Seed(queue_size=600),
     "CC": CorrelationCongruence,
-    "CC difference": lambda: CorrelationCongruence("difference"),
+    "CC, unit length": lambda: CorrelationCongruence(normalise=True),
+    "CC, embeddings of 128": lambda: CorrelationCongruence(width=128),
+    "CCKD, unit length": lambda: CorrelationCongruence("kernel", normalise=True),
     "VID": VariationalInformation,
 }
 WEIGHTS = {"SP": 1000.0}

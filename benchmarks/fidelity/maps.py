@@ -38,6 +38,7 @@ from crossdistill.objectives.fsp import Flow
 from crossdistill.objectives.ft import FactorTransfer
 from crossdistill.objectives.nst import NeuronSelectivity
 from crossdistill.objectives.socket import Socket
+from crossdistill.objectives.vid import VariationalInformation
 from crossdistill.training import TeacherStore, fit
 
 DRAWS = 10
@@ -75,7 +76,10 @@ def objectives() -> dict[str, dict[str, Objective]]:
         "at": {"at": Attention()},
         "fsp": {"fsp": Flow(blocks)},
         "ft": {"ft": FactorTransfer()},
+        "ft, places": {"ft": FactorTransfer(form="places")},
         "ab": {"ab": ActivationBoundaries()},
+        "ab, connector": {"ab": ActivationBoundaries(connector="always")},
+        "vid": {"vid": VariationalInformation("maps")},
         "l2 + nst": {"l2": L2(), "nst": NeuronSelectivity()},
         "l2 + at": {"l2": L2(), "at": Attention()},
     }
@@ -122,7 +126,7 @@ def main() -> None:
     found = run_seeds(run, seeds)
     title = "Losses between feature maps, halves of digits; accuracy, %; no published reference, reported as it is"
     keep("fidelity", "maps", title, seeds, [row(name, values, None) for name, values in found.items()], [],
-         about=["nst", "at", "fsp", "ft", "ab", "socket"])  # fmt: skip
+         about=["nst", "at", "fsp", "ft", "ab", "socket", "vid"])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def distill(
         teacher: Any module from the source's batch to features (b, d_t) or maps (b, d_t, h, w); it is frozen, in place.
         student: Any module from the target's batch to features (b, d_s) or maps; it is trained, in place.
         pairs: A DataLoader of dicts {source: tensor, target: tensor} or of tuples (source, target), row i of both being
-            one pair; or a `PairedDataset`. Give it full batches (drop_last=True): contrast needs them.
+            one pair; or a `PairedDataset`, whose pairs that lack one of the two are left out. Give it full batches
+            (drop_last=True): contrast needs them.
         source: Name of the teacher's modality in a batch.
         target: Name of the student's.
         objectives: Name of an objective, or name to weight, or name to an `Objective` of your own making.
@@ -59,7 +60,7 @@ def distill(
     if source == target:
         raise ConfigError(f"source and target are both '{source}'; distillation goes from one modality to another")
     chosen = Settings.of(**settings)
-    data = pairs if isinstance(pairs, PairedDataset) else UserData(pairs, names=(source, target))
+    data = pairs.having(source, target) if isinstance(pairs, PairedDataset) else UserData(pairs, (source, target))
     first = {name: next(data.samples(name), None) for name in (source, target)}
     for name, batch in first.items():
         if batch is None or not len(batch):

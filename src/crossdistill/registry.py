@@ -18,10 +18,20 @@ from typing import Any, Literal
 from crossdistill.errors import ConfigError, spot_of, suggest, told
 
 Need = Literal[
-    "labels", "labels_or_teacher", "pairs", "teacher_logits", "feature_maps", "equal_widths", "index", "group"
+    "labels",
+    "labels_or_teacher",
+    "pairs",
+    "views",
+    "teacher_logits",
+    "fused_teacher",
+    "feature_maps",
+    "equal_widths",
+    "index",
+    "group",
 ]
 """A method that needs "labels" learns from labelled rows alone; one with "labels_or_teacher" from all, and is told the
-labels that are known where no teacher is named."""
+labels that are known where no teacher is named. "views" are two of a modality that must differ. With "fused_teacher" a
+teacher, where one is named, reads all modalities."""
 
 
 @dataclass(frozen=True, kw_only=True)

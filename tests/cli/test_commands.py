@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from bench_folder import make_bench
 from commands import call
 from toy_experiment import EXPERIMENT
 
@@ -111,6 +112,17 @@ def test_a_plan_counts_the_steps_of_everything(says, file, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # matplotlib's own
+def test_report_of_a_suite(says, tmp_path):
+    make_bench(tmp_path, seeds=2, labels=(None,), evaluations=("linear",), items=40)
+    said = says("report", ".")
+    assert (said.code, said.out.strip(), said.err) == (0, "wrote report.html", "")
+    assert "toy suite" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "pictures" / "gains-linear-all.svg").is_file()
+    said = says("report", ".", "--chart", "x.svg")
+    assert said.code == 2
+    assert "pictures are in 'pictures'" in said.err
+
+
 def test_run_report_and_predict(says, file, tmp_path, toy):
     said = says("run", file, "stages.student.epochs=3", "--out", "out", "--jobs", 1)
     assert said.code == 0

@@ -105,3 +105,41 @@ def test_options_of_a_set_take_lists_where_they_are_lists():
         load("mfeat", modalities=3)
     if "CROSSDISTILL_DATA" in os.environ:
         assert list(load("mfeat", modalities=["fou", "kar"]).modalities) == ["fou", "kar"]
+
+
+def test_speakers_can_be_left_out_of_avdigits(tmp_path, monkeypatch):
+    rng, count = np.random.default_rng(0), 6 * 10 * 12
+    speaker, digit, index = (part.ravel() for part in np.meshgrid(range(6), range(10), range(12), indexing="ij"))
+    tones = (8000 * np.sin(np.arange(4000) * (0.02 + 0.05 * speaker[:, None]))).astype(np.int16)
+    (tmp_path / "avdigits").mkdir()
+    np.savez(
+        tmp_path / "avdigits/fsdd.npz",
+        audio=tones.ravel(),
+        offsets=np.arange(count + 1) * 4000,
+        digit=digit,
+        speaker=speaker,
+        index=index,
+    )
+    pictures = rng.integers(0, 256, (55100, 28, 28), dtype=np.uint8)
+    np.savez(
+        tmp_path / "avdigits/mnist.npz",
+        train_images=pictures,
+        train_labels=np.arange(55100) % 10,
+        test_images=pictures[:100],
+        test_labels=np.arange(100) % 10,
+    )
+    monkeypatch.setenv("CROSSDISTILL_DATA", str(tmp_path))
+    heard = {}
+    for speakers in ("shared", "left_out"):
+        data = load("avdigits", train=600, validation=100, test=100, speakers=speakers)
+        loudest = {
+            s: set(
+                data.raw("audio", np.flatnonzero(data.columns.split == k))[:, 0].mean(axis=2).argmax(axis=1).tolist()
+            )
+            for k, s in enumerate(data.splits)
+        }
+        heard[speakers] = loudest
+    assert heard["shared"]["test"] <= heard["shared"]["train"]
+    assert heard["left_out"]["test"].isdisjoint(heard["left_out"]["train"] | heard["left_out"]["validation"])
+    with pytest.raises(DataError, match="speakers are shared or left_out; received 'none'"):
+        load("avdigits", speakers="none")

@@ -10,6 +10,7 @@ from crossdistill.errors import ConfigError, DataError
 from crossdistill.evaluation import (
     Interval,
     bootstrap_difference,
+    bootstrap_differences,
     holm,
     mean_interval,
     minimum_detectable_difference,
@@ -106,6 +107,19 @@ def test_bootstrap_draws_whole_groups(rng):
     assert (single.low, single.high) == (items.low, items.high)
 
 
+def test_many_comparisons_share_the_draws_of_one(rng, monkeypatch):
+    monkeypatch.setattr("crossdistill.evaluation.statistics.CHUNK", 1000)
+    a, b = rng.random((2, 60, 3)).round(1)
+    for groups in (None, rng.integers(12, size=60), np.zeros(60)):
+        together = bootstrap_differences(a - b, groups=groups, resamples=300, seed=4)
+        for column, one in enumerate(together):
+            alone = bootstrap_difference(a[:, column], b[:, column], groups=groups, resamples=300, seed=4)
+            assert (one.n, one.kind, one.bounded) == (alone.n, alone.kind, alone.bounded)
+            assert one.value == pytest.approx(alone.value)
+            if one.bounded:
+                assert (one.low, one.high) == pytest.approx((alone.low, alone.high))
+
+
 def test_bootstrap_weights_groups_by_their_size():
     interval = bootstrap_difference([1, 1, 1, 0], [0, 0, 0, 0], groups=[0, 0, 0, 1])
     assert (interval.value, interval.low, interval.high) == (0.75, 0, 1)
@@ -178,6 +192,9 @@ def test_the_sign_is_decided_by_the_interval(low, high, verdict):
         (lambda: bootstrap_difference([1, 0], [1]), DataError),
         (lambda: bootstrap_difference([1, 0], [1, 0], groups=[1]), DataError),
         (lambda: bootstrap_difference([1, 0], [1, 0], resamples=0), ConfigError),
+        (lambda: bootstrap_differences([1.0, 0.0]), DataError),
+        (lambda: bootstrap_differences([[1.0], [0.0]], groups=[1]), DataError),
+        (lambda: bootstrap_differences([[1.0], [0.0]], resamples=0), ConfigError),
         (lambda: minimum_detectable_difference(-1.0, 3), ConfigError),
         (lambda: minimum_detectable_difference(1.0, 3, power=0.01), ConfigError),
         (lambda: holm([0.2, 1.2]), DataError),

@@ -14,10 +14,22 @@ from crossdistill.registry import discover
 LEAN = EXPERIMENT.replace("seeds: 2", "seeds: 1").replace("fine_tune_steps: 5", "ways: [linear]")
 STAGES = LEAN[LEAN.index("stages:") : LEAN.index("compare")]
 SEVERAL = [name for name, cls in discover("crossdistill.methods").items() if "encoders" in parameters_of(cls)]
+TAUGHT = [
+    name
+    for name, cls in discover("crossdistill.methods").items()
+    if "student" in parameters_of(cls) and "objectives" not in parameters_of(cls)
+]
 OBJECTIVES = discover("crossdistill.objectives")
 SAID = {
-    "fsp": "{layers: [[stages.1.0.body, stages.1.0.body], [stages.1, stages.1]]}"
-}  # between two layers: which, is said
+    "fsp": "{layers: [[stages.1.0.body, stages.1.0.body], [stages.1, stages.1]]}",  # between two layers: which, is said
+    "cmkd_clusters": "{clusters: 9}",
+}
+MORE = {
+    "vid": "{on: maps, layers: [[stages.0, stages.0], [stages.1, stages.1]], layer_weights: [1, 0.5]}",
+    "cc": "{form: kernel, kernel: gaussian, order: 2}",
+    "ab": "{layers: [[stages.0, stages.0], [stages.1, stages.1]], connector: always}",
+}
+"""Losses that read or make something else by a parameter."""
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -49,15 +61,25 @@ def pictures():
     return PairedDataset(arrays, kinds, name="spots", label=label, split=np.repeat([0, 1, 2], [96, 24, 40]))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_objective_trains_a_student_under_its_own_name(name, pictures, tmp_path):
+@pytest.mark.parametrize(
+    "said", [*(f"{name}: {SAID.get(name, 1.0)}" for name in OBJECTIVES), *(f"{name}: {MORE[name]}" for name in MORE)]
+)
+def test_an_objective_trains_a_student_under_its_own_name(said, pictures, tmp_path):
+    check_trained(f"method: distillation, teacher: teacher, objectives: {{{said}}}", pictures, tmp_path)
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_method_with_a_teacher_trains_a_student_under_its_own_name(name, pictures, tmp_path):
+    check_trained(f"method: {name}, teacher: teacher, students: 2", pictures, tmp_path)
+
+
+def check_trained(stage, pictures, tmp_path):
     text = f"""\
 data: {{name: spots, source: rich, target: poor}}
 networks: {{rich: {{width: 4, blocks: [1, 1], dim: 8}}, poor: {{width: 4, blocks: [1, 1], dim: 8}}}}
 stages:
   teacher: {{method: supervised, modality: rich, epochs: 1, batch_size: 32}}
-  student:
-    {{method: distillation, teacher: teacher, objectives: {{{name}: {SAID.get(name, 1.0)}}}, epochs: 2, batch_size: 32}}
+  student: {{{stage}, epochs: 2, batch_size: 32}}
 compare: []
 evaluate: {{labels_per_class: 3, ways: [linear]}}
 seeds: 1

@@ -14,7 +14,7 @@ STUDENT = EXPERIMENT[EXPERIMENT.index("stages:") : EXPERIMENT.index("compare")]
     [
         "ctsl_mkt, start: fresh, self_weight: 1.0, angle_vertices: 16",
         "mla, order: [poor, rich], protect: dataset_mean",
-        "mind, members: 2, teacher_weight: {rich: 0.5, poor: 2.0}, task: multiclass",
+        "mind, widths: [1, 2], teacher_weight: {rich: 0.5, poor: 2.0}, task: multiclass",
     ],
 )
 def test_it_trains_from_a_file(stage, toy, tmp_path):

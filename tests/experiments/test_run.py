@@ -266,7 +266,7 @@ def test_labels_reach_the_labelled_arm_alone_and_test_samples_the_judge_alone(to
     run(LEAN, tmp_path, watched)
     few = Bench(parse_experiment(LEAN), tmp_path, data=toy).label_rows(0).rows
     training = [(views, rows, how) for views, rows, how in watched.asked if how.get("shuffle")]
-    assert len(training) == 6  # teacher, similarity, scratch, target_ssl, random_teacher, shuffled_pairs
+    assert len(training) == 7  # teacher, similarity, three controls of the target alone, random teacher, shuffled
     labelled = [rows for _, rows, how in training if how.get("labels")]
     assert len(labelled) == 1
     assert np.array_equal(labelled[0], few)
@@ -285,10 +285,10 @@ def test_every_arm_has_the_same_labels_and_the_controls_no_fewer_steps(toy, tmp_
     for seed in (0, 1):
         steps = {t.arm.name: tasks.steps[t] for t in tasks.tasks if t.seed == seed and not t.teaching}
         assert steps["similarity"] == steps["l2"] == steps["random_teacher"] == steps["shuffled_pairs"] == 10
-        assert min(steps["scratch"], steps["target_ssl"]) >= 10
+        assert min(steps["scratch"], steps["target_ssl"], steps["target_graph"]) >= 10
         teaching = [tasks.steps[t] for t in tasks.tasks if t.seed == seed and t.teaching]
         assert teaching == [10]
-    assert tasks.total_steps == 2 * (10 + 4 * 10 + steps["scratch"] + steps["target_ssl"])
+    assert tasks.total_steps == 2 * (10 + 5 * 10 + steps["scratch"] + steps["target_ssl"])
     labels = bench.label_rows(0)
     assert np.bincount(labels.label).tolist() == [3, 3, 3, 3]
     assert np.array_equal(labels.rows, bench.label_rows(0).rows)

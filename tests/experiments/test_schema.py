@@ -19,6 +19,14 @@ def test_defaults_are_filled_in_and_the_resolved_file_reads_back_to_the_same():
     assert to_yaml(again) == to_yaml(experiment)
 
 
+def test_a_key_is_a_word_even_where_yaml_takes_it_for_true():
+    text = EXPERIMENT.replace("{similarity: 1.0}", "{vid: {on: maps, bias: on}}")
+    assert parse_experiment(text).student.objectives[0].parameters["on"] == "maps"
+    assert parse_experiment(text).student.objectives[0].parameters["bias"] is True
+    again = parse_experiment(to_yaml(parse_experiment(text)))
+    assert again.student.objectives[0].parameters == parse_experiment(text).student.objectives[0].parameters
+
+
 def test_overrides_change_values_and_keep_the_rest():
     document = override(
         parse_document(EXPERIMENT, name="e.yaml"),

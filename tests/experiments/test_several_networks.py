@@ -66,6 +66,7 @@ def test_a_method_without_a_teacher_is_compared_with_the_controls_that_make_sens
         "raw_features": "control",
         "scratch": "control",
         "target_ssl": "control",
+        "target_graph": "control",
         "shuffled_pairs": "control",
         "teacher": "ceiling",
     }
@@ -79,7 +80,13 @@ def test_a_method_without_a_teacher_is_compared_with_the_controls_that_make_sens
 def test_a_method_that_needs_no_pairs_is_not_shuffled_and_may_have_no_network_of_the_source(toy, tmp_path, own):
     name = own(PEERS)
     found = plan(Bench(parse_experiment(alone(name, "Alone")), tmp_path, data=toy))
-    assert [arm.name for arm in found.arms] == [f"{name}:Alone", "raw_features", "scratch", "target_ssl"]
+    assert [arm.name for arm in found.arms] == [
+        f"{name}:Alone",
+        "raw_features",
+        "scratch",
+        "target_ssl",
+        "target_graph",
+    ]
     assert found.skipped == {"teacher": "it has no student of 'rich'"}
 
 

@@ -30,7 +30,7 @@ def test_a_shipped_file_plans_without_training(path, tmp_path):
     tasks = plan(Bench(experiment, tmp_path / "out"))
     assert tasks.skipped == {}
     assert tasks.total_steps > 0
-    assert {"raw_features", "scratch", "target_ssl", "random_teacher", "shuffled_pairs", "teacher"} < {
+    assert {"raw_features", "scratch", "target_ssl", "target_graph", "random_teacher", "shuffled_pairs", "teacher"} < {
         arm.name for arm in tasks.arms
     }
     assert not (tmp_path / "out").exists()

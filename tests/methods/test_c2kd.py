@@ -152,7 +152,7 @@ def test_what_is_deployed_and_what_is_measured(toy):
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [({"kappa": 2.0}, "kappa in"), ({"warm": 1.0}, "leave some"), ({"average": "some"}, "all or kept")],
+    [({"kappa": 2.0}, "kappa in"), ({"warm": 1.0}, "leave some"), ({"average": "some"}, "average is 'some'")],
 )
 def test_what_is_out_of_range_is_refused(how, message):
     with pytest.raises(ConfigError, match=message):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from two_processes import averaged, check_world_size
 
 from crossdistill.data import Modality, PairedDataset, build_transforms
 from crossdistill.errors import ConfigError, Interrupted, NetworkError
@@ -157,6 +158,29 @@ def test_directions_weigh_and_switch_off():
     assert weighed["rich>poor"].item() == pytest.approx(2 * all_of["rich>poor"].item(), rel=1e-6)
     assert method(mutual=0.0, warm_up=False).training_step(batch).terms.keys() == {"rich/contrast", "poor/contrast"}
     assert method(("poor",), warm_up=False).training_step(batch).terms.keys() == {"poor/contrast"}
+
+
+def three_steps(mine):
+    """Plain descent with queues that wrap around: terms, gradients, columns and key encoders after each step."""
+    found, seen = method(queue_size=12, top_k=4).double().train(), []
+    for _ in range(3):
+        batch = {name: x.double() for name, x in batch_of(b=8).items()}
+        losses = found.training_step({name: x[mine] for name, x in batch.items()})
+        losses.total.backward()
+        gradients = [averaged(p.grad) for p in found.networks.parameters()]
+        for p, gradient in zip(found.networks.parameters(), gradients, strict=True):
+            p.data -= 0.1 * gradient
+            p.grad = None
+        found.after_step()
+        terms = {name: averaged(value) for name, value in losses.terms.items()}
+        seen.append((terms, gradients, [found.queues.rows(name).clone() for name in WIDTHS], found.queues.filled))
+    assert "rich>poor" in terms
+    return seen, [p.detach() for p in found.keys.parameters()]
+
+
+@pytest.mark.slow
+def test_world_size_does_not_change_the_mathematics():
+    check_world_size(three_steps)
 
 
 # Missing modalities --------------------------------------------------------------------------------------------------

@@ -1,25 +1,29 @@
 """Peers: each term against its equation, the limits that other papers are, and two halves in one stage."""
 
 import copy
-import itertools
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from slow_relations import slow_angle, slow_distance
+from stages import check_resumes, learn, same
+from stages import labelled_batch as batch
 from torch import nn
 from torch.nn import functional as F
+from two_processes import averaged, check_world_size
 
-from crossdistill.errors import ConfigError, Interrupted, NetworkError
+from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods import Supervised
 from crossdistill.methods.ctsl_mkt import CollaborativePeers
 from crossdistill.networks import MLP
 from crossdistill.objectives.kd import distillation_kl
 from crossdistill.objectives.rkd import relational_angles, relational_distances
-from crossdistill.training import Settings, fit
+from crossdistill.training import Settings
 
 SETTINGS = Settings(epochs=3, batch_size=40, lr=0.01, checkpoint_every=1)  # 4 steps an epoch, 12 in all
+train = partial(learn, settings=SETTINGS, labels=True)
 ALONE = {"response_weight": 0.0, "distance_weight": 0.0, "angle_weight": 0.0, "self_weight": 0.0, "start": "fresh"}
 
 
@@ -33,26 +37,6 @@ def peers(*, dropout=0.0, norm=True, **how):
     encoders = {"rich": encoder("rich", 1, 5, **net), "poor": encoder("poor", 2, 6, **net)}
     torch.manual_seed(3)
     return CollaborativePeers(encoders, classes=4, **how)
-
-
-def batch(n=9, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, 4, (n,), generator=g)
-    return {"rich": torch.randn(n, 12, generator=g), "poor": torch.randn(n, 8, generator=g), "label": label}
-
-
-def train(method, data, folder=None, settings=SETTINGS, **how):
-    return fit(method, data, settings, seed=5, labels=True, folder=folder, accelerator="cpu", **how)
-
-
-def after(steps):
-    calls = itertools.count(1)
-    return lambda: next(calls) == steps
-
-
-def same(one, other):
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items() if torch.is_tensor(v))
 
 
 # The method's terms ---------------------------------------------------------------------------------------------------
@@ -75,8 +59,8 @@ def test_terms_are_the_weighted_pieces():
         expected = {
             "ce": F.cross_entropy(out[me].logits, rows["label"]),
             "response": 0.7 * distillation_kl(out[me].logits, out[other].logits, tau=1.0),
-            "distance": 1.1 * relational_distances(out[me].features, out[other].features),
-            "angle": 1.9 * relational_angles(out[me].features, out[other].features),
+            "distance": 1.1 * relational_distances(out[me].features, out[other].features, over="different"),
+            "angle": 1.9 * relational_angles(out[me].features, out[other].features, over="different"),
             "self": 0.3 * distillation_kl(out[me].logits, before, tau=3.0, squared=False),
         }
         for name, value in expected.items():
@@ -171,6 +155,22 @@ def test_rows_that_lack_a_modality_are_as_if_they_were_not_there():
     assert method.training_step(unknown).terms["rich/ce"] == 0
 
 
+def half_of_every_term(mine):
+    method = peers(norm=False).double().train()
+    rows = {name: value.double() if value.is_floating_point() else value for name, value in batch(8).items()}
+    losses = method.training_step({name: value[mine] for name, value in rows.items()})
+    losses.total.backward()
+    gradients = {name: averaged(p.grad) for name, p in method.peers.named_parameters()}
+    assert all(gradient.any() for gradient in gradients.values())
+    relations = {name: value.detach() for name, value in losses.terms.items() if "distance" in name or "angle" in name}
+    return relations, {name: averaged(value) for name, value in losses.terms.items()}, gradients
+
+
+@pytest.mark.slow
+def test_world_size_does_not_change_the_mathematics():
+    check_world_size(half_of_every_term)
+
+
 # Training -----------------------------------------------------------------------------------------------------------
 
 
@@ -239,13 +239,10 @@ def test_the_parents_by_hand(parent, weights, toy):
 
 @pytest.mark.parametrize("how", [{"start": "fresh"}, {}])
 def test_stopped_at_any_step_and_resumed_ends_with_the_same_bits(how, toy, tmp_path):
-    data = toy.split("train")
-    how = {**how, "dropout": 0.3, "angle_vertices": 3}
-    whole = train(peers(**how), data, tmp_path / "whole", held_out=toy.split("validation"))
-    for step in (1, 3, 5, 6, 7, 9, 11) if "start" in how else (5, 6, 7):
-        with pytest.raises(Interrupted):
-            train(peers(**how), data, tmp_path / f"{step}", stop=after(step), held_out=toy.split("validation"))
-        assert same(train(peers(**how), data, tmp_path / f"{step}", held_out=toy.split("validation")), whole)
+    make = partial(peers, dropout=0.3, angle_vertices=3, **how)
+    steps = (1, 3, 5, 6, 7, 9, 11) if how else (5, 6, 7)
+    run = {"settings": SETTINGS, "labels": True, "held_out": toy.split("validation")}
+    check_resumes(make, toy.split("train"), tmp_path, steps, **run)
 
 
 def test_copies_learn_alone_then_stand_still(toy):
@@ -320,7 +317,7 @@ def test_students_by_name():
         ({"alone_share": 1.0}, "alone_share above 0 and below 1"),
         ({"alone_share": 0.0}, "alone_share above 0 and below 1"),
         ({"ramp": 1.0}, "ramp in"),
-        ({"start": "warm"}, "copies or fresh"),
+        ({"start": "warm"}, "start is 'warm'; known: copies, fresh"),
         ({"self_temperature": 0.0}, "self_temperature must be a temperature"),
         ({"angle_vertices": 0}, "angle_vertices must be"),
         ({**ALONE, "label_weight": 0.0}, "nothing to learn from"),

@@ -377,9 +377,9 @@ def test_labels_are_what_it_learns_from(toy):
     [
         ({"reversal": -1.0}, "reversal must be finite and >= 0; received -1"),
         ({"modal": math.nan}, "modal must be finite"),
-        ({"orthogonality": "frobenius"}, "orthogonality must be cosine or cosine_squared; received 'frobenius'"),
+        ({"orthogonality": "frobenius"}, "orthogonality is 'frobenius'; known: cosine, cosine_squared"),
         ({"rectify": False}, "features with signs to -1, not to 0: set rectify, or take cosine_squared"),
-        ({"modality_targets": "ones"}, "modality_targets must be index or as_released"),
+        ({"modality_targets": "ones"}, "modality_targets is 'ones'; known: as_released, index"),
         ({"names": ("rich", "poor", "third"), "modality_targets": "as_released"}, "two modalities; received 3"),
         ({"names": ("rich",)}, "two modalities, and classes >= 2; received 1, 4"),
     ],

@@ -1,22 +1,26 @@
 """Ensembles into a multi-head student: the losses' identities, absent modalities, given and own teachers."""
 
 import copy
-import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from stages import check_resumes, learn, same
+from stages import labelled_batch as batch
 from torch import nn
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, DataError, Interrupted, NetworkError
-from crossdistill.methods.mind import DIVERGENCES, MIND, bce, kl, mse, task_loss
+from crossdistill.errors import ConfigError, DataError, NetworkError
+from crossdistill.methods._rows import label_loss
+from crossdistill.methods.mind import DIVERGENCES, MIND, bce, kl, mse
 from crossdistill.methods.multihead import MultiHeadFusion, TeacherEnsemble
 from crossdistill.networks import MLP, Network
-from crossdistill.training import Settings, TeacherStore, fit
+from crossdistill.training import Settings, TeacherStore
 
 SETTINGS = Settings(epochs=3, batch_size=40, lr=0.01, checkpoint_every=1)  # 4 steps an epoch, 12 in all
+train = partial(learn, settings=SETTINGS, labels=True)
 WIDTHS = {"rich": 12, "poor": 8}
 PLAIN = {"teacher_weight": 0.0}
 
@@ -36,26 +40,6 @@ def teachers(outputs=4):
     made = {m: [MLP((w,), hidden=(k,), dim=outputs, dropout=0.5) for k in (8, 16)] for m, w in WIDTHS.items()}
     made["poor"].append(Network(MLP((8,), dim=7), head=nn.Linear(7, outputs)))
     return made
-
-
-def batch(n=9, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, 4, (n,), generator=g)
-    return {"rich": torch.randn(n, 12, generator=g), "poor": torch.randn(n, 8, generator=g), "label": label}
-
-
-def train(method, data, folder=None, settings=SETTINGS, **how):
-    return fit(method, data, settings, seed=5, labels=True, folder=folder, accelerator="cpu", **how)
-
-
-def after(steps):
-    calls = itertools.count(1)
-    return lambda: next(calls) == steps
-
-
-def same(one, other):
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) if torch.is_tensor(v) else v == b[k] for k, v in a.items())
 
 
 # Losses ---------------------------------------------------------------------------------------------------------------
@@ -134,17 +118,17 @@ def test_at_high_temperature_kl_is_a_squared_distance():
 
 def test_losses_on_labels():
     z, label = torch.randn(4, 3), torch.tensor([0, 2, -1, 1])
-    torch.testing.assert_close(task_loss(z, label, "multiclass"), F.cross_entropy(z[[0, 1, 3]], label[[0, 1, 3]]))
+    torch.testing.assert_close(label_loss(z, label, "multiclass"), F.cross_entropy(z[[0, 1, 3]], label[[0, 1, 3]]))
     many = torch.tensor([[1, 0, -1], [0, 0, 1], [-1, -1, -1], [1, 1, 1]])
     known = many >= 0
     expected = F.binary_cross_entropy_with_logits(z[known], many[known].float())
-    torch.testing.assert_close(task_loss(z, many, "multilabel"), expected)
+    torch.testing.assert_close(label_loss(z, many, "multilabel"), expected)
     one = torch.tensor([0, 1, 1, 0])
     expected = F.binary_cross_entropy_with_logits(z[:, 0], one.float())
-    torch.testing.assert_close(task_loss(z[:, :1], one, "multilabel"), expected)
+    torch.testing.assert_close(label_loss(z[:, :1], one, "multilabel"), expected)
     for task, unknown in (("multiclass", torch.full((4,), -1)), ("multilabel", torch.full((4, 3), -1))):
         x = z.clone().requires_grad_()
-        task_loss(x, unknown, task).backward()
+        label_loss(x, unknown, task).backward()
         assert not x.grad.any()
 
 
@@ -294,13 +278,13 @@ def test_given_teachers_stay_as_they_are(store, toy):
 def test_given_teachers_are_not_saved(toy, tmp_path):
     from safetensors import safe_open
 
-    train(method_of(teachers=teachers()), toy.split("train"), tmp_path)
+    train(method_of(teachers=teachers()), toy.split("train"), folder=tmp_path)
     with safe_open(tmp_path / "product.safetensors", framework="pt") as file:
         assert not [name for name in file.keys() if name.startswith("ensembles")]  # noqa: SIM118 - not a dict
 
 
 def test_own_teachers_learn_alone_then_stand_still(toy):
-    method, seen = method_of(members=2), []
+    method, seen = method_of(widths=(1, 1, 2)), []
     start = copy.deepcopy(method)
     assert method.teachers() == {}
     members = method.ensembles["poor"].members
@@ -321,16 +305,30 @@ def test_own_teachers_learn_alone_then_stand_still(toy):
 
 @pytest.mark.parametrize("own", [True, False])
 def test_stopped_at_any_step_and_resumed_ends_with_the_same_bits(own, toy, tmp_path):
-    data, held_out = toy.split("train"), toy.split("validation")
-
     def make():
-        return method_of(dropout=0.3, members=2, teachers=None if own else teachers())
+        return method_of(dropout=0.3, widths=(1, 2), teachers=None if own else teachers())
 
-    whole = train(make(), data, tmp_path / "whole", held_out=held_out)
-    for step in (1, 4, 5, 6, 7, 8, 11) if own else (4, 7):
-        with pytest.raises(Interrupted):
-            train(make(), data, tmp_path / f"{step}", stop=after(step), held_out=held_out)
-        assert same(train(make(), data, tmp_path / f"{step}", held_out=held_out), whole)
+    run = {"settings": SETTINGS, "labels": True, "held_out": toy.split("validation")}
+    check_resumes(make, toy.split("train"), tmp_path, (1, 4, 5, 6, 7, 8, 11) if own else (4, 7), **run)
+
+
+def test_own_teachers_are_as_wide_as_is_said():
+    for widths in ((2, 4, 8), (1, 3)):
+        method = method_of() if widths == (2, 4, 8) else method_of(widths=widths)  # what stands in the signature
+        for m, dim in (("rich", 5), ("poor", 6)):
+            members = method.ensembles[m].members
+            assert [(k.dim, k.encoder.hidden) for k in members] == [(w * dim, (10 * w,)) for w in widths]
+            assert all(member.head.in_features == w * dim for member, w in zip(members, widths, strict=True))
+
+
+def test_encoders_that_cannot_grow_have_twins_alone():
+    class Own(nn.Sequential):
+        dim = 5
+
+    networks = {"rich": Own(nn.Linear(12, 5))}
+    with pytest.raises(NetworkError, match=r"mind: Own cannot be made 2 times as wide.*set widths to ones"):
+        MIND(networks, classes=4)
+    assert [member.dim for member in MIND(networks, classes=4, widths=(1, 1)).ensembles["rich"].members] == [5, 5]
 
 
 def test_every_head_learns(toy):
@@ -359,7 +357,7 @@ def test_many_labels(labels):
 
 @pytest.mark.parametrize("own", [True, False])
 def test_half_precision_trains(own, toy):
-    method = method_of(members=1, teachers=None if own else teachers(), fused_teacher_weight=1.0)
+    method = method_of(widths=(2,), teachers=None if own else teachers(), fused_teacher_weight=1.0)
     train(method, toy.split("train"), settings=replace(SETTINGS, precision="bf16-mixed"))
     assert all(p.isfinite().all() for p in method.parameters())
     rows = {**batch(), "present": {"rich": torch.arange(9) > 4}}
@@ -380,13 +378,15 @@ def test_students():
     ("how", "message"),
     [
         ({"classes": 1}, "classes >= 2"),
-        ({"members": 0}, "members >= 1"),
+        ({"widths": ()}, "widths >= 1"),
+        ({"widths": (2, 0)}, r"received 4, \[2, 0\]"),
+        ({"fusion_hidden": -3}, "fusion_hidden must be a width, or 0"),
         ({"alone_share": 1.0}, "alone_share above 0"),
         ({"unimodal_weight": -1.0}, "unimodal_weight must be a number of at least 0, or one for each of rich, poor"),
         ({"teacher_weight": {"rich": 1.0}}, "teacher_weight must be"),
         ({"fused_weight": -1.0}, "fused_weight must be a number of at least 0; received"),
         ({"temperature": 0.0}, "temperature must be"),
-        ({"divergence": "l1"}, "divergence auto"),
+        ({"divergence": "l1"}, "divergence is 'l1'"),
         ({"task": "multilabel", "divergence": "kl"}, "kl is over classes that exclude"),
         ({"teachers": {"rich": [nn.Linear(12, 4)]}}, "poor has no teacher"),
         ({"fused_weight": 0.0, "unimodal_weight": 0.0, "teacher_weight": 0.0}, "nothing to learn"),

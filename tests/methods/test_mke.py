@@ -7,7 +7,7 @@ from stages import SHORT, check_resumes, same, train
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
-from crossdistill.methods.mke import MKE, corrections, pseudo_label_loss
+from crossdistill.methods.mke import MKE, corrections, prediction, pseudo_label_loss
 from crossdistill.networks import MLP, Network
 from crossdistill.training import TeacherStore, fit
 
@@ -62,6 +62,84 @@ def test_the_loss_is_the_loop(shape):
         assert torch.autograd.gradcheck(lambda x, soft=soft: pseudo_label_loss(x, p, soft=soft), x)
         half = pseudo_label_loss(z.bfloat16(), p.float(), soft=soft)
         torch.testing.assert_close(half, pseudo_label_loss(z.bfloat16().float(), p.float(), soft=soft))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 4)])
+def test_the_losses_of_many_labels_and_of_numbers_are_the_loops(shape):
+    z, said = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    rows = {"hard": [], "soft": [], "numbers": []}
+    for i in range(shape[0]):
+        found = dict.fromkeys(rows, 0.0)
+        for j in range(shape[1]):
+            q, p = torch.sigmoid(z[i, j]), torch.sigmoid(said[i, j])
+            found["hard"] -= (q if p > 0.5 else 1 - q).log() / shape[1]
+            found["soft"] += (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()) / shape[1]
+            found["numbers"] += (z[i, j] - said[i, j]) ** 2 / shape[1]
+        for name, value in found.items():
+            rows[name].append(value)
+    how = {"hard": ("multilabel", False), "soft": ("multilabel", True), "numbers": ("regression", False)}
+    for name, (task, soft) in how.items():
+        told = prediction(said, task)
+        torch.testing.assert_close(pseudo_label_loss(z, told, soft=soft, task=task), torch.stack(rows[name]))
+        x = z.clone().requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda x, k=(told, soft, task): pseudo_label_loss(x, k[0], soft=k[1], task=k[2]), x
+        )
+        half = pseudo_label_loss(z.bfloat16(), told.float(), soft=soft, task=task)
+        torch.testing.assert_close(half, pseudo_label_loss(z.bfloat16().float(), told.float(), soft=soft, task=task))
+    copying = pseudo_label_loss(said, prediction(said, "multilabel"), soft=True, task="multilabel")
+    assert copying.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+@pytest.mark.parametrize("own", [True, False], ids=["taught here", "given"])
+def test_many_labels_and_numbers_are_expanded_too(task, own, tmp_path):
+    """Three targets of which few are known; the student of both modalities comes nearer to them all."""
+    g = torch.Generator().manual_seed(3)
+    latent = torch.randn(240, 5, generator=g)
+    x = {m: latent @ torch.randn(5, n, generator=g) for m, n in SIZES.items()}
+    target = latent[:, :3] if task == "regression" else (latent[:, :3] > 0).long()
+    told = target.clone()
+    told[60:] = float("nan") if task == "regression" else -1
+    batches = [
+        {**{m: v[k : k + 40] for m, v in x.items()}, "label": told[k : k + 40], "index": torch.arange(k, k + 40)}
+        for k in range(0, 240, 40)
+    ]
+    torch.manual_seed(9)
+    teacher = None if own else Network(MLP((12,), hidden=(8,), dim=4), head=torch.nn.Linear(4, 3))
+    settings = type(SHORT)(epochs=30, batch_size=40, lr=0.02, checkpoint_every=1)
+    how = {"task": task, "teacher": teacher, "teacher_share": 0.5, "input_noise": 0.1, "consistency": 0.1}
+
+    def build():
+        return MKE(encoders(), source="rich", classes=3, **how)
+
+    method = train(build, _user(batches), settings, labels=own, folder=tmp_path)
+    assert method.soft == (task == "multilabel")
+    assert method.pseudo.shape == (240, 3)
+    everything = {**x, "label": target, "index": torch.arange(240)}
+    word = "error" if task == "regression" else "accuracy"
+    with torch.no_grad():
+        scores = method.held_out_step(everything)
+        start = build().eval().held_out_step(everything)
+    assert (task == "regression") == ("agreement" not in scores)
+    assert scores["loss"] < 0.3 * start["loss"]
+    if own:  # a random teacher's targets are not ours
+        assert scores[word] < 0.6 if task == "regression" else scores[word] > 0.8
+        assert scores[f"teacher_{word}"] < 0.6 if task == "regression" else scores[f"teacher_{word}"] > 0.8
+    assert same(train(build, _user(batches), settings, labels=own, folder=tmp_path), method)  # finished: loaded
+
+
+def test_rows_without_the_source_have_no_numbers_to_learn_from(toy):
+    teacher = given()
+    how = {"input_noise": 0.0, "dropout": 0.0, "task": "regression"}
+    method, data = make(teacher=teacher, **how)().eval(), batch(toy)
+    here = torch.arange(24) % 2 == 0
+    masked = method.training_step({**data, "present": {"rich": here}}).terms["pseudo"]
+    said = teacher(data["rich"]).logits
+    logits = method.fused({m: data[m] for m in SIZES}, {"rich": here}).logits
+    assert masked.item() == pytest.approx((logits - said)[here].square().mean().item(), rel=1e-5)
+    gone = {name: value for name, value in data.items() if name != "rich"}
+    assert method.training_step(gone).terms["pseudo"].item() == 0
 
 
 def test_soft_labels_that_are_certain_are_hard_and_only_the_entropy_is_between_kl_and_cross_entropy():
@@ -236,6 +314,8 @@ def _user(rows):
     ("how", "message"),
     [
         ({"threshold": 1.5}, "threshold in"),
+        ({"threshold": 0.5, "task": "regression"}, r"threshold in \[0, 0\] \(regression\)"),
+        ({"task": "segmentation"}, "task is 'segmentation'; .*known: multiclass, multilabel, regression"),
         ({"input_noise": {"depth": 1.0}}, "name modalities among rich, poor"),
         ({"input_noise": -1.0}, "input_noise >= 0"),
         ({"teacher_share": 1.0}, "leave some"),

@@ -3,17 +3,21 @@
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from stages import check_resumes, learn
+from stages import labelled_batch as batch
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, Interrupted, NetworkError, ObjectiveError
+from crossdistill.errors import ConfigError, NetworkError, ObjectiveError
 from crossdistill.methods.mla import AlternatingUnimodal, HeadProjector, entropy, entropy_weights, fuse
 from crossdistill.networks import MLP
-from crossdistill.training import Settings, fit
+from crossdistill.training import Settings
 
 SETTINGS = Settings(epochs=2, batch_size=40, lr=0.05, checkpoint_every=1)  # 4 batches an epoch, 8 in all
+train = partial(learn, settings=SETTINGS, labels=True)
 SGD = Settings(epochs=2, batch_size=40, optimizer="sgd", lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
 
 
@@ -24,26 +28,6 @@ def method_of(*, dropout=0.0, norm=True, **how):
         "poor": MLP((8,), hidden=(10,), dim=5, dropout=dropout, norm=norm),
     }
     return AlternatingUnimodal(encoders, classes=4, **how)
-
-
-def batch(n=9, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, 4, (n,), generator=g)
-    return {"rich": torch.randn(n, 12, generator=g), "poor": torch.randn(n, 8, generator=g), "label": label}
-
-
-def train(method, data, folder=None, settings=SETTINGS, **how):
-    return fit(method, data, settings, seed=5, labels=True, folder=folder, accelerator="cpu", **how)
-
-
-def after(steps):
-    calls = itertools.count(1)
-    return lambda: next(calls) == steps
-
-
-def same(one, other):
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) if torch.is_tensor(v) else v == b[k] for k, v in a.items())
 
 
 # The projector --------------------------------------------------------------------------------------------------------
@@ -281,12 +265,8 @@ def test_under_adam_the_change_is_what_can_be_projected(toy):
     "how", [{}, {"protect": "current", "order": "random", "projects": "change"}, {"protect": "dataset_mean"}]
 )
 def test_stopped_at_any_step_and_resumed_ends_with_the_same_bits(how, toy, tmp_path):
-    data, held_out = toy.split("train"), toy.split("validation")
-    whole = train(method_of(dropout=0.3, **how), data, tmp_path / "whole", held_out=held_out)
-    for step in (1, 3, 4, 5, 7):
-        with pytest.raises(Interrupted):
-            train(method_of(dropout=0.3, **how), data, tmp_path / f"{step}", stop=after(step), held_out=held_out)
-        assert same(train(method_of(dropout=0.3, **how), data, tmp_path / f"{step}", held_out=held_out), whole)
+    run = {"settings": SETTINGS, "labels": True, "held_out": toy.split("validation")}
+    check_resumes(partial(method_of, dropout=0.3, **how), toy.split("train"), tmp_path, (1, 3, 4, 5, 7), **run)
 
 
 def test_orders():
@@ -352,9 +332,9 @@ def test_students():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"classes": 1}, "classes >= 2"),
+        ({"classes": 1}, r"classes >= 2 \(labels >= 1\)"),
         ({"alpha": 0.001}, "alpha_end <= alpha"),
-        ({"protect": "next"}, "protect must be"),
+        ({"protect": "next"}, "protect is 'next'"),
         ({"order": ("rich",)}, "name each of"),
         ({"temperature": 0.0}, "temperature must be"),
     ],

@@ -74,6 +74,23 @@ def test_features_start_at_a_sensible_scale(case):
     assert 0.03 < spread < 3
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_wider_one_differs_in_its_widths_alone(case):
+    encoder = build(case).eval()
+    wide = encoder.widened(3).eval()
+    x = torch.randn(2, *case[1])
+    assert wide.dim == 3 * encoder.dim
+    assert wide(x).shape == (2, wide.dim)
+    assert [type(part) for part in wide.modules()] == [type(part) for part in encoder.modules()]
+    for one, other in zip(encoder.modules(), wide.modules(), strict=True):
+        for option in ("p", "kernel_size", "stride", "heads"):
+            assert getattr(one, option, None) == getattr(other, option, None)
+    for name, tensor in encoder.state_dict().items():
+        ratios = [b / a for a, b in zip(tensor.shape, wide.state_dict()[name].shape, strict=True)]
+        assert set(ratios) <= {1.0, 3.0}, name
+    assert sum(p.numel() for p in wide.parameters()) > 2 * sum(p.numel() for p in encoder.parameters())
+
+
 @pytest.mark.parametrize(("cls", "built", "given"), CONVOLUTIONAL)
 def test_other_sizes_work_where_space_or_time_is_pooled(cls, built, given):
     encoder = cls(built)

@@ -1,6 +1,6 @@
-"""Hard labels from a teacher's logits, or from clusters of its features that are found before the student learns."""
+"""Hard labels from a teacher's logits or from clusters of its features, and what students learn from each other."""
 
-import copy
+import math
 
 import pytest
 import torch
@@ -9,7 +9,14 @@ from torch.nn import functional as F
 from crossdistill.errors import ConfigError, ObjectiveError
 from crossdistill.objectives import cmkd
 from crossdistill.objectives.base import Context, unit
-from crossdistill.objectives.cmkd import HardLabels, hard_label_cross_entropy, k_means, nearest_centre
+from crossdistill.objectives.cmkd import (
+    HardClusters,
+    HardLabels,
+    hard_label_cross_entropy,
+    k_means,
+    mutual_divergence,
+    nearest_centre,
+)
 
 DOUBLE = torch.float64
 
@@ -21,7 +28,7 @@ def blobs(groups=4, each=25, d=6):
 
 
 def studied(clusters, s, t):
-    objective = HardLabels(clusters)
+    objective = HardClusters(clusters)
     objective.prepare(s, t, pairs=len(s))
     objective.study([(part, Context()) for part in t.split(16)])
     return objective
@@ -53,10 +60,56 @@ def test_half_precision_and_sizes():
         assert one.grad.isfinite().all()
 
 
-def test_what_is_read_and_needed_depends_on_the_parameter():
-    assert (HardLabels().reads, HardLabels().needs) == ("logits", {"pairs", "teacher_logits"})
-    assert (HardLabels(5).reads, HardLabels(5).needs) == ("features", {"pairs"})
-    assert copy.deepcopy(HardLabels(5)).reads == "features"
+def test_what_is_read_and_needed():
+    assert (HardLabels.reads, HardLabels().needs) == ("logits", {"pairs", "teacher_logits"})
+    assert (HardClusters.reads, HardClusters(5).needs) == ("features", {"pairs"})
+    assert HardClusters().clusters == 100
+
+
+def slow_mutual(logits):
+    """KL(p_j || p_k) in plain numbers, averaged over the others and the rows."""
+    p = [z.softmax(1).tolist() for z in logits]
+    found = []
+    for k, own in enumerate(p):
+        others = [p[j] for j in range(len(p)) if j != k]
+        rows = [
+            sum(a * (math.log(a) - math.log(b)) for a, b in zip(x, y, strict=True))
+            for other in others
+            for x, y in zip(other, own, strict=True)
+        ]
+        found.append(sum(rows) / (len(own) * len(others)))
+    return found
+
+
+@pytest.mark.parametrize("students", [2, 3, 5])
+def test_mutual_learning_equals_a_loop_and_each_learns_from_the_others_alone(students):
+    logits = [2 * torch.randn(4, 6, dtype=DOUBLE) for _ in range(students)]
+    assert mutual_divergence(logits).tolist() == pytest.approx(slow_mutual(logits), rel=1e-12)
+    leaves = [z.clone().requires_grad_() for z in logits]
+    mutual_divergence(leaves)[0].backward()
+    assert leaves[0].grad.abs().max() > 1e-3
+    assert not any(z.grad.any() for z in leaves[1:])  # the others' distributions stand still
+    mean = torch.stack([z.softmax(1) for z in logits[1:]]).mean(0)
+    torch.testing.assert_close(leaves[0].grad, (logits[0].softmax(1) - mean) / 4)
+
+    def loss(z):
+        return mutual_divergence([z, *logits[1:]])[0]
+
+    assert torch.autograd.gradcheck(loss, (logits[0].clone().requires_grad_(),))
+
+
+def test_mutual_learning_of_one_and_of_equals_is_nothing_and_order_changes_nothing():
+    z = torch.randn(5, 4, dtype=DOUBLE, requires_grad=True)
+    alone = mutual_divergence([z])
+    alone.sum().backward()
+    assert alone.tolist() == [0]
+    assert not z.grad.any()
+    assert mutual_divergence([z, z.detach(), z.detach() + 3]).abs().max() < 1e-15
+    logits = [torch.randn(5, 4, dtype=DOUBLE) for _ in range(3)]
+    found = mutual_divergence(logits)
+    torch.testing.assert_close(mutual_divergence([logits[k] for k in (2, 0, 1)]), found[[2, 0, 1]])
+    half = [z.bfloat16() for z in logits]
+    assert torch.equal(mutual_divergence(half), mutual_divergence([z.float() for z in half]))
 
 
 def test_k_means_finds_well_separated_groups():
@@ -106,7 +159,7 @@ def test_the_loss_with_clusters_is_cross_entropy_with_the_nearest():
     side = torch.cdist(unit(t), objective.centres).argmin(1)
     assert len(side.unique()) == 4
     parts = objective.terms(s, t, Context())
-    torch.testing.assert_close(parts["clusters"], F.cross_entropy(objective.head(s), side))
+    torch.testing.assert_close(parts["cmkd_clusters"], F.cross_entropy(objective.head(s), side))
     torch.testing.assert_close(objective(s, 9 * t), objective(s, t))  # clusters are of directions
     exact = objective(s.double(), t.double())
     torch.testing.assert_close(exact.float(), objective(s, t))
@@ -148,12 +201,16 @@ def test_preparing_again_keeps_head_and_centres_and_both_are_checkpointed():
 
 def test_what_does_not_fit_is_refused():
     s, t = torch.randn(6, 4), torch.randn(6, 5)
-    for clusters in (1, -3):
-        with pytest.raises(ConfigError, match="clusters must be 0, for the teacher's logits, or at least 2"):
-            HardLabels(clusters)
+    for clusters in (0, 1, -3):
+        with pytest.raises(ConfigError, match=f"clusters must be at least 2, about 10 a class; received {clusters}"):
+            HardClusters(clusters)
     with pytest.raises(ObjectiveError, match="cmkd: student and teacher must give logits over the same classes"):
         HardLabels()(s, t)
     with pytest.raises(ObjectiveError, match="call prepare, and study with the teacher's features, before the loss"):
-        HardLabels(3)(s, t)
+        HardClusters(3)(s, t)
     with pytest.raises(ObjectiveError, match="not all finite numbers, and cannot be clustered"):
         studied(3, s, t * float("nan"))
+    with pytest.raises(ObjectiveError, match="needs the logits of at least one student"):
+        mutual_divergence([])
+    with pytest.raises(ObjectiveError, match="logits over the same classes for the same rows"):
+        mutual_divergence([s, t])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from picture_worlds import pictures, train
+from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, ObjectiveError
 from crossdistill.objectives.fsp import Flow, flow_distance, flow_matrix
@@ -71,11 +72,17 @@ def test_the_teacher_gets_no_gradient_and_both_layers_of_the_student_do():
     assert s2.grad.abs().sum() > 0
 
 
-def test_layers_of_other_sizes_are_refused():
-    with pytest.raises(ObjectiveError, match=r"equal size; received \(3, 2\) and \(2, 2\)"):
-        flow_distance(maps(), maps(h=2), maps(), maps())
-    with pytest.raises(ObjectiveError, match=r"equal size; received \(3, 2\) and \(3, 1\)"):
-        flow_distance(maps(), maps(), maps(), maps(w=1))
+def test_of_layers_of_two_sizes_the_larger_is_averaged_down():
+    first, second = maps(h=6, w=4), maps(h=3, w=2)
+    expected = flow_matrix(F.avg_pool2d(first, 2), second)
+    torch.testing.assert_close(flow_matrix(first, second), expected)
+    torch.testing.assert_close(flow_matrix(second, first), expected.mT)
+    t1, t2 = maps(h=8, w=8), maps(h=4, w=4)
+    value = flow_distance(first, second, t1, t2).item()
+    assert value == pytest.approx(slow(F.avg_pool2d(first, 2), second, F.avg_pool2d(t1, 2), t2), rel=1e-12)
+
+
+def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ObjectiveError, match=r"equally many channels; received 4 and 5. Use networks of equal widths"):
         flow_distance(maps(), maps(), maps(), maps(c=5))
     with pytest.raises(ObjectiveError, match="received 3 first layer, 2 second layer rows"):

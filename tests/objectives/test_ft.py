@@ -16,10 +16,12 @@ def maps(b=3, c=4, h=3, w=2, dtype=DOUBLE):
     return torch.randn(b, c, h, w, dtype=dtype)
 
 
-def slow(s, t, p):
+def slow(s, t, p, form="factors"):
     found = []
     for one, other in zip(s.double(), t.double(), strict=True):
         x, y = one.flatten().tolist(), other.flatten().tolist()
+        if form == "places":
+            x, y = ([sum(v * v for v in at) / len(at) for at in z.flatten(1).T.tolist()] for z in (one, other))
         n_x, n_y = (math.sqrt(sum(v * v for v in values)) for values in (x, y))
         found += [abs(a / n_x - b / n_y) ** p for a, b in zip(x, y, strict=True)]
     return sum(found) / len(found)
@@ -31,6 +33,28 @@ def slow(s, t, p):
 def test_the_distance_equals_a_loop_written_from_the_equation(shape, p, dtype, tolerance):
     s, t = maps(*shape, dtype=dtype), maps(*shape, dtype=dtype)
     assert factor_distance(s, t, p=p).item() == pytest.approx(slow(s, t, p), rel=tolerance, abs=tolerance)
+    if shape[2:] != (1, 1):
+        expected = slow(s, t, p, "places")
+        assert factor_distance(s, t, p=p, form="places").item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+def test_places_forget_which_factor_says_it():
+    s, t = maps(), maps()
+    value = factor_distance(s, t, form="places")
+    torch.testing.assert_close(factor_distance(-s[:, [2, 0, 3, 1]], t, form="places"), value)
+    assert abs(factor_distance(s.flip(1), t) - factor_distance(s, t)) > 1e-4
+    with pytest.raises(ObjectiveError, match="ft compares places, and only 1 x 1 are left"):
+        factor_distance(maps(h=1, w=1), t, form="places")
+
+
+def test_the_networks_are_those_that_were_released():
+    objective = prepared()
+    kinds = [type(layer).__name__ for layer in objective.paraphrasers[0]]
+    assert kinds == ["Conv2d", "LeakyReLU"] * 3
+    assert [type(layer).__name__ for layer in objective.translators[0]] == kinds
+    widths = [(layer.in_channels, layer.out_channels) for layer in objective.translators[0][::2]]
+    assert widths == [(5, 5), (5, 3), (3, 3)]
+    assert all(layer.negative_slope == 0.1 for layer in objective.paraphrasers[0][1::2])
 
 
 def test_each_samples_scale_does_not_count():
@@ -96,17 +120,18 @@ def test_more_epochs_and_a_larger_rate_explain_more():
         objective.study(batches())
         found[name] = objective.unexplained.item()
     assert found["20"] < found["1"] < found["slow"]
-    assert prepared(rate=0.5).paraphrasers[0][-1].out_channels == 3
-    assert prepared(rate=1.0).paraphrasers[0][-1].out_channels == 6
-    assert prepared(rate=0.01).paraphrasers[0][-1].out_channels == 1
+    assert prepared(rate=0.5).paraphrasers[0][-2].out_channels == 3
+    assert prepared(rate=1.0).paraphrasers[0][-2].out_channels == 6
+    assert prepared(rate=0.01).paraphrasers[0][-2].out_channels == 1
 
 
 def test_the_loss_is_the_distance_of_translated_to_paraphrased_maps():
-    for p in (1, 2):
-        objective = prepared(p=p)
+    for p, form in ((1, "factors"), (2, "factors"), (1, "places")):
+        objective = prepared(p=p, form=form)
         objective.study(batches())
         s, t = torch.randn(3, 5, 4, 4), correlated(3, 7)
-        expected = factor_distance(objective.translators[0](s), objective.paraphrasers[0](t / objective.scale), p=p)
+        paraphrased = objective.paraphrasers[0](t / objective.scale)
+        expected = factor_distance(objective.translators[0](s), paraphrased, p=p, form=form)
         assert torch.equal(objective([s], [t]), expected)
         objective([s], [t]).backward()
         assert all(q.grad.abs().sum() > 0 for q in objective.translators.parameters())
@@ -198,6 +223,7 @@ def test_prepare_keeps_what_was_learnt_for_these_channels():
         ({"rate": 1.5}, "rate must be above 0 and at most 1; received 1.5"),
         ({"rate": float("nan")}, "rate must be"),
         ({"p": 3}, "p must be 1 or 2; received 3"),
+        ({"form": "all"}, "form must be factors or places; received 'all'"),
         ({"study_epochs": 0}, "study_epochs must be >= 1"),
         ({"study_lr": 0.0}, "study_lr above 0"),
         ({"study_lr": float("inf")}, "study_lr above 0"),

@@ -8,7 +8,7 @@ from torch import nn
 from crossdistill.errors import Interrupted
 from crossdistill.methods import Distillation
 from crossdistill.networks import MLP, Network
-from crossdistill.objectives.cmkd import HardLabels
+from crossdistill.objectives.cmkd import HardClusters, HardLabels
 from crossdistill.objectives.dkd import DKD
 from crossdistill.objectives.fdcmkd import FeatureDisentanglement
 from crossdistill.objectives.kd import KD
@@ -30,7 +30,7 @@ CASES = {
     "ntdh": NonTargetDivergence,
     "rlkd": lambda: RankingDistillation(3),
     "cmkd": HardLabels,
-    "cmkd, clusters": lambda: HardLabels(12),
+    "cmkd_clusters": lambda: HardClusters(12),
     "fdcmkd": FeatureDisentanglement,
     "fdcmkd, pca": lambda: FeatureDisentanglement("pca", classes=4),
     "fdcmkd, random": lambda: FeatureDisentanglement("random"),
@@ -40,7 +40,7 @@ NEED_LABELS = {"cross_entropy", "kd, pssm", "dkd", "mfh", "ntdh", "fdcmkd, pca"}
 
 def distillation(case):
     torch.manual_seed(2)
-    head = None if case == "cmkd, clusters" else nn.Linear(6, 4)
+    head = None if case == "cmkd_clusters" else nn.Linear(6, 4)
     teacher = Network(MLP((12,), hidden=(8,), dim=6), head=head)
     student = MLP((8,), hidden=(8,), dim=5)
     return Distillation(

@@ -8,9 +8,11 @@ from crossdistill.errors import ConfigError, NetworkError, ObjectiveError
 from crossdistill.objectives._maps import check_finite, level, match_places, name_parts, safe_norm
 from crossdistill.objectives.ab import ActivationBoundaries, boundary_distance
 from crossdistill.objectives.at import Attention, attention_distance
+from crossdistill.objectives.cmst import SupervisionTransfer, map_regression
 from crossdistill.objectives.fsp import Flow, flow_distance
 from crossdistill.objectives.ft import FactorTransfer, factor_distance
 from crossdistill.objectives.nst import NeuronSelectivity, selectivity_distance
+from crossdistill.objectives.vid import VariationalInformation
 from crossdistill.registry import discover
 from crossdistill.training import Settings, TeacherStore
 
@@ -23,15 +25,20 @@ FUNCTIONS = {
     "at": attention_distance,
     "ft 1": factor_distance,
     "ft 2": lambda s, t: factor_distance(s, t, p=2),
+    "ft places": lambda s, t: factor_distance(s, t, form="places"),
     "ab": boundary_distance,
+    "ab neurons": lambda s, t: boundary_distance(s, t, average="neurons"),
     "fsp": lambda s, t: flow_distance(s, s.flip(1), t, t.flip(1)),
+    "cmst": map_regression,
 }
 CLASSES = {
     "nst": NeuronSelectivity,
     "at": Attention,
-    "ft": lambda layers=(): FactorTransfer(layers, study_epochs=2),
-    "ab": ActivationBoundaries,
-    "fsp": lambda layers=INSIDE: Flow(layers),
+    "ft": lambda layers=(), **how: FactorTransfer(layers, study_epochs=2, **how),
+    "ab": lambda layers=(), **how: ActivationBoundaries(layers, connector="always", **how),
+    "fsp": lambda layers=INSIDE, **how: Flow(layers, **how),
+    "cmst": lambda layers=(), **how: SupervisionTransfer(layers, adaptor="always", **how),
+    "vid": lambda layers=(), **how: VariationalInformation("maps", layers=layers, variance=0.5, **how),
 }
 
 
@@ -51,9 +58,10 @@ def ready(name, s, t):
 def test_the_facts_are_complete():
     known = discover("crossdistill.objectives")
     assert {"nst", "at", "ft", "ab", "fsp"} <= set(known)
-    for name in CLASSES:
-        assert known[name].facts.needs == {"pairs", "feature_maps"}
-        assert known[name].reads == "maps"
+    for name, make in CLASSES.items():
+        assert make().facts == known[name].facts
+        assert make().needs == {"pairs", "feature_maps"}
+        assert make().reads == "maps"
     assert known["socket"].facts.needs == {"pairs", "equal_widths"}
 
 
@@ -91,14 +99,14 @@ def test_autocast_changes_no_bit_of_an_objective(name):
 
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-20, 1e-8, 1.0, 1e4, 1e15, 1e19, 1e30, 3e38])
-@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
+@pytest.mark.parametrize("name", [*FUNCTIONS, *(f"class {name}" for name in CLASSES)])
 def test_any_finite_input_gives_finite_values_and_gradients_or_says_why(name, scale, dtype):
     for b, kind in ((1, "noise"), (3, "noise"), (3, "constant")):
         drawn = torch.ones(b, 4, 3, 2, dtype=dtype) if kind == "constant" else maps(b, dtype=dtype).clamp(-1, 1)
         s, t = (scale * drawn).requires_grad_(), scale * drawn.roll(1, 3)
         try:
-            if name in CLASSES and name not in FUNCTIONS:
-                objective, lists = ready(name, s, t)
+            if name.startswith("class "):
+                objective, lists = ready(name.removeprefix("class "), s, t)
                 value = objective(*lists)
             else:
                 value = FUNCTIONS[name](s, t)
@@ -177,6 +185,26 @@ def test_several_layers_are_parts_that_sum_to_the_loss(name):
         ]
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_weights_of_layers_multiply_their_parts(name):
+    s, t = [maps(), maps(), maps()], [maps(), maps(), maps()]
+    layers = (("a", "a"), ("b", "b"), ("c", "c"))
+    weights = (0.5, 3.0, 0.0)[: 2 if name == "fsp" else 3]
+    found = []
+    for given in ((1.0,) * len(weights), weights):
+        torch.manual_seed(1)
+        objective = CLASSES[name](layers, layer_weights=given)
+        objective.prepare(s, t, pairs=3)
+        objective.study([(t, None)])
+        found.append(list(objective.eval().terms(s, t, None).values()))
+    for plain, weighted, weight in zip(*found, weights, strict=True):
+        assert weighted.item() == pytest.approx(weight * plain.item(), rel=1e-12)
+    with pytest.raises(ConfigError, match=rf"{name}: {len(weights)} losses between layers need as many layer_weights"):
+        CLASSES[name](layers, layer_weights=(1.0,) * (len(weights) + 1))
+    with pytest.raises(ConfigError, match=rf"{name}: layer_weights must be finite and at least 0; received \[-1.0"):
+        CLASSES[name](layers, layer_weights=(-1.0,) * len(weights))
+
+
 # In a method ---------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +212,7 @@ def test_several_layers_are_parts_that_sum_to_the_loss(name):
 def test_stopped_in_the_middle_and_resumed_ends_with_the_same_bits(name, tmp_path):
     method = check_stopped_and_resumed(lambda: pictures({name: CLASSES[name]()}, blocks=(1, 2)), tmp_path)
     learnt = [p for p in method.objectives.parameters() if p.requires_grad]
-    assert bool(learnt) == (name in ("ft", "ab"))
+    assert bool(learnt) == (name in ("ft", "ab", "vid", "cmst"))
     assert method.student("poor")(torch.zeros(2, 1, 8, 8)).shape == (2, 6)
 
 
@@ -206,7 +234,7 @@ def test_the_loss_falls_in_training_and_stored_maps_give_the_same_weights(name):
     assert all(torch.allclose(one[key].double(), other[key].double(), atol=1e-5) for key in one)
 
 
-@pytest.mark.parametrize("name", ["nst", "at", "ft", "ab"])
+@pytest.mark.parametrize("name", ["nst", "at", "ft", "ab", "vid", "cmst"])
 @pytest.mark.parametrize("layers", [(), (("stages.0", "stages.1"), ("stages.1", "stages.0"))])
 def test_networks_of_other_widths_and_maps_of_other_sizes_will_do(name, layers):
     method = train(pictures({name: CLASSES[name](layers)}, width=7))
@@ -292,6 +320,10 @@ def test_what_overflows_is_told_and_what_came_broken_is_let_through():
 def test_parts_are_named():
     assert list(name_parts("at", [torch.ones(())])) == ["at"]
     assert list(name_parts("at", [torch.ones(())] * 2)) == ["at0", "at1"]
+    weighed = name_parts("at", [torch.ones(())] * 2, (2.0, 0.5))
+    assert [part.item() for part in weighed.values()] == [2, 0.5]
+    with pytest.raises(ObjectiveError, match="at: 1 losses between layers, but 2 layer_weights"):
+        name_parts("at", [torch.ones(())], (2.0, 0.5))
 
 
 def test_same_tells_states_apart():

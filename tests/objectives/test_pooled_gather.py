@@ -1,23 +1,29 @@
 """Two real processes with half the batch each give loss, gradients and memories of one with the whole batch."""
 
-import os
-import socket
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_processes import averaged, check_world_size
 
-from crossdistill.objectives import CrossModalContrastive, SimilarityDistillation
+from crossdistill.objectives import Context, CrossModalContrastive, SimilarityDistillation
 from crossdistill.objectives.both import CMCD
 from crossdistill.objectives.cc import CorrelationCongruence
 from crossdistill.objectives.crd import ContrastiveRepresentation
+from crossdistill.objectives.focused import Focused
 from crossdistill.objectives.labels import CrossEntropy
 from crossdistill.objectives.pkt import ProbabilisticTransfer
 from crossdistill.objectives.rkd import RelationalDistillation
 from crossdistill.objectives.seed import Seed
 from crossdistill.objectives.sp import SimilarityPreserving
+
+
+def studied():
+    """Neighbourhoods of 20 pairs, known before the first step."""
+    generator = torch.Generator().manual_seed(3)
+    z, h = (torch.randn(20, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    objective = Focused(n_coords=8)
+    objective.study([(z, Context(inputs=h))])
+    return objective
+
 
 MAKE = {
     "pkt": ProbabilisticTransfer,
@@ -29,19 +35,20 @@ MAKE = {
     "few labels": CrossEntropy,
     "similarity with itself": lambda: SimilarityDistillation(exclude_self=False),
     "contrastive one way": lambda: CrossModalContrastive(symmetric=False),
-    "cc gaussian": lambda: CorrelationCongruence(kernel="gaussian"),
-    "cc as torchdistill": lambda: CorrelationCongruence(normalise=False),
+    "cc gaussian": lambda: CorrelationCongruence("kernel", kernel="gaussian", normalise=True),
+    "cc as torchdistill": lambda: CorrelationCongruence("kernel", kernel="gaussian", order=2),
     "rkd of three corners": lambda: RelationalDistillation(vertices=3),
     "cc": CorrelationCongruence,
-    "cc difference": lambda: CorrelationCongruence("difference", width=3, train_teacher=True),
+    "cc embedded": lambda: CorrelationCongruence(width=3, train_teacher=True),
     "seed": lambda: Seed(0.1, queue_size=10),
+    "focused": studied,
     "crd memory": lambda: ContrastiveRepresentation(dim=3, count=5, tau=0.3),
     "crd batch": lambda: ContrastiveRepresentation("batch", dim=3, tau=0.3),
     "crd queue": lambda: ContrastiveRepresentation("queue", dim=3, count=10, tau=0.3),
 }
 
 
-def two_steps(name, mine, world):
+def two_steps(name, mine):
     """Losses of two steps, averaged gradients of the second, and what is remembered."""
     generator = torch.Generator().manual_seed(5)
     x, t = (torch.randn(8, 6, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -58,58 +65,15 @@ def two_steps(name, mine, world):
             parameter.grad = None
         value = objective(x[mine] @ w, t[mine] * step + x[mine], index=(index[mine] + step) % 20, label=label[mine])
         value.backward()
-        if world > 1 and name == "few labels":  # each gives its share, and their average is the loss
-            value = value.detach().clone()
-            dist.all_reduce(value)
-            value /= world
-        losses.append(value.item())
-    for parameter in learning:
-        if world > 1:
-            dist.all_reduce(parameter.grad)
-    gradients = [(parameter.grad / world).tolist() for parameter in learning]
-    return losses, gradients, {key: value.tolist() for key, value in objective.named_buffers()}
+        losses.append(averaged(value) if name == "few labels" else value.detach())  # there each gives its share
+    assert w.grad.any()
+    return losses, [averaged(parameter.grad) for parameter in learning], dict(objective.named_buffers())
 
 
-def worker(rank, port, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    results.put({name: two_steps(name, slice(4 * rank, 4 * rank + 4), 2) for name in MAKE})
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def close(ours, theirs, name):
-    torch.testing.assert_close(
-        torch.tensor(ours, dtype=torch.float64),
-        torch.tensor(theirs, dtype=torch.float64),
-        rtol=1e-9,
-        atol=1e-12,
-        msg=lambda m: f"{name}: {m}",
-    )
+def every_loss(mine):
+    return {name: two_steps(name, mine) for name in MAKE}
 
 
 @pytest.mark.slow
 def test_world_size_does_not_change_the_mathematics():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=worker, args=(rank, port, results), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-        assert process.exitcode == 0
-    everyone = [results.get(), results.get()]
-    for name in MAKE:
-        losses, gradients, buffers = two_steps(name, slice(None), 1)
-        assert torch.tensor(gradients[0]).any(), name
-        for found in everyone:
-            assert found[name][0] == pytest.approx(losses, rel=1e-10), name
-            for ours, theirs in zip(found[name][1], gradients, strict=True):
-                close(ours, theirs, name)
-            assert found[name][2].keys() == buffers.keys()
-            for key, value in buffers.items():
-                close(found[name][2][key], value, f"{name}: {key}")
+    check_world_size(every_loss, rtol=1e-9)

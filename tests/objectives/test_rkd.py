@@ -52,11 +52,13 @@ def slow_angles(s, t, corners=None):
 def test_they_equal_loops_written_from_the_equations(b, d_s, d_t, dtype, tolerance):
     s, t = torch.randn(b, d_s, dtype=dtype), 5 * torch.randn(b, d_t, dtype=dtype)
     distances, angles = slow_distances(s, t), slow_angles(s, t)
-    assert relational_distances(s, t).item() == pytest.approx(distances, rel=tolerance)
-    assert relational_angles(s, t).item() == pytest.approx(angles, rel=tolerance)
+    assert relational_distances(s, t, over="different").item() == pytest.approx(distances, rel=tolerance)
+    assert relational_angles(s, t, over="different").item() == pytest.approx(angles, rel=tolerance)
     parts = RelationalDistillation().terms(s, t, Context())  # as released: a sample with itself counts, as 0
     assert parts["distance"].item() == pytest.approx(25 * distances * (b - 1) / b, rel=tolerance)
     assert parts["angle"].item() == pytest.approx(50 * angles * (b - 1) * (b - 2) / b**2, rel=tolerance)
+    assert torch.equal(parts["distance"], 25 * relational_distances(s, t))  # the functions' default is the class's
+    assert torch.equal(parts["angle"], 50 * relational_angles(s, t))
     total = RelationalDistillation(2.0, angle=3.0, over="different")(s, t).item()
     assert total == pytest.approx(2 * distances + 3 * angles, rel=tolerance)
 
@@ -65,7 +67,7 @@ def test_they_equal_loops_written_from_the_equations(b, d_s, d_t, dtype, toleran
 def test_a_few_corners_are_a_mean_over_their_triples(vertices, corners):
     s, t = torch.randn(9, 4, dtype=DOUBLE), torch.randn(9, 5, dtype=DOUBLE)
     expected = slow_angles(s, t, corners)
-    assert relational_angles(s, t, vertices=vertices).item() == pytest.approx(expected, rel=1e-12)
+    assert relational_angles(s, t, vertices=vertices, over="different").item() == pytest.approx(expected, rel=1e-12)
     objective = RelationalDistillation(0.0, angle=1.0, vertices=vertices, over="different")
     assert objective(s, t).item() == pytest.approx(expected, rel=1e-12)
 
@@ -95,12 +97,13 @@ def test_samples_that_coincide_have_no_direction_and_no_distance():
     s, t = torch.randn(5, 3, dtype=DOUBLE), torch.randn(5, 3, dtype=DOUBLE)
     s[3] = s[1]
     s.requires_grad_()
-    assert relational_distances(s, t).item() == pytest.approx(slow_distances(s.detach(), t), rel=1e-12)
-    assert relational_angles(s, t).item() == pytest.approx(slow_angles(s.detach(), t), rel=1e-12)
+    apart = {"over": "different"}
+    assert relational_distances(s, t, **apart).item() == pytest.approx(slow_distances(s.detach(), t), rel=1e-12)
+    assert relational_angles(s, t, **apart).item() == pytest.approx(slow_angles(s.detach(), t), rel=1e-12)
     (relational_distances(s, t) + relational_angles(s, t)).backward()
     assert s.grad.isfinite().all()
     constant = torch.ones(5, 3, dtype=DOUBLE, requires_grad=True)
-    value = relational_distances(constant, t)
+    value = relational_distances(constant, t, over="different")
     value.backward()
     assert value.item() == pytest.approx(slow_distances(constant.detach(), t), rel=1e-12)
     assert not constant.grad.any()
@@ -110,7 +113,7 @@ def test_near_neighbours_far_from_the_origin_are_told_apart():
     near = torch.randn(6, 3, dtype=DOUBLE)
     s = (near * 1e-2 + 1).float()  # squares cancel to a relative error of 1e-3; differences do not
     t = torch.randn(6, 3)
-    assert relational_distances(s, t).item() == pytest.approx(slow_distances(s, t), rel=1e-5)
+    assert relational_distances(s, t).item() == pytest.approx(5 / 6 * slow_distances(s, t), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -239,13 +239,43 @@ def test_the_whole_is_twice_the_ranking_and_a_divergence(base, dynamic):
     torch.testing.assert_close(tempered, slow_base(s / 2, t / 2, base).mean())
 
 
+def slow_released(s, t, base, epsilon=1e-10):
+    """The released divergences of two rows of logits, epsilon inside every logarithm."""
+    p, q = t.softmax(1).tolist(), s.softmax(1).tolist()
+
+    def kl(a, b):
+        return sum(x * (math.log(x + epsilon) - math.log(y + epsilon)) for x, y in zip(a, b, strict=True))
+
+    def js(a, b):
+        m = [(x + y) / 2 for x, y in zip(a, b, strict=True)]
+        return (kl(a, m) + kl(b, m)) / 2
+
+    found = {"kl": kl, "rkl": lambda a, b: kl(b, a), "js": js}
+    return sum(found[base](a, b) for a, b in zip(p, q, strict=True)) / len(p)
+
+
+@pytest.mark.parametrize("base", ["kl", "rkl", "js"])
+def test_the_released_numbers_are_a_choice(base):
+    s, t = rows(6, 9, scale=15.0)
+    how = {"union": "official", "rank_weight": 1.0, "logits_weight": 0.5, "epsilon": 1e-10, "base": base}
+    parts = RankingDistillation(**how).terms(s, t, Context())
+    expected = slow_released(s, t, base)
+    assert parts[base].item() == pytest.approx(expected / 2, rel=1e-9)
+    assert parts["rank"].item() == pytest.approx(ranking_rows(s, t, union="official").mean().item())
+    exact = RankingDistillation(base=base).terms(s, t, Context())[base].item()
+    assert exact == pytest.approx(slow_base(s, t, base).mean().item(), rel=1e-9)
+    assert exact != pytest.approx(expected, rel=1e-11)  # the epsilon shows
+    assert torch.autograd.gradcheck(lambda s: RankingDistillation(**how)(s, t), (s.requires_grad_(),), atol=1e-4)
+
+
 def test_divergences_know_their_limits():
-    s, t = rows(20, 5, scale=20.0)
-    assert (BASES["js"](s, t, 1.0) <= math.log(2) + 1e-12).all()
-    assert (BASES["tvd"](s, t, 1.0) <= 1 + 1e-12).all()
-    torch.testing.assert_close(BASES["rkl"](s, t, 1.0), BASES["kl"](t, s, 1.0))
+    log_s, log_t = (z.log_softmax(1) for z in rows(20, 5, scale=20.0))
+    assert (BASES["js"](log_s, log_t, 0.0) <= math.log(2) + 1e-12).all()
+    assert (BASES["tvd"](log_s, log_t, 0.0) <= 1 + 1e-12).all()
+    torch.testing.assert_close(BASES["rkl"](log_s, log_t, 0.0), BASES["kl"](log_t, log_s, 0.0))
     for base in BASES.values():
-        assert base(t, t, 1.0).abs().max() < 1e-13
+        for epsilon in (0.0, 1e-10):
+            assert base(log_t, log_t, epsilon).abs().max() < 1e-13
 
 
 @pytest.mark.parametrize("base", [*BASES, "none"])
@@ -304,6 +334,8 @@ def test_agreement_in_order_is_rarer_than_agreement_and_the_rarer_the_longer():
         ({"on": "ranks"}, "on must be one of logits, probs"),
         ({"base": "l2"}, "base must be one of kl, rkl, js, tvd, none"),
         ({"rank_weight": math.nan}, "rank_weight must be finite"),
+        ({"logits_weight": -1.0}, "logits_weight must be finite and at least 0; received -1"),
+        ({"epsilon": -1e-10}, "epsilon must be finite and at least 0"),
         ({"tau": -1.0}, "tau must be a temperature"),
     ],
 )

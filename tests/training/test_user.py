@@ -211,3 +211,88 @@ def test_a_run_goes_on_only_with_the_data_it_began_with(tmp_path):
     with pytest.raises(TrainingError, match=r"the finished stage in .* data was"):
         train(data(1), tmp_path)
     assert same(train(data()), trained)  # a folder has no influence
+
+
+# Samples that lack a modality, and streams that are not paired -------------------------------------------------------
+
+
+def present(**rows):
+    return {name: torch.isin(torch.arange(9), torch.tensor(there)) for name, there in rows.items()}
+
+
+def served(data, views=("image", "audio"), labels=False):
+    return next(data.loader(dict.fromkeys(views, 1), batch_size=1, seed=0, labels=labels).epoch(0))
+
+
+def test_absent_samples_are_zeros_from_the_border_on():
+    image, audio, _ = tensors()
+    here = present(audio=[1, 2, 8], image=list(range(9)))
+    holes = torch.where(here["audio"][:, None], audio[:9], torch.nan)
+    data = first_batch(audio=holes, present=here)
+    batch = served(data)
+    assert torch.equal(batch["audio"], torch.where(here["audio"][:, None], audio[:9], 0.0))
+    assert torch.equal(batch["image"], image[:9])
+    assert batch["present"].keys() == {"image", "audio"}
+    assert torch.equal(batch["present"]["audio"], here["audio"])
+    assert served(data, ["image"])["present"].keys() == {"image"}
+    assert holes.isnan().any()  # the user's own tensor is left alone
+    assert data.fingerprint != first_batch(audio=holes, present=present(audio=[1, 2], image=list(range(9)))).fingerprint
+
+
+def test_streams_may_be_of_different_lengths_if_what_names_their_rows_is_by_modality():
+    image, audio, label = tensors()
+    batch = {"image": image[:9], "audio": audio[:5], "index": {"image": torch.arange(9), "audio": torch.arange(5)}}
+    batch |= {"label": {"image": label[:9], "audio": label[:5]}, "group": {"audio": torch.arange(5)}}
+    given = served(UserData([batch]), labels=True)
+    for key in ("label", "index", "group"):
+        assert given[key].keys() == batch[key].keys()
+        assert all(torch.equal(given[key][name], batch[key][name]) for name in batch[key])
+    assert served(UserData([batch]), ["audio"], labels=True)["label"].keys() == {"audio"}
+    assert "label" not in served(UserData([batch]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"present": torch.ones(9, dtype=torch.bool)},
+            "'present' of the first batch is a Tensor; a dict from modality",
+        ),
+        (
+            {"present": present(audoi=[1])},
+            "'present' of the first batch is of 'audoi', no modality; did you mean 'audio'",
+        ),
+        (
+            {"present": {"audio": torch.ones(9)}},
+            r"'present of audio' in the first batch is torch.float32 \(9,\); a tensor",
+        ),
+        ({"present": {"audio": torch.ones(8).bool()}}, "different lengths: image 9, audio 9, present of audio 8"),
+        ({"label": torch.zeros(9)}, r"'label' in the first batch is torch.float32 \(9,\); a tensor int64 \(b,\), or"),
+        ({"label": torch.zeros(9, dtype=torch.int32)}, "'label' in the first batch is torch.int32"),
+        ({"label": {"audio": [0] * 9}}, "'label of audio' in the first batch is a list; a tensor int64"),
+        ({"label": {"audio": torch.zeros(5).long()}}, "different lengths: audio 9, label of audio 5"),
+        ({"label": {"sound": torch.zeros(9).long()}}, "'label' of the first batch is of 'sound', no modality"),
+        ({"label": torch.zeros(8).long()}, "different lengths: image 9, audio 9, label 8"),
+        ({"group": ["a"] * 9}, "'group' in the first batch is a list; a tensor int64"),
+        ({"index": {"audio": torch.arange(9)}}, "'index' of the first batch is by modality, and lacks 'image'"),
+        ({"index": torch.arange(9)[:, None]}, r"'index' in the first batch is torch.int64 \(9, 1\)"),
+    ],
+)
+def test_what_a_batch_says_of_its_rows_is_checked(changes, told):
+    with pytest.raises(DataError, match=told):
+        served(first_batch(**{"label": torch.zeros(9).long(), **changes}), labels=True)
+
+
+def test_later_batches_are_checked_too():
+    image, audio, _ = tensors()
+    whole = {"image": image[:9], "audio": audio[:9]}
+    data = UserData([whole, {**whole, "present": {"audio": torch.ones(8).bool()}}])
+    batches = data.loader({"image": 1, "audio": 1}, batch_size=1, seed=0).epoch(0)
+    assert "present" not in next(batches)
+    with pytest.raises(DataError, match="but batch 2 has different lengths"):
+        next(batches)
+
+
+def test_a_label_that_is_asked_for_must_be_there():
+    with pytest.raises(DataError, match="the first batch lacks 'label'"):
+        served(first_batch(), labels=True)

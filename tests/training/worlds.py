@@ -41,6 +41,9 @@ class Pairs:
     def partners(self, modality: str) -> np.ndarray:
         return np.roll(np.arange(len(self)), -1) if self.cycle and modality == "image" else np.arange(len(self))
 
+    def present(self, modality: str) -> np.ndarray | None:
+        return None
+
     def samples(self, modality: str, batch_size: int = 512) -> Iterator[Tensor]:
         self.read.append(modality)
         return iter(self.arrays[modality].split(batch_size))

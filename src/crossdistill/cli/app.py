@@ -84,7 +84,7 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
         _leave(0)
     except OSError as error:
-        _complain(_of_the_disk(error))
+        _complain(of_the_disk(error))
         _leave(2)
     except EndOfFile as error:
         _other(error.__cause__ or error)
@@ -110,7 +110,7 @@ def _quiet() -> Generator[None]:
             del os.environ["PYTHONWARNINGS"]
 
 
-def _of_the_disk(error: OSError, out: Path | None = None) -> str:
+def of_the_disk(error: OSError, out: Path | None = None) -> str:
     """Say what the system refused, on which file; below `out`, that it is the folder of --out.
 
     Args:
@@ -202,6 +202,30 @@ def run(
 
 
 @app.command()
+def bench(
+    suite: Annotated[Path | None, typer.Argument(help="Suite file; without one, give --data.")] = None,
+    out: Out = Path("runs/bench"),
+    data: Annotated[str, typer.Option(help="Instead of a file: your pairs, or a named set; the standard suite.")] = "",
+    source: Annotated[str, typer.Option(help="The rich modality of --data.")] = "",
+    target: Annotated[str, typer.Option(help="The poor modality of --data.")] = "",
+    methods: Annotated[str, typer.Option(help="Rows for --data, as a,b,c; all that apply if not said.")] = "",
+    track: Annotated[str, typer.Option(help="For --data: label-free, or labelled.")] = "label-free",
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many; more of them later add their own runs.")] = None,
+    jobs: Jobs = None,
+    on: Annotated[str, typer.Option(help="ray: share the runs among a Ray cluster's machines.")] = "",
+    dry: Annotated[bool, typer.Option("--dry-run", help="Show the plan with time and disk; train nothing.")] = False,
+) -> None:
+    """Compare methods under one protocol, over experiments and seeds, with the statistics: an honest league table.
+
+    Killed or stopped it goes on where it was, and a run that fails is recorded with its reason.
+    """
+    _import_from_here()
+    from crossdistill.cli.bench import run_bench, suite_of
+
+    run_bench(suite_of(suite, data, source, target, methods, track, seeds), out, jobs=jobs, on=on, seeds=seeds, dry=dry)
+
+
+@app.command()
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("experiment.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
@@ -218,15 +242,22 @@ def init(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a suite.")],
     chart: Annotated[Path | None, typer.Option("--chart", help="Also write the bar chart alone, as SVG.")] = None,
 ) -> None:
-    """Write the page of a finished run anew."""
+    """Write the page of a finished run anew, or that of a suite, finished or not, with its statistics and pictures."""
     from crossdistill.files import write_text
-    from crossdistill.report import league_chart_svg, write_report
+    from crossdistill.report import is_bench, league_chart_svg, write_league, write_report
 
     if not (folder / "results.json").is_file():
         raise ConfigError(f"'{folder}' has no results.json: give the --out folder of a finished run")
+    if is_bench(folder):
+        if chart is not None:
+            raise ConfigError(
+                f"'{folder}' is a suite's: its pictures are in '{folder / 'pictures'}'; leave out --chart"
+            )
+        typer.echo(f"wrote {write_league(folder)}")
+        return
     typer.echo(f"wrote {write_report(folder)}")
     if chart is not None:
         write_text(chart, league_chart_svg(folder))
@@ -304,7 +335,7 @@ def _run(file: Path, changes: list[str], out: Path, jobs: int | None) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise CrossDistillError(_of_the_disk(error, out)) from error
+            raise CrossDistillError(of_the_disk(error, out)) from error
     show_results(results, page)
 
 

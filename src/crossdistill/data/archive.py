@@ -1,6 +1,7 @@
 """One NPZ file as a data set: an array a modality, and `label`, `group`, `split`, `class_names`.
 
-A label of -1 or NaN, or an empty word, is a missing one.
+A label of -1 or NaN, or an empty word, is a missing one. Where rows lack a modality, `present_<modality>` (n,) says
+which have it; what its array holds in the others does not matter.
 """
 
 from __future__ import annotations
@@ -21,13 +22,24 @@ from crossdistill.data.probe import array_modality
 from crossdistill.data.tables import RESERVED, Table
 from crossdistill.errors import DataError, suggest
 
+PRESENT = "present_"
+"""What the names of arrays begin with that say which rows have a modality."""
+
 
 def load_archive(
-    path: Path, wanted: Sequence[str] | None, options: ReadOptions, problems: Problems, name: str, seed: int
+    path: Path,
+    wanted: Sequence[str] | None,
+    options: ReadOptions,
+    problems: Problems,
+    name: str,
+    seed: int,
+    duplicates: str,
 ) -> PairedDataset:
     """Read one archive: an array a modality, and `label`, `group`, `split`, `class_names`."""
     arrays = read_archive(path)
     columns = {key: arrays.pop(key) for key in (*RESERVED, "class_names") if key in arrays}
+    present = _present(arrays, problems)
+    problems.raise_if_any()  # else what they excuse would be told of too
     for key in wanted or ():
         if key not in arrays:
             raise DataError(f"{path}: no array is called '{key}'{suggest(key, arrays)}")
@@ -40,8 +52,11 @@ def load_archive(
         raise DataError(f"{path}: all arrays need one row a pair, as many in each; found rows: {told or 'no arrays'}")
     modalities: dict[str, Modality] = {}
     contents: dict[str, Contents] = {}
+    present = {key: here for key, here in present.items() if key in arrays}
     for key in list(arrays):
         check_name(key)
+        if key in present and arrays[key].dtype.kind in "biuf":
+            arrays[key][~present[key]] = 0
         try:
             arrays[key], modalities[key] = array_modality(key, arrays[key], options)
         except DataError as error:
@@ -56,12 +71,21 @@ def load_archive(
         options.check_used()
     rows = [f"row {i}" for i in range(max(counts.values()))]
     label, group, split = (_words(key, columns.get(key), problems) for key in RESERVED)
-    table = Table(rows=rows, label=label, group=group, split=split)
+    table = Table(rows=rows, label=label, group=group, split=split, present=present)
     _name_classes(table, columns.get("class_names"), problems)
     if len(contents) < len(arrays):
         problems.raise_if_any()
     return assemble(
-        arrays, modalities, contents, dict.fromkeys(arrays, rows), table, problems, name=name, seed=seed, digests={}
+        arrays,
+        modalities,
+        contents,
+        dict.fromkeys(arrays, rows),
+        table,
+        problems,
+        name=name,
+        seed=seed,
+        digests={},
+        duplicates=duplicates,
     )
 
 
@@ -83,6 +107,21 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
         what = f"array '{key}'" if key else "the archive"
         raise DataError(f"{path}: {what} cannot be read: {error}; save plain arrays with numpy.savez") from None
     return arrays
+
+
+def _present(arrays: dict[str, np.ndarray], problems: Problems) -> dict[str, np.ndarray]:
+    """Take the arrays that say who has a modality out of all arrays, as (n,) bool by modality."""
+    present: dict[str, np.ndarray] = {}
+    for key in [key for key in arrays if key.startswith(PRESENT)]:
+        here, modality = arrays.pop(key), key.removeprefix(PRESENT)
+        known = [name for name in arrays if not name.startswith(PRESENT)]
+        if modality not in known:
+            problems.add(f"'{key}' says who has '{modality}', and no array is called that{suggest(modality, known)}")
+        elif here.shape != (rows := arrays[modality].shape[:1]) or not np.isin(here, (False, True)).all():
+            problems.add(f"'{key}' must hold true or false for each row, {rows}; it is {here.dtype} {here.shape}")
+        elif not here.all():
+            present[modality] = here.astype(bool)
+    return present
 
 
 def _words(key: str, column: np.ndarray | None, problems: Problems) -> list[str] | None:

@@ -25,6 +25,7 @@ def assemble(
     name: str,
     seed: int,
     digests: Mapping[str, str],
+    duplicates: str = "refuse",
 ) -> PairedDataset:
     """Put a data set together.
 
@@ -33,11 +34,12 @@ def assemble(
         modalities: What they are, not yet fitted.
         contents: What the pass over them found.
         names: Of the samples, by modality, for messages.
-        table: Labels, groups, split and names of the rows.
+        table: Labels, groups, split, what is absent and names of the rows.
         problems: What was found so far; what is found here is added.
         name: Of the data set.
         seed: Of the split, where one is made.
         digests: Content hashes of arrays where they are known.
+        duplicates: Whether equal samples on two sides of a split are refused, or dropped from the lesser side.
 
     Returns:
         The data set, standardised by its training rows.
@@ -56,11 +58,12 @@ def assemble(
     if table.group is not None:
         group = checks.read_groups(table.group, table.rows, problems)
     split = None if table.split is None else checks.read_split(table.split, table.rows, problems)
+    contents = checks.check_present(table.present, contents, table.rows, problems)
     problems.raise_if_any()
     made = split is None
     about = f"Read from {problems.where}."
     if split is None:
-        same = [_own_hash(c) for c in contents.values()]
+        same = [checks.own_hashes(c) for c in contents.values()]
         split = make_split(len(table.rows), label=label, group=group, same=same, seed=seed)
         about += f" The split 70/10/20 was made by crossdistill (seed {seed}; stratified by class, groups kept whole)."
         if label is not None and (label < 0).any():
@@ -74,27 +77,27 @@ def assemble(
     checks.check_sizes(split, problems)
     if label is not None:
         checks.check_labels(label, class_names, split, table.rows, problems, made=made)
+    leaks = np.zeros(len(split), dtype=bool)
+    if duplicates == "drop" and (leaks := checks.find_leaks(contents, kinds, split)).any():
+        problems.warn(f"{int(leaks.sum())} rows are left out, as the same samples are in a part held back for judging")
+    train = {m: np.flatnonzero((split == 0) & ~leaks & table.present.get(m, True)) for m in modalities}
+    for m in (m for m, rows in train.items() if not len(rows) and (split == 0).any()):
+        problems.add(f"'{m}': no training row has it")
     checks.check_contents(contents, kinds, names, problems)
-    checks.check_duplicates(contents, kinds, names, split, problems)
+    if not leaks.any():
+        checks.check_duplicates(contents, kinds, names, split, problems)
     problems.raise_if_any()
-    train = np.flatnonzero(split == 0)
     data = PairedDataset(
         arrays,
-        {m: modality.fitted(arrays[m], train) for m, modality in modalities.items()},
+        {m: modality.fitted(arrays[m], train[m]) for m, modality in modalities.items()},
         name=name,
         label=label,
         class_names=class_names,
         group=group,
         split=split,
+        present=table.present,
         about=about,
         warnings=tuple(problems.warnings),
     )
     data.columns.known.update(digests)
-    return data
-
-
-def _own_hash(contents: Contents) -> np.ndarray:
-    """Give content hashes in which constant samples are all different: they are alike without being the same thing."""
-    own = contents.hashes.copy()
-    own[contents.constant] = -1 - np.arange(int(contents.constant.sum()))
-    return own
+    return data.subset(~leaks) if leaks.any() else data

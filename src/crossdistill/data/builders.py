@@ -119,7 +119,14 @@ def _sound(name: str, array: np.ndarray, seconds: float, mels: int) -> Modality:
 
 
 def avdigits(
-    files: Files, *, train: int = 6000, validation: int = 1000, test: int = 2000, mels: int = 40, seed: int = 0
+    files: Files,
+    *,
+    train: int = 6000,
+    validation: int = 1000,
+    test: int = 2000,
+    mels: int = 40,
+    speakers: str = "shared",
+    seed: int = 0,
 ) -> PairedDataset:
     """Match written digits with spoken ones by class.
 
@@ -133,8 +140,12 @@ def avdigits(
         validation: Validation pairs, at most 5000.
         test: Test pairs, at most 10000.
         mels: Bands of the spectrogram.
+        speakers: "shared" by all splits, or "left_out": the test has all recordings of two speakers whom training and
+            validation never hear, which is harder and closer to practice.
         seed: Of the matching.
     """
+    if speakers not in ("shared", "left_out"):
+        raise DataError(f"avdigits: speakers are shared or left_out; received '{speakers}'")
     mnist, fsdd = files["mnist"], files["fsdd"]
     for word, value, most in (("train", train, 55000), ("validation", validation, 5000), ("test", test, 10000)):
         if not 1 <= value <= most:
@@ -144,6 +155,8 @@ def avdigits(
     label = np.concatenate([mnist["train_labels"][chosen], mnist["test_labels"][:test]]).astype(np.int64)
     split = np.repeat([0, 1, 2], [train, validation, test])
     part = np.where(fsdd["index"] < 5, 2, np.where(fsdd["index"] < 10, 1, 0))
+    if speakers == "left_out":
+        part = np.where(fsdd["speaker"] >= 4, 2, np.where(fsdd["index"] < 10, 1, 0))
     rng = np.random.default_rng(seed)
     recording = np.empty(len(label), dtype=np.int64)
     for s in range(3):

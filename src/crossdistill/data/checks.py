@@ -67,10 +67,12 @@ class Contents:
     Attributes:
         hashes: Of every sample (n,) int64; equal samples have equal ones.
         constant: Whether all numbers of a sample are equal (n,) bool.
+        present: Which rows have a sample (n,) bool; None for all. Absent ones are like no other, and constant.
     """
 
     hashes: np.ndarray
     constant: np.ndarray
+    present: np.ndarray | None = None
 
 
 def hash_rows(array: np.ndarray) -> Contents:
@@ -166,6 +168,26 @@ def check_sizes(split: np.ndarray, problems: Problems) -> None:
         problems.warn("no test rows: nothing can be measured at the end")
 
 
+def check_present(
+    present: Mapping[str, np.ndarray], contents: Mapping[str, Contents], rows: Sequence[str], problems: Problems
+) -> dict[str, Contents]:
+    """Find rows that have no modality at all (errors) and those that lack one (warnings).
+
+    Returns:
+        The contents, in which absent samples are equal to no other.
+    """
+    for name, here in present.items():
+        problems.warn(f"'{name}': {len(here) - int(here.sum())} of {len(here)} pairs lack it")
+    if len(present) == len(contents):
+        for i in np.flatnonzero(~np.logical_or.reduce(list(present.values()))).tolist():
+            problems.add(f"{rows[i]} has none of {', '.join(contents)}; leave it out")
+    found = dict(contents)
+    for name, here in present.items():
+        c = contents[name]
+        found[name] = Contents(np.where(here, c.hashes, -1 - np.arange(len(here))), c.constant | ~here, here)
+    return found
+
+
 def check_contents(
     contents: Mapping[str, Contents], kinds: Mapping[str, str], names: Mapping[str, Sequence[str]], problems: Problems
 ) -> None:
@@ -178,15 +200,43 @@ def check_contents(
         problems: Where to note them.
     """
     for name, found in contents.items():
-        count, n = int(found.constant.sum()), len(found.constant)
-        if n > 1 and (found.hashes == found.hashes[0]).all():
+        there = np.arange(len(found.hashes)) if found.present is None else np.flatnonzero(found.present)
+        constant = there[found.constant[there]]
+        count, n = len(constant), len(there)
+        if n > 1 and (found.hashes[there] == found.hashes[there[0]]).all():
             problems.add(f"'{name}': all {n} samples are equal; the modality says nothing")
         elif count * 2 > n:
-            first = names[name][int(np.argmax(found.constant))]
+            first = names[name][int(constant[0])]
             problems.add(f"'{name}': {count} of {n} {kinds[name]} samples are constant, the first: {first}")
         elif count:
-            shown = ", ".join(names[name][int(i)] for i in np.flatnonzero(found.constant)[:3])
+            shown = ", ".join(names[name][int(i)] for i in constant[:3])
             problems.warn(f"'{name}': {count} of {n} samples are constant: {shown}{', ...' if count > 3 else ''}")
+
+
+def find_leaks(contents: Mapping[str, Contents], kinds: Mapping[str, str], split: np.ndarray) -> np.ndarray:
+    """Find rows to leave out so that `check_duplicates` has nothing to say: a mask (n,).
+
+    Of equal samples on several sides of a split those of the test stay, then those of the validation.
+    """
+    if set(kinds.values()) == {"vector"}:
+        columns = [np.stack([found.hashes for found in contents.values()], axis=1)]
+    else:
+        columns = [own_hashes(found)[:, None] for name, found in contents.items() if kinds[name] != "vector"]
+    leaks = np.zeros(len(split), dtype=bool)
+    for hashes in columns:
+        _, code = np.unique(hashes, axis=0, return_inverse=True)
+        code = code.ravel()
+        last = np.zeros(int(code.max()) + 1, dtype=split.dtype)
+        np.maximum.at(last, code, split)
+        leaks |= split < last[code]
+    return leaks
+
+
+def own_hashes(found: Contents) -> np.ndarray:
+    """Give content hashes in which constant samples are all different: they are alike without being the same thing."""
+    own = found.hashes.copy()
+    own[found.constant] = -1 - np.arange(int(found.constant.sum()))
+    return own
 
 
 def check_duplicates(
@@ -208,7 +258,7 @@ def check_duplicates(
             one = next(iter(names.values()))
             problems.add(
                 f"the same pair is on both sides of a split: {one[first]} ({SPLITS[split[first]]}) and {one[i]} "
-                f"({SPLITS[split[i]]})"
+                f"({SPLITS[split[i]]}); leave one out, or say duplicates: drop"
             )
     for name, found in contents.items():
         home: dict[int, int] = {}
@@ -223,6 +273,6 @@ def check_duplicates(
             if kinds[name] == "vector":
                 problems.warn(text)
                 break
-            problems.add(text)
+            problems.add(f"{text}; leave one out, or say duplicates: drop")
             if problems.full:
                 return

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from crossdistill.data.modality import Modality
-from crossdistill.errors import DataError
+from crossdistill.errors import DataError, suggest
 from crossdistill.files import digest
 
 SPLITS = ("train", "validation", "test")
@@ -32,6 +32,7 @@ class Columns:
         class_names: Name of class c at place c.
         group: What must not be split (n,) int64, or None.
         split: 0 train, 1 validation, 2 test (n,) uint8, or None.
+        present: Which rows have a modality (n,) bool, of those modalities that a row may lack.
         pairing: "natural" for pairs from one event, "class" for pairs that were matched by label.
         licence: Of the data.
         attribution: Whom to credit.
@@ -46,6 +47,7 @@ class Columns:
     class_names: tuple[str, ...] = ()
     group: np.ndarray | None = None
     split: np.ndarray | None = None
+    present: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     pairing: Pairing = "natural"
     licence: str = ""
     attribution: str = ""
@@ -74,6 +76,7 @@ class Columns:
                 raise DataError(
                     f"'{self.name}': {word} has shape {column.shape}; {self.rows} pairs ask for ({self.rows},)"
                 )
+        self._check_present()
         if self.label is None:
             return
         if self.rows and not -1 <= self.label.min() <= self.label.max() < self.classes:
@@ -85,6 +88,22 @@ class Columns:
         lacking = np.flatnonzero((self.label < 0) & tested)
         if len(lacking):
             raise DataError(f"'{self.name}': row {lacking[0]}: a test row needs its label")
+
+    def _check_present(self) -> None:
+        for name, here in self.present.items():
+            if name not in self.arrays:
+                raise DataError(f"'{self.name}': `present` knows no modality '{name}'{suggest(name, self.arrays)}")
+            if here.shape != (self.rows,) or here.dtype != bool:
+                raise DataError(
+                    f"'{self.name}': present of '{name}' is {here.shape} {here.dtype}; {self.rows} pairs ask for "
+                    f"({self.rows},) bool"
+                )
+        if len(self.present) == len(self.arrays):
+            nothing = ~np.logical_or.reduce(list(self.present.values()))
+            if nothing.any():
+                raise DataError(
+                    f"'{self.name}': row {int(nothing.argmax())} has none of {', '.join(self.arrays)}; leave it out"
+                )
 
     @property
     def rows(self) -> int:
@@ -104,8 +123,10 @@ class Columns:
 
     @functools.cached_property
     def facts(self) -> str:
-        """The hash of labels, groups and split."""
-        return digest(*(b"" if c is None else c.tobytes() for c in (self.label, self.group, self.split)))
+        """The hash of labels, groups, split and of what is absent."""
+        given = (b"" if c is None else c.tobytes() for c in (self.label, self.group, self.split))
+        absent = [name for name in sorted(self.present) if not self.present[name].all()]
+        return digest(*given, *(part for name in absent for part in (name, self.present[name].tobytes())))
 
 
 def hash_array(array: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from crossdistill.data.columns import SPLITS, Columns, Pairing
 from crossdistill.data.draws import permutation
 from crossdistill.data.loader import Loader
-from crossdistill.data.modality import Modality
+from crossdistill.data.modality import Modality, blanked
 from crossdistill.data.transforms import Transform
 from crossdistill.errors import DataError, suggest
 from crossdistill.files import digest
@@ -36,6 +36,8 @@ class PairedDataset:
         class_names: Their names; the numbers themselves when empty.
         group: What must not be split (n,) of integers, or None.
         split: 0 train, 1 validation, 2 test (n,), or None.
+        present: Modality to which rows have it (n,) bool; those not named are in every row. What the array holds where
+            one is absent does not matter; statistics are to be fitted on the others (`Modality.fitted`).
         pairing: "natural" for pairs from one event, "class" for pairs that were matched by label.
         licence: Of the data.
         attribution: Whom to credit.
@@ -43,7 +45,7 @@ class PairedDataset:
         warnings: What the checks found odd but not wrong.
 
     Raises:
-        DataError: If columns do not fit each other.
+        DataError: If columns do not fit each other, or a row has no modality at all.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class PairedDataset:
         class_names: tuple[str, ...] = (),
         group: np.ndarray | None = None,
         split: np.ndarray | None = None,
+        present: Mapping[str, np.ndarray] | None = None,
         pairing: Pairing = "natural",
         licence: str = "",
         attribution: str = "",
@@ -73,6 +76,7 @@ class PairedDataset:
             class_names=tuple(class_names),
             group=None if group is None else np.asarray(group, dtype=np.int64),
             split=None if split is None else np.asarray(split, dtype=np.uint8),
+            present={name: np.asarray(here) for name, here in (present or {}).items()},
             pairing=pairing,
             licence=licence,
             attribution=attribution,
@@ -90,11 +94,15 @@ class PairedDataset:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        words = ", ".join(f"{m.name} {m.kind} {m.shape}" for m in self.modalities.values())
+        words = ", ".join(f"{m.name} {m.kind} {m.shape}{self._lack(m.name)}" for m in self.modalities.values())
         part = f".split('{self.part}')" if self.part else ""
         count = int(self.labelled.sum())
         some = f", {count} labelled" if self.label is not None and count < len(self) else ""
         return f"<{self.name}{part}: {len(self)} {self.pairing} pairs of {words}; {self.classes} classes{some}>"
+
+    def _lack(self, modality: str) -> str:
+        here = self.present(modality)
+        return "" if here is None else f" in {int(here.sum())}"
 
     @property
     def name(self) -> str:
@@ -206,6 +214,15 @@ class PairedDataset:
             )
         return self._view(rows=self.rows[rows.astype(np.int64)])
 
+    def having(self, *modalities: str) -> PairedDataset:
+        """Give the pairs of this view that lack none of some modalities: all of them, as a rule, and then this view.
+
+        Raises:
+            DataError: If there is no such modality.
+        """
+        masks = [here for name in modalities if (here := self.present(name)) is not None]
+        return self.subset(np.logical_and.reduce(masks)) if masks else self
+
     def keep_labels(self, rows: np.ndarray) -> PairedDataset:
         """Give this view with the labels of some positions alone; those of all others become unknown, -1.
 
@@ -225,20 +242,19 @@ class PairedDataset:
     def shuffled(self, modality: str, seed: int) -> PairedDataset:
         """Break the pairing of one modality with the rest, within this view: the control "shuffled pairs".
 
-        No sample keeps its partner (a random cycle through all positions). Labels and groups stay with the modalities
-        that are not shuffled. A subset or split of the result is shuffled anew within itself, so that no sample of
-        another split slips in.
+        No sample keeps its partner (a random cycle through all positions that have the modality; those that lack it
+        still do). Labels and groups stay with the modalities that are not shuffled. A subset or split of the result is
+        shuffled anew within itself, so that no sample of another split slips in.
 
         Args:
             modality: The one that is moved; usually the source, so that labels stay with the target.
             seed: Of the permutation.
 
         Raises:
-            DataError: If there is no such modality, or fewer than two pairs.
+            DataError: If there is no such modality, or fewer than two pairs that have it.
         """
-        self.modality(modality)
-        if len(self) < 2:
-            raise DataError(f"one pair cannot be shuffled: '{self.name}' has {len(self)} here")
+        if (count := len(self.having(modality))) < 2:
+            raise DataError(f"one pair cannot be shuffled: '{self.name}' has {count} here")
         return self._view(shuffles={**self.shuffles, modality: seed})
 
     def augmented(self, transforms: Mapping[str, Transform]) -> PairedDataset:
@@ -269,23 +285,37 @@ class PairedDataset:
             raise DataError(f"'{self.name}' has no modality '{name}'{suggest(name, self.modalities)}")
         return self.modalities[name]
 
+    def present(self, modality: str) -> np.ndarray | None:
+        """Say which positions of this view have a sample of `modality`, (n,) bool; None where all have.
+
+        Shuffling changes nothing in this.
+        """
+        self.modality(modality)
+        if modality not in self.columns.present:
+            return None
+        here = self.columns.present[modality][self.rows]
+        return None if here.all() else here
+
     def partners(self, modality: str) -> np.ndarray:
         """Give the position (n,) int64 of the sample of `modality` that is paired with each position.
 
         0..n-1, unless the modality is shuffled.
         """
-        self.modality(modality)
-        if modality not in self.shuffles:
-            return np.arange(len(self))
-        order = permutation(self.shuffles[modality], 0, len(self), f"shuffled {modality}")
-        partners = np.empty(len(self), dtype=np.int64)
-        partners[order] = np.roll(order, -1)  # along a cycle through all positions: nobody meets the own partner
+        here, partners = self.present(modality), np.arange(len(self))
+        if modality in self.shuffles:
+            moved = partners if here is None else np.flatnonzero(here)
+            order = moved[permutation(self.shuffles[modality], 0, len(moved), f"shuffled {modality}")]
+            partners[order] = np.roll(order, -1)  # along a cycle through all of them: nobody meets the own partner
         return partners
 
     def raw(self, modality: str, positions: np.ndarray) -> np.ndarray:
-        """Give stored samples (m, *shape) at positions (m,) of this view, as if nothing were shuffled."""
+        """Give stored samples (m, *shape) at positions (m,) of this view, unshuffled, zeros for absent ones."""
         self.modality(modality)
-        return self.columns.arrays[modality][self.rows[positions]]
+        rows = self.rows[positions]
+        found = self.columns.arrays[modality][rows]
+        if modality in self.columns.present:
+            found[~self.columns.present[modality][rows]] = 0  # a copy: `rows` are integers
+        return found
 
     def samples(self, modality: str, batch_size: int = 512) -> Iterator[Tensor]:
         """Give all samples of a modality, prepared, in the order of positions, not shuffled, not augmented.
@@ -295,12 +325,13 @@ class PairedDataset:
             batch_size: Samples a tensor; 512 keeps small pictures within a few MB.
 
         Yields:
-            (b, *shape) float32.
+            (b, *shape) float32, zeros where the modality is absent.
         """
-        kind = self.modality(modality)
+        kind, here = self.modality(modality), self.present(modality)
         for start in range(0, len(self), batch_size):
             positions = np.arange(start, min(start + batch_size, len(self)))
-            yield kind.prepare(torch.from_numpy(self.raw(modality, positions)))
+            prepared = kind.prepare(torch.from_numpy(self.raw(modality, positions)))
+            yield blanked(prepared, None if here is None else torch.from_numpy(here[positions]))
 
     def loader(
         self,
@@ -346,11 +377,13 @@ class PairedDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that batches depend on, augmentation apart: samples, rows, pairing, labels, groups."""
+        """Hash of all that batches depend on, augmentation apart: samples, rows, pairing, labels, groups, absences."""
         contents = {name: self.columns.content(name) for name in self.modalities}
         facts = {name: modality.to_json() for name, modality in self.modalities.items()}
         return digest(contents, facts, self.columns.facts, self.rows.tobytes(), dict(self.shuffles))
 
     def fingerprint_of(self, modality: str) -> str:
         """Hash of what `samples(modality)` gives: stored samples, standardisation and rows; not the pairing."""
-        return digest(self.columns.content(modality), self.modality(modality).to_json(), self.rows.tobytes())
+        here = self.present(modality)
+        absent = () if here is None else (here.tobytes(),)
+        return digest(self.columns.content(modality), self.modality(modality).to_json(), self.rows.tobytes(), *absent)

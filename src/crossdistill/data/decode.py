@@ -129,6 +129,8 @@ def load_array(path: Path) -> np.ndarray:
 
 def _fit_array(path: Path, array: np.ndarray, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     """Bring a sample from a NPY file to its shape; only time may differ, and colours may come last."""
+    if kind == "image" and array.ndim == 4:
+        array = fold_clip(array)
     if kind == "sequence" and array.ndim == 2 and array.shape[0] == shape[0] and array.shape[1] != shape[1]:
         return resample_time(array, shape[1])
     if kind in ("image", "audio") and array.shape == shape[1:] and shape[0] == 1:
@@ -138,6 +140,13 @@ def _fit_array(path: Path, array: np.ndarray, kind: str, shape: tuple[int, ...])
     if array.shape != shape:
         raise DataError(f"{path}: the sample has shape {array.shape}, the others {shape}")
     return array
+
+
+def fold_clip(clips: np.ndarray) -> np.ndarray:
+    """Make clips (..., t, c, h, w) or, with 1 or 3 colours, (..., t, h, w, c) pictures (..., t c, h, w)."""
+    if clips.shape[-1] in (1, 3):
+        clips = np.moveaxis(clips, -1, -3)
+    return np.ascontiguousarray(clips).reshape(*clips.shape[:-4], -1, *clips.shape[-2:])
 
 
 def resample_time(sequence: np.ndarray, length: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.data.draws import Draws, permutation
+from crossdistill.data.modality import blanked
 from crossdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Loader:
         self._label = data.label if labels else None
         self._group = data.group
         self._partners = {name: data.partners(name) for name in views if name in data.shuffles}
+        self._present = {name: here for name in views if (here := data.present(name)) is not None}
         self._workers: _Workers | None = None
         self._deal: _Deal | None = None
         if distinct_groups:
@@ -79,7 +81,9 @@ class Loader:
 
         Yields:
             Modality to float32 (b, *shape), the k-th further view as "name#k"; `index` (b,) int64, positions in the
-            data set (by modality where a modality read here is shuffled); `label` and `group` (b,) int64 where there.
+            data set (by modality where a modality read here is shuffled); `label` and `group` (b,) int64 where there;
+            `present`, modality to (b,) bool, of those read here that some pair of the data set lacks. Absent samples
+            are zeros, in every view.
 
         Raises:
             DataError: If a batch cannot be cut into `world` equal shares.
@@ -112,6 +116,7 @@ class Loader:
         """Give the samples at `positions` (b,) as a batch of `epoch`."""
         batch: dict[str, Any] = {}
         places: dict[str, Tensor] = {}
+        present = {name: torch.from_numpy(here[positions]) for name, here in self._present.items()}
         for name, count in self.views.items():
             own = self._partners[name][positions] if name in self._partners else positions
             places[name] = torch.from_numpy(own.copy())
@@ -119,12 +124,15 @@ class Loader:
             transform = self.data.transforms.get(name)
             for k in range(count):
                 draws = Draws(seed=self.seed, epoch=epoch, index=places[name], modality=name, view=k)
-                batch[f"{name}#{k}" if k else name] = prepared if transform is None else transform(prepared, draws)
+                seen = prepared if transform is None else transform(prepared, draws)
+                batch[f"{name}#{k}" if k else name] = blanked(seen, present.get(name))
         batch["index"] = places if self._partners else torch.from_numpy(positions.copy())
         if self._label is not None:
             batch["label"] = torch.from_numpy(self._label[positions])
         if self._group is not None:
             batch["group"] = torch.from_numpy(self._group[positions])
+        if present:
+            batch["present"] = present
         return batch
 
 

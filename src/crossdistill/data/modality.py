@@ -166,6 +166,11 @@ class Modality:
         return cls(**values)
 
 
+def blanked(x: Tensor, here: Tensor | None) -> Tensor:
+    """Give samples (b, ...) with zeros for those that are absent, where `here` (b,) bool is False; None leaves all."""
+    return x if here is None else x.masked_fill(~here.view(-1, *(1,) * (x.ndim - 1)), 0)
+
+
 def check_name(name: str) -> None:
     """Refuse names of modalities that mean something else in batches.
 

@@ -8,9 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from crossdistill.data.decode import ARRAYS, PICTURES, SOUNDS, frames_of, load_array, picture_facts, sound_facts
+from crossdistill.data.decode import (
+    ARRAYS,
+    PICTURES,
+    SOUNDS,
+    fold_clip,
+    frames_of,
+    load_array,
+    picture_facts,
+    sound_facts,
+)
 from crossdistill.data.modality import STORED, Modality
 from crossdistill.data.options import ReadOptions
+from crossdistill.data.tables import NO_FILE
 from crossdistill.errors import DataError
 
 LOOKED_AT = 16
@@ -47,7 +57,10 @@ def guess_modality(name: str, paths: Sequence[Path], options: ReadOptions) -> Mo
         except DataError as error:
             first_error = first_error or error
     if not facts:
-        raise first_error or DataError(f"'{name}': none of its {len(paths)} files exists; the first: {paths[0]}")
+        named = [path for path in paths if path is not NO_FILE]
+        if not named:
+            raise DataError(f"'{name}': no row has it; leave its column out")
+        raise first_error or DataError(f"'{name}': none of its {len(named)} files exists; the first: {named[0]}")
     kind = facts[0][0]
     same = [value for other, value in facts if other == kind]
     if kind == "image":
@@ -119,8 +132,10 @@ def _array(name: str, facts: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], op
 
 def _form(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions) -> tuple[Any, tuple[int, ...]]:
     """Say of what kind samples of a shape are ("" for none), and what shape they have when colours come first."""
-    guess = {1: "vector", 2: "image" if dtype == np.uint8 else "sequence", 3: "image"}.get(len(shape), "")
+    guess = {1: "vector", 2: "image" if dtype == np.uint8 else "sequence", 3: "image", 4: "image"}.get(len(shape), "")
     kind = options.of("kinds", name, guess)
+    if kind == "image" and len(shape) == 4:  # a clip: its frames' colours are channels of one picture
+        return kind, fold_clip(np.broadcast_to(np.zeros((), bool), shape)).shape
     if kind in ("image", "audio") and len(shape) == 2:
         return kind, (1, *shape)
     if kind == "image" and len(shape) == 3 and shape[0] not in (1, 3) and shape[2] in (1, 3):
@@ -137,7 +152,8 @@ def array_modality(name: str, array: np.ndarray, options: ReadOptions) -> tuple[
     """Bring an array (n, ...) to a form that can be stored, and say what it is.
 
     One axis a sample makes vectors (n, d), two make sequences (n, c, t) or, for uint8, grey pictures (n, h, w), three
-    make pictures (n, c, h, w) or (n, h, w, c) where only the last axis can be one of colours. `kinds` says otherwise.
+    make pictures (n, c, h, w) or (n, h, w, c) where only the last axis can be one of colours, four make clips
+    (n, t, c, h, w) or (n, t, h, w, c), whose frames become channels (n, t c, h, w). `kinds` says otherwise.
 
     Returns:
         The array (n, *shape), uint8, int16, float16 or float32, and its modality, not yet fitted.
@@ -152,6 +168,8 @@ def array_modality(name: str, array: np.ndarray, options: ReadOptions) -> tuple[
         raise DataError(f"'{name}': an array of shape {array.shape} is no kind of modality")
     if array.ndim == 3 and len(shape) == 3:
         array = array[:, None]
+    elif array.ndim == 5 and len(shape) == 3:
+        array = fold_clip(array)
     elif array.shape[1:] != shape:
         array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
     array = storable(array)

@@ -17,7 +17,7 @@ from crossdistill.data.paths import expanded
 from crossdistill.data.probe import guess_modality
 from crossdistill.data.store import Stored, decoded
 from crossdistill.data.tables import Table, read_folder, read_manifest
-from crossdistill.errors import DataError
+from crossdistill.errors import ConfigError, DataError
 
 
 def load_files(
@@ -35,6 +35,7 @@ def load_files(
     mels: int | Mapping[str, int] | None = None,
     length: int | Mapping[str, int] | None = None,
     kinds: Mapping[str, str] | None = None,
+    duplicates: str = "refuse",
 ) -> PairedDataset:
     """Read a folder, a CSV or Parquet manifest, or a NPZ file.
 
@@ -45,6 +46,8 @@ def load_files(
 
     Outside the test split a label may be missing: an empty cell, a file beside the class folders, -1, or NaN in a NPZ
     file. It is -1 in the data set.
+
+    A pair may lack modalities, all but one: an empty cell of a manifest, or false in a NPZ file's `present_<modality>`.
 
     Files are decoded once into the store and memory-mapped from there. Everything is checked in that pass; up to ten
     problems are told at once.
@@ -63,6 +66,8 @@ def load_files(
         mels: Bands of spectrograms.
         length: Of sequences.
         kinds: Of arrays whose axes leave a doubt.
+        duplicates: What to do with equal samples on two sides of a split, a leak: "refuse" the data, or "drop" the rows
+            of training and validation whose samples are held back for judging.
 
     Returns:
         The data set, with what is odd but not wrong in `warnings`.
@@ -71,24 +76,32 @@ def load_files(
         DataError: With what is wrong, naming files and rows.
         ConfigError: If an option is of another type, out of range, or of no use with these data.
     """
+    if duplicates not in ("refuse", "drop"):
+        raise ConfigError(f"duplicates is refuse or drop; received '{duplicates}'")
     path = expanded(source)
     options = ReadOptions(
         size=size, channels=channels, rate=rate, seconds=seconds, mels=mels, length=length, kinds=kinds
     )
     problems = Problems(str(path))
     if path.suffix.lower() == ".npz":
-        data = load_archive(path, modalities, options, problems, name or path.stem, split_seed)
+        data = load_archive(path, modalities, options, problems, name or path.stem, split_seed, duplicates)
         return data.named(pairing=pairing)
     table = read_folder(path, problems, modalities) if path.is_dir() else read_manifest(path, modalities, problems)
     if not table.rows:
         problems.add("there is not a single pair")
         problems.raise_if_any()
-    data = _load_table(table, options, problems, name or path.stem, split_seed, cache)
+    data = _load_table(table, options, problems, name or path.stem, split_seed, cache, duplicates)
     return data.named(pairing=pairing)
 
 
 def _load_table(
-    table: Table, options: ReadOptions, problems: Problems, name: str, seed: int, cache: str | Path | None
+    table: Table,
+    options: ReadOptions,
+    problems: Problems,
+    name: str,
+    seed: int,
+    cache: str | Path | None,
+    duplicates: str,
 ) -> PairedDataset:
     """Decode a table's files and put the data set together."""
     stored: dict[str, Stored] = {}
@@ -119,4 +132,5 @@ def _load_table(
         name=name,
         seed=seed,
         digests={m: s.digest for m, s in stored.items()},
+        duplicates=duplicates,
     )

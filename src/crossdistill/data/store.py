@@ -58,6 +58,9 @@ def store_key(paths: Sequence[Path], modality: Modality) -> str:
     """Hash what decoded samples are made from: files by path, size and time of change, and how they are decoded."""
     files: list[tuple[str, int, int]] = []
     for path in paths:
+        if path is NO_FILE:
+            files.append(("", 0, 0))
+            continue
         facts = path.stat()
         files.append((str(path.resolve()), facts.st_size, facts.st_mtime_ns))
     how = {"kind": modality.kind, "shape": modality.shape, "dtype": modality.dtype, "decode": dict(modality.decode)}
@@ -70,7 +73,7 @@ def decoded(
     """Give the decoded samples of files, from the store where they are there, else decoding each once.
 
     Args:
-        paths: One file a row.
+        paths: One file a row; a row without one (`NO_FILE`) is stored as zeros.
         rows: Names of the rows, for messages.
         modality: How to decode; mean and std do not matter.
         problems: Where broken files are noted.
@@ -81,9 +84,7 @@ def decoded(
     """
     there = True
     for path, row in zip(paths, rows, strict=True):
-        if path is NO_FILE:
-            there = False
-        elif not path.is_file():
+        if path is not NO_FILE and not path.is_file():
             there = False
             problems.add(f"{row}: {path}: there is no such file")
     if not there:  # look for whatever else is wrong, to say it all at once
@@ -166,16 +167,18 @@ def _samples(
     paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Decode files, some at a time in threads (Pillow and soundfile let others run meanwhile), until too many fail."""
+    blank = np.zeros(modality.shape, modality.dtype)
 
     def read(i: int) -> np.ndarray | str:
         try:
-            return modality.read(paths[i])
+            return blank if paths[i] is NO_FILE else modality.read(paths[i])
         except DataError as error:
             return str(error)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for start in range(0, len(paths), 256):  # a part at a time, so that memory stays small
-            part = [i for i in range(start, min(start + 256, len(paths))) if paths[i].is_file()]
+            part = range(start, min(start + 256, len(paths)))
+            part = [i for i in part if paths[i] is NO_FILE or paths[i].is_file()]
             for i, result in zip(part, pool.map(read, part), strict=True):
                 if isinstance(result, str):
                     problems.add(f"{rows[i]}: {result}")

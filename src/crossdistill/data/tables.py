@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crossdistill.data.checks import ALIASES, SHOWN, Problems
 from crossdistill.data.decode import ARRAYS, PICTURES, SOUNDS
 from crossdistill.data.paths import files_below, listed
@@ -16,7 +18,7 @@ from crossdistill.errors import DataError, suggest
 READABLE = PICTURES | SOUNDS | ARRAYS
 RESERVED = ("label", "group", "split")
 NO_FILE = Path()
-"""Stands where a cell of a manifest is empty, which is told of as such, and of nothing else (`is`)."""
+"""Stands where a cell of a manifest is empty, so that the row lacks the modality, and for nothing else (`is`)."""
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Table:
 
     Attributes:
         files: Paths by modality, one a row.
+        present: Which rows have a modality (n,) bool, of the modalities that some row lacks.
         rows: Names of the rows, for messages.
         label: Class names, or None; an empty word is a missing label.
         group: Names of groups, or None.
@@ -38,6 +41,7 @@ class Table:
     group: list[str] | None = None
     split: list[str] | None = None
     class_names: tuple[str, ...] = ()
+    present: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
 
 
 def read_folder(folder: Path, problems: Problems, wanted: Sequence[str] | None = None) -> Table:
@@ -122,12 +126,12 @@ def _places(table: Table, problems: Problems) -> None:
 def read_manifest(path: Path, modalities: Sequence[str] | None, problems: Problems) -> Table:
     """Read a CSV or Parquet table: a column a modality with paths relative to it, and `label`, `group`, `split`.
 
-    An empty `label` and -1 are missing ones.
+    An empty `label` and -1 are missing ones; a row lacks a modality whose cell is empty.
 
     Args:
         path: The manifest.
         modalities: Columns to use; default: every column but the reserved ones.
-        problems: Where empty cells and unknown columns are noted; rows count from 1, the header apart.
+        problems: Where unknown columns are noted; rows count from 1, the header apart.
 
     Returns:
         The table.
@@ -145,15 +149,15 @@ def read_manifest(path: Path, modalities: Sequence[str] | None, problems: Proble
     for name in modalities or free:
         cells = columns[name]
         if not modalities and cells and not any(Path(c).suffix.lower() in READABLE for c in cells):
+            row = next((i for i, cell in enumerate(cells) if cell), 0)
             problems.add(
-                f"unknown column '{name}' (row 1: '{cells[0]}'): not paths of files that can be read"
+                f"unknown column '{name}' ({table.rows[row]}: '{cells[row]}'): not paths of files that can be read"
                 f"{suggest(name, RESERVED)}; or choose columns with modalities=[...]"
             )
             continue
-        for row, cell in zip(table.rows, cells, strict=True):
-            if not cell:
-                problems.add(f"{row}: column '{name}' is empty; every pair needs all modalities")
         table.files[name] = [path.parent / cell if cell else NO_FILE for cell in cells]
+        if not all(cells):
+            table.present[name] = np.array([bool(cell) for cell in cells])
     if not table.files and not problems.errors:
         raise DataError(f"{path}: no column holds files; columns: {', '.join(columns) or 'none'}")
     table.label, table.group, table.split = (columns.get(name) for name in RESERVED)

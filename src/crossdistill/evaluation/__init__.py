@@ -3,6 +3,17 @@
 from crossdistill.evaluation.embed import embed, few_labels
 from crossdistill.evaluation.finetune import fine_tune
 from crossdistill.evaluation.knn import knn_predict
+from crossdistill.evaluation.league import (
+    Friedman,
+    average_ranks,
+    cliques,
+    critical_difference,
+    data_sets_needed,
+    friedman,
+    pairwise_signed_rank,
+    rank_methods,
+    signed_rank_p,
+)
 from crossdistill.evaluation.linear import LinearProbe, UnitLength, linear_probe
 from crossdistill.evaluation.metrics import (
     accuracy,
@@ -19,6 +30,7 @@ from crossdistill.evaluation.retrieval import found_within, partner_ranks
 from crossdistill.evaluation.statistics import (
     Interval,
     bootstrap_difference,
+    bootstrap_differences,
     holm,
     mean_interval,
     minimum_detectable_difference,
@@ -28,19 +40,26 @@ from crossdistill.evaluation.statistics import (
 )
 
 __all__ = [
+    "Friedman",
     "Interval",
     "LinearProbe",
     "UnitLength",
     "accuracy",
     "average_precision",
+    "average_ranks",
     "balanced_accuracy",
     "bootstrap_difference",
+    "bootstrap_differences",
+    "cliques",
     "correct",
+    "critical_difference",
+    "data_sets_needed",
     "embed",
     "expected_calibration_error",
     "few_labels",
     "fine_tune",
     "found_within",
+    "friedman",
     "holm",
     "knn_predict",
     "linear_probe",
@@ -50,8 +69,11 @@ __all__ = [
     "negative_log_likelihood",
     "paired_difference",
     "paired_p_value",
+    "pairwise_signed_rank",
     "partner_ranks",
+    "rank_methods",
     "recall_at_k",
     "reciprocal_rank",
     "sign_verdict",
+    "signed_rank_p",
 ]

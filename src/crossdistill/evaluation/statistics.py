@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from crossdistill.errors import ConfigError, DataError
-from crossdistill.evaluation._checks import Doubles, label_column
+from crossdistill.evaluation._checks import Doubles, feature_rows, label_column
 
 Verdict = Literal["helped", "hurt", "undecided"]
 
@@ -65,7 +67,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, kind: str = "t over
     value, spread = _mean_and_spread(x)
     if len(x) == 1:
         return Interval(value, None, None, 1, level, kind)
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * spread / math.sqrt(len(x))
+    half = _t_quantile(level, len(x) - 1) * spread / math.sqrt(len(x))
     return Interval(value, value - half, value + half, len(x), level, kind)
 
 
@@ -125,26 +127,80 @@ def bootstrap_difference(
         ConfigError: If a parameter is out of range.
     """
     d = _differences(correct_a, correct_b)
-    _check_share(level=level)
-    if resamples < 1:
-        raise ConfigError(f"a bootstrap needs resamples >= 1; received {resamples}")
-    if groups is None:
-        total, count, kind = d, np.ones(len(d)), "paired bootstrap over items"
-    else:
-        _, code = np.unique(label_column("groups", groups, len(d)), return_inverse=True)
-        total, count = np.bincount(code, weights=d), np.bincount(code).astype(np.float64)
-        kind = "paired bootstrap over groups"
+    _check_draws(resamples, level)
+    total, count, kind = _by_unit(d[:, None], groups)
     n, value = len(total), _mean_and_spread(d)[0]
     if n == 1:
         return Interval(value, None, None, 1, level, kind)
-    rng = np.random.default_rng(seed)
-    rows = max(1, CHUNK // n)
-    means: list[Doubles] = []
-    for start in range(0, resamples, rows):
-        drawn = rng.integers(0, n, size=(min(rows, resamples - start), n), dtype=np.int32)
-        means.append(total[drawn].sum(axis=1) / count[drawn].sum(axis=1))
+    flat = total[:, 0]
+    means = [flat[drawn].sum(axis=1) / count[drawn].sum(axis=1) for drawn in _draws(n, resamples, seed)]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), n, level, kind)
+
+
+def bootstrap_differences(
+    differences: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Give `bootstrap_difference` of many comparisons on the same items, which then share their draws.
+
+    Args:
+        differences: Per-item differences (n, m), finite: one comparison a column.
+        groups: What an item belongs to, (n,).
+        resamples: Draws.
+        seed: Decides the draws.
+        level: Confidence, in (0, 1).
+
+    Returns:
+        An interval a column; to rounding, the one that `bootstrap_difference` gives for it alone.
+
+    Raises:
+        DataError: If the shape is another or a value is not finite.
+        ConfigError: If a parameter is out of range.
+    """
+    d = feature_rows("differences", differences)
+    _check_draws(resamples, level)
+    total, count, kind = _by_unit(d, groups)
+    n = len(total)
+    if n == 1:
+        return [Interval(float(value), None, None, 1, level, kind) for value in d.mean(axis=0)]
+    means: list[Doubles] = []
+    for drawn in _draws(n, resamples, seed):
+        shift = np.arange(len(drawn))[:, None] * n  # how often a resample holds a unit: a product then adds them up
+        often = np.bincount((drawn + shift).ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+        means.append((often @ total) / (often @ count)[:, None])
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [
+        Interval(float(value), float(a), float(b), n, level, kind)
+        for value, a, b in zip(d.mean(axis=0), low, high, strict=True)
+    ]
+
+
+def _by_unit(d: Doubles, groups: ArrayLike | None) -> tuple[Doubles, Doubles, str]:
+    """Add items (n, m) up over what is drawn: sums (units, m), items a unit (units,), and what to call the interval."""
+    if groups is None:
+        return d, np.ones(len(d)), "paired bootstrap over items"
+    _, code = np.unique(label_column("groups", groups, len(d)), return_inverse=True)
+    total = np.zeros((int(code.max()) + 1, d.shape[1]))
+    np.add.at(total, code, d)
+    return total, np.bincount(code).astype(np.float64), "paired bootstrap over groups"
+
+
+def _draws(n: int, resamples: int, seed: int) -> Generator[NDArray[np.int32]]:
+    """Draw `resamples` times n of n units, with replacement, in blocks (rows, n) that fit into memory."""
+    rng, rows = np.random.default_rng(seed), max(1, CHUNK // n)
+    for start in range(0, resamples, rows):
+        yield rng.integers(0, n, size=(min(rows, resamples - start), n), dtype=np.int32)
+
+
+def _check_draws(resamples: int, level: float) -> None:
+    _check_share(level=level)
+    if resamples < 1:
+        raise ConfigError(f"a bootstrap needs resamples >= 1; received {resamples}")
 
 
 def minimum_detectable_difference(spread: float, n: int, *, level: float = 0.95, power: float = 0.8) -> float | None:
@@ -164,7 +220,18 @@ def minimum_detectable_difference(spread: float, n: int, *, level: float = 0.95,
         raise ConfigError(f"need spread >= 0, n >= 1, power > 1 - level; received {spread}, {n}, {power}, {level}")
     if n == 1:
         return None
-    critical = float(stats.t.ppf((1 + level) / 2, n - 1))
+    critical = _t_quantile(level, n - 1)
+    return _detectable_shift(n, critical, power) * spread / math.sqrt(n)
+
+
+@functools.lru_cache
+def _t_quantile(level: float, freedom: int) -> float:
+    return float(stats.t.ppf((1 + level) / 2, freedom))
+
+
+@functools.lru_cache
+def _detectable_shift(n: int, critical: float, power: float) -> float:
+    """Give the shift, in standard errors, that a two-sided t test finds with probability `power`."""
     # the noncentral t, as a mean over the estimated spread: scipy's own is NaN far from the middle
     nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE)
     bar = critical * np.sqrt(stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))
@@ -173,8 +240,7 @@ def minimum_detectable_difference(spread: float, n: int, *, level: float = 0.95,
         found = stats.norm.sf(bar - shift) + stats.norm.cdf(-bar - shift)
         return float(weights @ found) / 2 - power
 
-    shift = float(optimize.brentq(lacking, 0.0, 10.0 * critical + 10.0))
-    return shift * spread / math.sqrt(n)
+    return float(optimize.brentq(lacking, 0.0, 10.0 * critical + 10.0))
 
 
 def holm(p_values: ArrayLike) -> Doubles:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from crossdistill.data import PairedDataset, available_transforms, build_transforms
 from crossdistill.errors import ConfigError, CrossDistillError
 from crossdistill.experiments.signatures import at, check, parameters_of
-from crossdistill.experiments.specs import ALONE, CONTROLS, Experiment, ObjectiveSpec, StageSpec
+from crossdistill.experiments.specs import ALONE, ALONE_BY, CONTROLS, Experiment, ObjectiveSpec, StageSpec
 from crossdistill.experiments.yaml_lines import Document
 from crossdistill.registry import lookup
 
@@ -76,12 +76,10 @@ def list_arms(experiment: Experiment) -> list[Arm]:
     paired = "pairs" in lookup("crossdistill.methods", main.method).facts.needs
     control: dict[str, Arm] = {
         "raw_features": Arm("raw_features", "control", CONTROLS["raw_features"], target),
-        "scratch": Arm(
-            "scratch", "control", CONTROLS["scratch"], target, _alone(experiment, "scratch", "supervised"), labels=True
-        ),
-        "target_ssl": Arm(
-            "target_ssl", "control", CONTROLS["target_ssl"], target, _alone(experiment, "target_ssl", "simclr")
-        ),
+        **{
+            row: Arm(row, "control", CONTROLS[row], target, _alone(experiment, row, method), labels=row == "scratch")
+            for row, method in ALONE_BY.items()
+        },
         "random_teacher": Arm(
             "random_teacher", "control", CONTROLS["random_teacher"], target, main, random_teacher=True
         ),
@@ -147,7 +145,7 @@ def with_augmentation(experiment: Experiment, data: PairedDataset) -> Experiment
     }
     target, controls = experiment.data.target, dict(experiment.controls)
     plain = not list(stages.values())[-1].augment.get(target)
-    for name in ("target_ssl", "scratch"):
+    for name in ALONE_BY:
         given: dict[str, Any] = dict(controls.get(name, {}))
         if name == "target_ssl" and plain:  # a student may do without; two equal views would teach the control nothing
             given["augment"] = {target: DEFAULT_AUGMENT[data.modality(target).kind], **given.get("augment", {})}

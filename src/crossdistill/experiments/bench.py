@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from crossdistill import data as datasets
 from crossdistill.data import PairedDataset, build_transforms
 from crossdistill.errors import ConfigError, CrossDistillError, DataError
 from crossdistill.evaluation import few_labels
 from crossdistill.experiments.arms import Arm, list_arms, with_augmentation
 from crossdistill.experiments.listening import LISTEN, StageListener
 from crossdistill.experiments.rehearsal import named
+from crossdistill.experiments.rows import load_data, steps_an_epoch, told_of_absences, useful
 from crossdistill.experiments.signatures import check, parameters_of
 from crossdistill.experiments.sources import code_version, own_code
 from crossdistill.experiments.specs import Experiment, ModuleSpec, StageSpec
@@ -60,10 +60,10 @@ class Bench:
     """
 
     def __init__(self, experiment: Experiment, folder: Path, *, data: PairedDataset | None = None) -> None:
-        self.data = data if data is not None else load_data(experiment)
+        self.data = told_of_absences(data if data is not None else load_data(experiment), experiment)
         self.experiment = with_augmentation(experiment, self.data)
         self.folder = folder
-        self.train, self.test = self.data.split("train"), self.data.split("test")
+        self.train, self.test = self.data.split("train"), self.data.split("test").having(experiment.data.target)
         held_out = "validation" in self.data.splits and len(self.data.split("validation")) > 1
         self.held_out = self.data.split("validation") if held_out else None
         self.networks = {m: self._network(m) for m in experiment.data.modalities}
@@ -125,37 +125,53 @@ class Bench:
             network = self.module(dataclasses.replace(stage.module, weights=None), stage.name)
             with seeded(seed, "random teacher"):
                 forget(network)
-        return settle(network, self.train, source)
+        return settle(network, self.train.having(source), source)
 
     # Stages --------------------------------------------------------------------------------------------------------
 
-    def label_rows(self, seed: int) -> PairedDataset:
-        """Give the few labelled pairs of the training split: the same for every arm of a seed."""
-        label, evaluate = self.train.label, self.experiment.evaluate
-        if label is None or not self.train.labelled.any():
+    def label_rows(self, seed: int, modality: str = "") -> PairedDataset:
+        """Give the few labelled pairs of the training split: the same for every arm of a seed.
+
+        All of them have the target; a network of another `modality` is judged with as many that have that.
+        """
+        train, evaluate = self.train.having(modality or self.experiment.data.target), self.experiment.evaluate
+        label = train.label
+        if label is None or not train.labelled.any():
             raise DataError(f"'{self.data.name}' has no labels to evaluate with; add a label column or array")
         try:
             rows = few_labels(label, evaluate.labels_per_class, seed, names=self.data.class_names)
         except DataError as error:
             where = self.experiment.document.where(("evaluate", "labels_per_class"))
             raise DataError(f"{where}: {error}") from None
-        return self.train.subset(rows)
+        return train.subset(rows)
 
     def stage_data(self, arm: Arm, seed: int) -> PairedDataset:
         """Give what an arm's stage is trained on, augmented."""
         assert arm.stage is not None
-        rows = self.label_rows(seed) if self._labels_alone(arm) else self._readable(self.train, arm, seed)
+        few = self._labels_alone(arm)
+        rows = self.label_rows(seed) if few else self._readable(self._pairs(arm, seed), arm, seed)
+        rows = useful(rows, arm.stage, self.experiment)
+        if len(rows) < 2:
+            raise DataError(f"'{self.data.name}': {len(rows)} training pairs have the modalities that {arm.name} needs")
         if arm.shuffled:
             rows = rows.shuffled(self.experiment.data.source, seed)
         return self._augmented(rows, arm.stage)
+
+    def _pairs(self, arm: Arm, seed: int) -> PairedDataset:
+        """Give the training pairs that an arm sees: all, or as many as the file says, drawn by the seed."""
+        limit, rows = self.experiment.data.pairs, self.train
+        if limit is None or limit >= len(rows) or arm.role == "ceiling":
+            return rows
+        return rows.subset(np.sort(np.random.default_rng([seed, limit]).permutation(len(rows))[:limit]))
 
     def held_out_data(self, arm: Arm, seed: int) -> PairedDataset | None:
         """Give the validation pairs that describe an arm's epochs, or None; distillation sees them as they are."""
         assert arm.stage is not None
         if self._labels_alone(arm) or self.held_out is None:
             return None
-        rows = self._readable(self.held_out, arm, None)
-        if len(rows) < 2:
+        rows = useful(self._readable(self.held_out, arm, None), arm.stage, self.experiment)
+        shuffle_source = [self.experiment.data.source] if arm.shuffled else []
+        if len(rows.having(*shuffle_source)) < 2:
             return None
         if arm.shuffled:  # no true pair may choose its best epoch
             rows = rows.shuffled(self.experiment.data.source, seed)
@@ -190,7 +206,8 @@ class Bench:
             return settings
         rows = len(self.label_rows(seed))
         batch = min(settings.batch_size, rows)
-        steps = settings.epochs * _steps(self.train, settings)
+        pairs = useful(self._pairs(arm, seed), self.experiment.student, self.experiment)
+        steps = settings.epochs * steps_an_epoch(pairs, settings)
         epochs = -(-steps // max(1, rows // batch))
         return dataclasses.replace(settings, batch_size=batch, accumulate=1, epochs=epochs, distinct_groups=False)
 
@@ -199,22 +216,33 @@ class Bench:
         if arm.stage is None or arm.stage.module is not None:
             return 0
         settings = self.settings(arm, seed)
-        return settings.epochs * _steps(self.stage_data(arm, seed), settings)
+        return settings.epochs * steps_an_epoch(self.stage_data(arm, seed), settings)
+
+    def seconds(self, arm: Arm, seed: int) -> float:
+        """Give the wall time that training an arm's own stage took, whenever that was; 0 where nothing was trained."""
+        if arm.stage is None or arm.stage.module is not None:
+            return 0.0
+        from crossdistill.training.product import read_record
+
+        return float(read_record(self.folder / "stages" / self.key(arm, seed)).get("seconds", 0.0))
 
     def key(self, arm: Arm, seed: int) -> str:
         """Hash what makes an arm's product: code, method, networks, data, labels, seed, and its teacher's own key."""
         stage = arm.stage
         assert stage is not None
-        kept = {k: v for k, v in stage.settings.items() if k not in ("workers", "checkpoint_every")}  # change no weight
+        taken = dataclasses.asdict(self.settings(arm, seed))  # few labels take more epochs than the file says
+        kept = {k: v for k, v in taken.items() if k not in ("workers", "checkpoint_every")}  # these change no weight
         facts = dataclasses.asdict(dataclasses.replace(stage, name="", settings=kept))
         teacher = [arm.random_teacher, self.teacher_key(stage, seed)]
         data = self.stage_data(arm, seed).fingerprint
         held_out = self.held_out_data(arm, seed)
         held = "" if held_out is None else held_out.fingerprint
         named = [stage.method, *(o.name for o in stage.objectives), *(name for name, _ in self.networks.values())]
-        spec = self.experiment.data
+        spec, networks = self.experiment.data, self.networks
         roles = [spec.source, spec.target, spec.further, arm.modality, self.data.classes]
-        return digest(code_version(), own_code(*named), facts, roles, self.networks, data, held, seed, teacher)
+        if stage.modality and not stage.teacher:  # one network of one modality, whatever else the experiment is about
+            roles, networks = [arm.modality, arm.modality == spec.target, self.data.classes], networks[arm.modality]
+        return digest(code_version(), own_code(*named), facts, roles, networks, data, held, seed, teacher)
 
     def product(
         self, arm: Arm, seed: int, *, listen: LISTEN | None = None, stop: Callable[[], bool] | None = None
@@ -363,37 +391,3 @@ class Bench:
         """Attach a stage's transforms."""
         specs = {m: build_transforms(spec, self.data.modality(m)) for m, spec in stage.augment.items() if spec}
         return rows.augmented(specs) if specs else rows
-
-
-def load_data(experiment: Experiment) -> PairedDataset:
-    """Load the experiment's data and check that both modalities and a test split are there.
-
-    Raises:
-        CrossDistillError: Naming file and key.
-    """
-    spec, document = experiment.data, experiment.document
-    try:
-        data = datasets.load(spec.name, **spec.options)
-    except CrossDistillError as error:
-        option = next((o for o in spec.options if isinstance(error, ConfigError) and o in str(error)), None)
-        place = ("data", "name") if option is None else ("data", "options", option)
-        raise type(error)(f"{document.where(place)}: {error}") from None
-    roles = [(("data", "source"), spec.source), (("data", "target"), spec.target)]
-    for place, name in [*roles, *((("data", "further"), name) for name in spec.further)]:
-        try:
-            data.modality(name)
-        except CrossDistillError as error:
-            raise ConfigError(f"{document.where(place)}: {error}") from None
-    for split in ("train", "test"):
-        if split not in data.splits:
-            raise DataError(f"'{data.name}' has no {split} split; it has: {', '.join(data.splits) or 'none'}")
-    return data
-
-
-def _steps(rows: PairedDataset, settings: Settings) -> int:
-    """Count the optimiser steps of an epoch."""
-    batches = len(rows) // settings.batch_size
-    if settings.distinct_groups and batches:
-        modality = next(iter(rows.modalities))
-        batches = len(rows.loader({modality: 1}, batch_size=settings.batch_size, seed=0, distinct_groups=True))
-    return -(-max(1, batches) // settings.accumulate)

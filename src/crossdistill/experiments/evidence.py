@@ -27,11 +27,13 @@ def write_evidence(bench: Bench, arms: Sequence[Arm], seed: int) -> None:
         seed: Whose networks are shown.
     """
     source, target = bench.experiment.data.source, bench.experiment.data.target
-    test, train = bench.test, bench.train
+    by_name = {arm.name: arm for arm in arms}
+    both = bench.train.having(source, target)
+    test = bench.test.having(source) if "teacher" in by_name else bench.test
+    train = both if len(both) else bench.train.having(target)  # what is retrieved is shown in both, if it can be
     label, train_label = test.label, train.label
     assert label is not None
     assert train_label is not None
-    by_name = {arm.name: arm for arm in arms}
     student = bench.product(arms[0], seed)
     control = bench.product(by_name["target_ssl"], seed)
     teacher = bench.ceiling(seed) if "teacher" in by_name else None

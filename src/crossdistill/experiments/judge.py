@@ -56,9 +56,9 @@ class Judge:
         bench = self.bench
         made = bench.key(arm, seed) if arm.stage is not None else bench.train.fingerprint
         teacher = bench.ceiling_key(seed) if arm.role == "ceiling" else ""
-        labels = bench.label_rows(seed).fingerprint
-        code = code_version(JUDGING)
-        return digest(code, made, teacher, arm.modality, vars(self.spec), labels, bench.test.fingerprint, seed)
+        labels = bench.label_rows(seed, arm.modality).fingerprint
+        code, test = code_version(JUDGING), bench.test.having(arm.modality).fingerprint
+        return digest(code, made, teacher, arm.modality, vars(self.spec), labels, test, seed)
 
     def rows(self, arm: Arm, seed: int, network: nn.Module | None) -> list[Row]:
         """Evaluate an arm, or find that it was; predictions go to DIR/predictions.
@@ -76,18 +76,30 @@ class Judge:
         kept = self.bench.folder / "predictions" / f"{arm.name.replace('/', '_')}-{seed}.npz"
         if path.is_file() and _key_of(kept) == key:  # another setting in this folder may have left others there
             return json.loads(path.read_text(encoding="utf-8"))
-        label = self.bench.test.label
+        test = self.bench.test.having(arm.modality)
+        label = test.label
         assert label is not None
-        predictions = dict(self._predict(arm, seed, network))
+        predictions = dict(self.predictions(arm, seed, network))
         found: list[Row] = []
         for way, predicted in predictions.items():
             for metric, value in (("accuracy", accuracy(predicted, label)), ("macro_f1", macro_f1(predicted, label))):
                 found.append(self._row(arm, seed, way, metric, float(value)))
         with whole_file(kept) as temporary, temporary.open("wb") as file:
-            arrays: dict[str, Any] = {"key": np.array(key), "label": label, "rows": self.bench.test.rows, **predictions}
+            arrays: dict[str, Any] = {"key": np.array(key), "label": label, "rows": test.rows, **predictions}
             np.savez_compressed(file, **arrays)
         write_json(path, found)
         return found
+
+    def validation(self, arm: Arm, seed: int, network: nn.Module | None) -> float:
+        """Give the linear probe's accuracy on the labelled validation rows, for choices that must not see the test."""
+        labelled, held_out = self.bench.label_rows(seed), self.bench.held_out
+        assert held_out is not None
+        held_out = held_out.subset(held_out.labelled)
+        y, truth = labelled.label, held_out.label
+        assert y is not None
+        assert truth is not None
+        probe = linear_probe(features(network, labelled, arm.modality), y, c=self.spec.c)
+        return float(accuracy(probe.predict(features(network, held_out, arm.modality)), truth))
 
     def _row(self, arm: Arm, seed: int, way: str, metric: str, value: float) -> Row:
         data = self.bench.experiment.data
@@ -102,11 +114,28 @@ class Judge:
             "value": value,
         }
 
-    def _predict(self, arm: Arm, seed: int, network: nn.Module | None) -> Iterator[tuple[str, np.ndarray]]:
-        labelled, test, spec = self.bench.label_rows(seed), self.bench.test, self.spec
+    def predictions(
+        self, arm: Arm, seed: int, network: nn.Module | None, seen: dict[str, np.ndarray] | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Predict the class of every test row, in each way of evaluation.
+
+        Args:
+            arm: Which.
+            seed: Of the run; it decides the labels.
+            network: The frozen encoder; None for raw features.
+            seen: What the network made of the test rows is kept here and found here, for another number of labels.
+
+        Yields:
+            The way and the predicted classes (n,).
+        """
+        labelled, test = self.bench.label_rows(seed, arm.modality), self.bench.test.having(arm.modality)
+        spec = self.spec
         y = labelled.label
         assert y is not None
-        train_x, test_x = features(network, labelled, arm.modality), features(network, test, arm.modality)
+        seen = {} if seen is None else seen
+        if "test" not in seen:
+            seen["test"] = features(network, test, arm.modality)
+        train_x, test_x = features(network, labelled, arm.modality), seen["test"]
         probe = linear_probe(train_x, y, c=spec.c)
         if "linear" in spec.ways:
             yield "linear", probe.predict(test_x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crossdistill.errors import NetworkError
+from crossdistill.errors import DataError, NetworkError
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.rehearsal import FEW, named, outputs_of, undrawn, untrained
@@ -29,6 +29,8 @@ def find_unmet(bench: Bench, arms: Sequence[Arm]) -> dict[str, str]:
         if arm.stage is None:
             alone = arm.role == "ceiling" and bench.experiment.teacher is None
             found[arm.name] = _no_ceiling(bench, arms[0]) if alone else ""
+            if arm.role == "ceiling":
+                found[arm.name] = found[arm.name] or _unjudged(bench, arm.modality)
             continue
         name = arm.stage.teacher
         if name not in given:
@@ -83,6 +85,17 @@ def _no_maps(bench: Bench, arm: Arm, stage: StageSpec) -> str:
                 deepest_maps(network, next(bench.train.samples(modality, FEW)))
             except NetworkError as error:
                 return f"{o.name} needs feature maps: {error}"
+    return ""
+
+
+def _unjudged(bench: Bench, modality: str) -> str:
+    """Say why the rows that have a modality are too few to judge a network of it; empty if they are not."""
+    if not len(bench.test.having(modality)):
+        return f"no test row that has '{bench.experiment.data.target}' has '{modality}'"
+    try:
+        bench.label_rows(bench.experiment.seeds[0], modality)
+    except DataError as error:
+        return str(error)
     return ""
 
 

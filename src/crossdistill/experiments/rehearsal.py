@@ -106,7 +106,6 @@ def _rehearse_objectives(bench: Bench, arm: Arm, method: Distillation, device: t
     def at(values: np.ndarray | None) -> Tensor | None:
         return None if values is None else torch.from_numpy(values[positions]).to(device)
 
-    context = Context(label=at(label), index=torch.from_numpy(positions.copy()).to(device), group=at(group))
     document = experiment.document
     of_teacher = document.where(("stages", arm.stage.teacher))
     of_student = document.where(("networks", method.target))
@@ -114,6 +113,10 @@ def _rehearse_objectives(bench: Bench, arm: Arm, method: Distillation, device: t
     method.network.eval()
     student = outputs_of(method.read_student, few[method.target], of_student)
     torch.manual_seed(seed)
+    inputs = _mixed(Outputs(few[method.target]), len(positions)).to(device).features
+    context = Context(
+        label=at(label), index=torch.from_numpy(positions.copy()).to(device), group=at(group), inputs=inputs
+    )
     method.rehearse(
         _mixed(student, len(positions)).to(device), _mixed(teacher, len(positions)).to(device), context, pairs=len(rows)
     )
@@ -173,14 +176,7 @@ def _mixed(outputs: Outputs, rows: int) -> Outputs:
     """Make as many rows as a batch has: random averages of those that are there."""
     weights = (2 * torch.randn(rows, len(outputs.features))).softmax(dim=1)
 
-    def mix(value: Tensor | None) -> Tensor | None:
-        return None if value is None else blend(value)
-
-    def blend(value: Tensor) -> Tensor:
-        return (weights.to(value.dtype) @ value.flatten(1)).view(rows, *value.shape[1:])
-
-    maps = None if outputs.maps is None else {word: blend(value) for word, value in outputs.maps.items()}
-    return Outputs(blend(outputs.features), mix(outputs.embedding), mix(outputs.logits), maps)
+    return outputs.each(lambda value: (weights.to(value.dtype) @ value.flatten(1)).view(rows, *value.shape[1:]))
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ PLAIN = {
     "raw_features": "raw features",
     "scratch": "the same network from scratch",
     "target_ssl": "self-supervision on the target alone",
+    "target_graph": "the neighbourhoods of the target alone",
     "random_teacher": "a random teacher",
     "shuffled_pairs": "shuffled pairs",
 }
@@ -42,7 +43,7 @@ def by_seed(rows: Sequence[Row], method: str, way: str) -> dict[int, float]:
 
 
 def compare(bench: Bench, rows: Sequence[Row], method: str, against: str, way: str) -> dict[str, Any]:
-    """Compare two methods under one evaluation, paired over seeds and over test items.
+    """Compare two methods under one evaluation, paired over seeds and over the test items that both were judged on.
 
     Two intervals are made: Student's over the seeds' differences, and a paired bootstrap over test items (over groups
     where there are ten or more) of the differences averaged over seeds. The one reported reaches as far as either on
@@ -51,10 +52,13 @@ def compare(bench: Bench, rows: Sequence[Row], method: str, against: str, way: s
     Returns:
         The difference in accuracy (method minus against) with its 95 % interval.
     """
-    a, b = by_seed(rows, method, way), by_seed(rows, against, way)
-    seeds = sorted(set(a) & set(b))
-    over_seeds = paired_difference([a[s] for s in seeds], [b[s] for s in seeds])
-    over_items = _over_items(bench, method, against, way, seeds)
+    seeds = sorted(by_seed(rows, method, way).keys() & by_seed(rows, against, way).keys())
+    (mine, a), (theirs, b) = (_correct(bench, name, way, seeds) for name in (method, against))
+    a, b = a[:, np.isin(mine, theirs)], b[:, np.isin(theirs, mine)]
+    over_seeds = paired_difference(a.mean(axis=1), b.mean(axis=1))
+    group = None if bench.data.columns.group is None else bench.data.columns.group[mine[np.isin(mine, theirs)]]
+    groups = group if group is not None and len(np.unique(group)) >= LEAST_GROUPS else None
+    over_items = bootstrap_difference(a.mean(axis=0), b.mean(axis=0), groups=groups, seed=0)
     low, high = (
         [x for x in side if x is not None] for side in zip(_sides(over_seeds), _sides(over_items), strict=True)
     )
@@ -75,18 +79,15 @@ def _sides(interval: Interval) -> tuple[float | None, float | None]:
     return interval.low, interval.high
 
 
-def _over_items(bench: Bench, method: str, against: str, way: str, seeds: Sequence[int]) -> Interval:
-    mean: list[np.ndarray] = []
-    for name in (method, against):
-        correct: list[np.ndarray] = []
-        for seed in seeds:
-            kept = bench.folder / "predictions" / f"{name.replace('/', '_')}-{seed}.npz"
-            with np.load(kept, allow_pickle=False) as arrays:
-                correct.append((arrays[way] == arrays["label"]).astype(np.float64))
-        mean.append(np.mean(correct, axis=0))
-    group = bench.test.group
-    groups = group if group is not None and len(np.unique(group)) >= LEAST_GROUPS else None
-    return bootstrap_difference(mean[0], mean[1], groups=groups, seed=0)
+def _correct(bench: Bench, name: str, way: str, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Give the rows of the data that a method was judged on (n,), and by seed whether it was right (seeds, n)."""
+    rows, correct = np.zeros(0, dtype=np.int64), list[np.ndarray]()
+    for seed in seeds:
+        kept = bench.folder / "predictions" / f"{name.replace('/', '_')}-{seed}.npz"
+        with np.load(kept, allow_pickle=False) as arrays:
+            rows = arrays["rows"]
+            correct.append((arrays[way] == arrays["label"]).astype(np.float64))
+    return rows, np.stack(correct)
 
 
 def summarise(

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
-import torch
-from threadpoolctl import threadpool_limits
-
 from crossdistill.data import PairedDataset
-from crossdistill.errors import ConfigError, CrossDistillError, DataError, Interrupted, TrainingError
+from crossdistill.errors import ConfigError, CrossDistillError, DataError
 from crossdistill.experiments.arms import Arm, list_arms
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.evidence import write_evidence
 from crossdistill.experiments.judge import Judge, Row
 from crossdistill.experiments.listening import LISTEN
 from crossdistill.experiments.needs import find_unmet
+from crossdistill.experiments.pool import Workers
 from crossdistill.experiments.rehearsal import check_loops, rehearse
 from crossdistill.experiments.results import summarise
 from crossdistill.experiments.schema import parse_experiment, to_yaml
@@ -212,116 +203,25 @@ def _pool(bench: Bench, jobs: int, threads: int, listen: LISTEN) -> Execute:
     """Do tasks in processes; students start when the teacher of their seed is there."""
 
     def execute(tasks: Plan) -> Iterator[tuple[Task, list[Row]]]:
-        context = multiprocessing.get_context("spawn")
-        with contextlib.ExitStack() as stack:
-            with _deaf_children():
-                manager = SyncManager(ctx=context)
-                manager.start(_serve)
-            stack.callback(manager.shutdown)
-            news, stop = manager.Queue(), manager.Event()
-            setting = (to_yaml(bench.experiment), str(bench.folder), threads, news, stop)
-            pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_enter, initargs=setting)
-            try:
-                yield from _schedule(pool, tasks, news, listen)
-            except BaseException as error:
-                with contextlib.suppress(EOFError, ConnectionError):  # the manager may be what was killed
-                    stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                if isinstance(error, (BrokenProcessPool, ConnectionError)):
-                    raise TrainingError(
-                        "a process was killed, perhaps for want of memory; start again with fewer --jobs, it goes on"
-                    ) from None
-                if isinstance(error, KeyboardInterrupt):
-                    raise Interrupted("stopped; everything finished is kept") from None
-                raise
-            pool.shutdown()
+        text, folder = to_yaml(bench.experiment), str(bench.folder)
+        with Workers(_worker, (text, folder), jobs=jobs, threads=threads, listen=listen) as workers:
+            waiting = [task for task in tasks.tasks if task.waits]
+            for task in sorted((task for task in tasks.tasks if not task.waits), key=lambda t: not t.teaching):
+                workers.submit(task)
+            for task, found in workers.finished():
+                if task.teaching:
+                    for free in [t for t in waiting if t.seed == task.seed]:
+                        waiting.remove(free)
+                        workers.submit(free)
+                yield task, found.result()
 
     return execute
 
 
-def _schedule(pool: ProcessPoolExecutor, tasks: Plan, news: Any, listen: LISTEN) -> Iterator[tuple[Task, list[Row]]]:
-    waiting = [task for task in tasks.tasks if task.waits]
-    running: dict[Future[list[Row]], Task] = {
-        _submit(pool, task): task for task in sorted(tasks.tasks, key=lambda t: not t.teaching) if not task.waits
-    }
-    while running:
-        done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-        while not news.empty():
-            listen(*news.get())
-        for future in done:
-            task = running.pop(future)
-            found = future.result()
-            if task.teaching:
-                for free in [t for t in waiting if t.seed == task.seed]:
-                    waiting.remove(free)
-                    running[_submit(pool, free)] = free
-            yield task, found
-
-
-def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[list[Row]]:
-    with _deaf_children():  # the pool may start a process now
-        return pool.submit(_perform, task)
-
-
-@contextlib.contextmanager
-def _deaf_children() -> Generator[None]:
-    """Hold Ctrl-C back while processes start: they inherit that, and the parent, which gets it after, answers it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_WORKER: dict[str, Any] = {}
-"""A worker process keeps its bench and its lines to the parent here, for all of its tasks; pools have no other."""
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is gone, killed perhaps: nobody would gather what it makes.
-
-    What is half done stays on disk as a checkpoint, and the next start goes on from it.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    handle = parent.sentinel
-
-    def watch() -> None:
-        multiprocessing.connection.wait([handle])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
-
-
-def _serve() -> None:
-    """Set the manager's process up: it ends with its parent, and not before, when a whole group is told to stop."""
-    _end_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _enter(text: str, folder: str, threads: int, news: Any, stop: Any) -> None:
-    """Set a worker process up: its share of the cores, its bench, and deaf to Ctrl-C, which the parent answers."""
-    _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)  # numpy's and scipy's libraries have threads of their own
-
-    def tell(word: str, facts: Mapping[str, Any]) -> None:
-        news.put((word, dict(facts)))
-
-    _WORKER.update(
-        bench=Bench(parse_experiment(text, name=str(Path(folder) / "experiment.yaml")), Path(folder)),
-        tell=tell,
-        stop=stop.is_set,
-    )
-
-
-def _perform(task: Task) -> list[Row]:
-    return perform(_WORKER["bench"], task, listen=_WORKER["tell"], stop=_WORKER["stop"])
+def _worker(text: str, folder: str, tell: LISTEN, stop: Callable[[], bool]) -> Callable[[Task], list[Row]]:
+    """Set up what a worker process does with each task."""
+    bench = Bench(parse_experiment(text, name=str(Path(folder) / "experiment.yaml")), Path(folder))
+    return functools.partial(perform, bench, listen=tell, stop=stop)
 
 
 def gather_logs(bench: Bench, arms: list[Arm]) -> None:

@@ -23,6 +23,7 @@ from crossdistill.errors import ConfigError, CrossDistillError, suggest
 from crossdistill.experiments.blame import told
 from crossdistill.experiments.signatures import at, check, parameters_of
 from crossdistill.experiments.specs import (
+    ALONE_BY,
     CONTROLS,
     ROLES,
     DataSpec,
@@ -54,6 +55,7 @@ _DATA: dict[str, tuple[Any, Any]] = {
     "source": (str, ...),
     "target": (str, ...),
     "further": (list[str], []),
+    "pairs": (int | None, Field(default=None, gt=1, strict=True)),
     "options": (dict[str, Any], {}),
 }
 _positive = Field(gt=0)
@@ -116,8 +118,8 @@ def check_experiment(document: Document) -> Experiment:
             raise ConfigError(f"{place}: write the name of a network, or auto; received {encoder!r}")
     compare = _comparisons(top["compare"], stages, data, document)
     for name in top["controls"]:
-        if name not in ("scratch", "target_ssl"):
-            known = suggest(name, ("scratch", "target_ssl"))
+        if name not in ALONE_BY:
+            known = suggest(name, ALONE_BY)
             raise ConfigError(f"{document.where(('controls', name))}: only these controls take changes{known}")
     evaluate = check(_EVALUATE, top["evaluate"], document, ("evaluate",))
     evaluate["ways"] = tuple(evaluate["ways"])
@@ -128,7 +130,7 @@ def check_experiment(document: Document) -> Experiment:
         compare=compare,
         controls=top["controls"],
         evaluate=EvaluateSpec(**evaluate),
-        seeds=_seeds(top["seeds"], document),
+        seeds=read_seeds(top["seeds"], document),
         document=document,
     )
 
@@ -309,7 +311,12 @@ def _check_order(stages: Mapping[str, StageSpec], data: DataSpec, document: Docu
         )
 
 
-def _seeds(raw: int | list[int], document: Document) -> tuple[int, ...]:
+def read_seeds(raw: int | list[int], document: Document) -> tuple[int, ...]:
+    """Give the seeds that a number of them or a list names.
+
+    Raises:
+        ConfigError: If there are none or too many, or one is out of range or stands twice.
+    """
     if isinstance(raw, int) and raw > MOST_SEEDS:
         raise ConfigError(f"{document.where(('seeds',))}: at most {MOST_SEEDS} seeds; received {raw}")
     seeds = tuple(range(raw)) if isinstance(raw, int) else tuple(raw)

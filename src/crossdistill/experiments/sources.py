@@ -23,8 +23,10 @@ MAKING = (
     "training",
     "experiments/arms.py",
     "experiments/bench.py",
+    "experiments/rows.py",
     "experiments/untaught.py",
     "files.py",
+    "nearest.py",
 )
 """The sources that decide what a stage makes: a changed loss makes a new product."""
 

@@ -19,23 +19,37 @@ CONTROLS: Mapping[str, str] = {
     "raw_features": "no network: labels on the standardised inputs themselves",
     "scratch": "the same network, trained on the same labels alone",
     "target_ssl": "the same network, self-supervised on the target modality alone",
+    "target_graph": "the same network, on the neighbourhoods of the target's own inputs: no teacher, no pairs",
     "random_teacher": "the same distillation from a teacher that has learnt nothing",
     "shuffled_pairs": "the same distillation with every pair broken",
     "teacher": "the teacher itself, on the source modality: the ceiling",
 }
 """The rows that every comparison carries, and what each of them is."""
+ALONE_BY: Mapping[str, str] = {"scratch": "supervised", "target_ssl": "simclr", "target_graph": "neighbour_graph"}
+"""The controls that train on the target alone, by what method; a file may change its parameters and the loop's."""
 ALONE = "the source's own network, trained together with the student: the ceiling"
 """What stands in the teacher's row where a method has no teacher."""
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which data, and the direction of the distillation."""
+    """Which data, and the direction of the distillation.
+
+    Attributes:
+        name: A named set, a world, a folder or a file.
+        source: The rich modality.
+        target: The poor one.
+        further: Modalities beside them, for methods of more than two.
+        pairs: How many training pairs the student's stage and its controls see at most, drawn anew for each seed; None
+            for all. The teacher, and the labels of the evaluation, are not touched.
+        options: Of the data set.
+    """
 
     name: str
     source: str
     target: str
     further: tuple[str, ...] = ()
+    pairs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property

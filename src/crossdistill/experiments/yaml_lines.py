@@ -181,6 +181,8 @@ def _walk(node: yaml.Node, path: Place, lines: dict[Place, int], above: tuple[ya
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise _Wrong("a key must be a word or a number, no list or mapping", line)
+            if key.tag.endswith(":bool"):  # a key is a word, even "on", which YAML 1.1 takes for true
+                key.tag = "tag:yaml.org,2002:str"
             place = (*path, key.value)
             if place in lines:
                 raise _Wrong(f"'{key.value}' stands twice; keep one", line)

@@ -32,19 +32,19 @@ class Clock(nn.Module):
         """Count one batch."""
         self.done += 1
 
-    def passed(self, share: float) -> bool:
-        """Say whether that share of the stage, rounded to a step, is over."""
-        return self.done >= round(share * self.length)
+    def end(self, share: float) -> int:
+        """Give the step at which that share of the stage is over: at least one in it, and one after it; 0 for none."""
+        return min(self.length - 1, max(1, round(share * self.length))) if share else 0
 
-    def switch(self, share: float) -> int:
-        """Give the step at which a first phase of that share ends: a step in it at the least, and one after it."""
-        return min(self.length - 1, max(1, round(share * self.length)))
+    def passed(self, share: float) -> bool:
+        """Say whether that share of the stage is over; where no stage has begun all are."""
+        return self.done >= self.end(share)
 
     def progress(self, share: float = 0.0) -> float:
         """Give how much of what comes after a share of the stage is done, in [0, 1]; 0 where no stage has begun."""
         if not self.length:
             return 0.0
-        start = round(share * self.length)
+        start = self.end(share)
         return min(1.0, max(0.0, (self.done - start) / max(1, self.length - start)))
 
     def get_extra_state(self) -> dict[str, int]:

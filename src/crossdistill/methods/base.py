@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from crossdistill.errors import DataError
+from crossdistill.errors import DataError, NetworkError
 from crossdistill.networks.base import Outputs, as_outputs
 from crossdistill.registry import Facts
 
@@ -43,6 +43,14 @@ def index_of(batch: Batch, modality: str) -> Tensor:
     """Give the positions (b,) int64 of a modality's samples in the data, for paired and unpaired streams alike."""
     index: Tensor | Mapping[str, Tensor] = batch["index"]
     return index if isinstance(index, Tensor) else index[modality]
+
+
+def label_of(batch: Batch, modality: str) -> Tensor:
+    """Give the classes (b,) int64 of a modality's samples, for paired and unpaired streams; -1 where none is known."""
+    label: Tensor | Mapping[str, Tensor] | None = batch.get("label")
+    found = label if isinstance(label, Tensor) else (label or {}).get(modality)
+    x: Tensor = batch[modality]
+    return torch.full((len(x),), -1, device=x.device) if found is None else found
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class Method(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_load_state_dict_pre_hook(fit_buffers)
+        self.register_load_state_dict_pre_hook(_fit)
 
     @abstractmethod
     def inputs(self) -> Mapping[str, int]:
@@ -130,6 +138,14 @@ class Method(nn.Module, ABC):
             NetworkError: If the method trains nothing of that modality.
         """
         return self.student(modality)
+
+    def as_fused_teacher(self) -> nn.Module:
+        """Give what a later stage of all modalities may be taught by: from a mapping of them to `Outputs` with logits.
+
+        Raises:
+            NetworkError: If the method trains no such network.
+        """
+        raise NetworkError(f"{self.facts.name} trains no network of several modalities")
 
     def training_step(self, batch: Batch) -> Losses:
         """Compute the weighted loss terms of one optimiser step; a method of several steps overrides the plural.
@@ -214,6 +230,19 @@ class Method(nn.Module, ABC):
 
     def after_stage(self, data: StageData) -> None:
         """Keep what later stages need: memories of class-incremental methods. No-op by default."""
+
+    def make_room(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Make the parts that a stored state has, and that `before_stage` would make, before it is loaded; no-op.
+
+        Args:
+            state: What is about to be loaded, by name.
+            prefix: Of the method's names in it.
+        """
+
+
+def _fit(method: Method, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    method.make_room(state, prefix)
+    fit_buffers(method, state, prefix)
 
 
 def fit_buffers(module: nn.Module, state: Mapping[str, Any], prefix: str = "", *_: Any, dtypes: bool = False) -> None:

@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
-from crossdistill.methods._clock import Clock, check_shares
+from crossdistill.methods._clock import Clock, check_choice, check_shares
+from crossdistill.methods._rows import label_hits, label_loss, present_mask
 from crossdistill.methods.base import Batch, Losses, Method, StageData
-from crossdistill.networks.base import Network, Outputs, as_outputs, least_rows
+from crossdistill.networks.base import Network, encoded, least_rows
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.c2kd import Form, kendall_tau, nontarget_kl
 from crossdistill.registry import Facts
+
+Average = Literal["all", "kept"]
 
 
 class Proxy(nn.Module):
@@ -62,7 +65,7 @@ def bidirectional(logits: Tensor, proxy: Tensor) -> Tensor:
     return towards + F.kl_div(p, q.detach(), reduction="batchmean", log_target=True)
 
 
-def gated_mean(rows: Tensor, kept: Tensor, *, average: Literal["all", "kept"] = "all") -> Tensor:
+def gated_mean(rows: Tensor, kept: Tensor, *, average: Average = "all") -> Tensor:
     """Average (b,) values over the rows that a gate keeps, (b,) bool.
 
     "all" divides by b, rejected rows too, as the re-implementations do: the fewer agree, the weaker the distillation.
@@ -122,15 +125,15 @@ class C2KD(Method):
         warm: float = 0.0,
         kappa: float = 0.0,
         removal: Form = "published",
-        average: Literal["all", "kept"] = "all",
+        average: Average = "all",
         proxy_weight: float = 1.0,
         weight: float = 1.0,
     ) -> None:
         super().__init__()
         _check(encoders, source, target, classes, kappa, (proxy_weight, weight))
         check_shares("c2kd", warm=warm)
-        if removal not in ("published", "removed") or average not in ("all", "kept"):
-            raise ConfigError(f"c2kd: removal is published or removed, average all or kept; got {removal}, {average}")
+        check_choice("removal", removal, Form)
+        check_choice("average", average, Average)
         self.source, self.target = source, target
         student = Network(encoders[target], head=nn.Linear(Network(encoders[target]).dim, classes))
         own = Network(encoders[source], head=nn.Linear(Network(encoders[source]).dim, classes))
@@ -142,7 +145,7 @@ class C2KD(Method):
         self.proxies = nn.ModuleDict({source: Proxy(width, classes), target: Proxy(student.dim, classes)})
         self.warm, self.kappa = warm, kappa
         self.removal: Form = removal
-        self.average: Literal["all", "kept"] = average
+        self.average: Average = average
         self.proxy_weight, self.weight = proxy_weight, weight
         self.clock = Clock()
 
@@ -177,16 +180,16 @@ class C2KD(Method):
         terms: dict[str, Tensor] = {}
         proxies: dict[str, Tensor] = {}
         for name in (self.source, self.target):
-            here = self._here(batch, name)
+            here = present_mask(batch, name)
             if self.training and joint and len(here) < 2:
                 raise DataError(f"c2kd: a proxy's batch norm needs two rows of '{name}' in a batch; it has one")
             if int(here.sum()) < max(least_rows(self.networks[name]), 2 if self.training and joint else 1):
                 continue
             whole = bool(here.all())
             x, y = (batch[name], label) if whole else (batch[name][here], label[here])
-            given: Outputs = as_outputs(self.networks[name](x))
+            given = encoded(self.networks[name], x)
             logits = given.read("logits")
-            terms[f"ce/{name}"] = F.cross_entropy(_full(logits), y)
+            terms[f"ce/{name}"] = label_loss(logits, y)
             if not joint:
                 continue
             proxy = self.proxies[name](given.features)
@@ -207,7 +210,7 @@ class C2KD(Method):
         logged: dict[str, Tensor],
     ) -> None:
         """Add what the two proxies learn from each other, on rows that have both modalities."""
-        both = self._here(batch, self.source) & self._here(batch, self.target)
+        both = present_mask(batch, self.source) & present_mask(batch, self.target)
         if not bool(both.any()):
             return
         t, s, y = proxies[self.source][both], proxies[self.target][both], label[both]
@@ -222,28 +225,17 @@ class C2KD(Method):
         losses = self.training_step(batch)
         scores = {**losses.terms, **(losses.logged or {})}
         for name in (n for n in (self.source, self.target) if n in batch):
-            logits = as_outputs(self.networks[name](batch[name])).read("logits")
-            here = self._here(batch, name)
-            hits = (logits.argmax(dim=1) == batch["label"]) & here
-            scores[f"accuracy/{name}"] = hits.sum() / here.sum().clamp(min=1)
+            logits = encoded(self.networks[name], batch[name]).read("logits")
+            known = batch["label"].where(present_mask(batch, name), -1)
+            scores[f"accuracy/{name}"] = label_hits(logits, known)
         if f"ce/{self.target}" in scores:
             scores["loss"] = scores[f"ce/{self.target}"]
         return scores
-
-    def _here(self, batch: Batch, name: str) -> Tensor:
-        label: Tensor = batch["label"]
-        none = torch.zeros_like(label, dtype=torch.bool)
-        here: Tensor = batch.get("present", {}).get(name, ~none) if name in batch else none
-        return here
 
 
 def _scattered(rows: Tensor, here: Tensor) -> Tensor:
     """Put rows back to their places in the batch, zeros elsewhere."""
     return rows.new_zeros(len(here), rows.shape[1]).index_copy(0, here.nonzero().flatten(), rows)
-
-
-def _full(logits: Tensor) -> Tensor:
-    return logits.float() if logits.itemsize < 4 else logits
 
 
 def _check(

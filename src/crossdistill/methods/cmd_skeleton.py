@@ -16,6 +16,7 @@ over augmented ones (`python -m benchmarks.fidelity.cmd_skeleton`).
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError, suggest
+from crossdistill.methods._rows import both, enough, present_rows, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, view
-from crossdistill.networks.base import Network, least_rows
+from crossdistill.networks.base import Network
 from crossdistill.objectives.base import full_precision, unit
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.neighbours import AlignedQueues, neighbour_kl, top_of
@@ -127,7 +129,7 @@ class CMDSkeleton(Method):
 
     def training_step(self, batch: Batch) -> Losses:
         """Contrast of each modality, and neighbours in each direction."""
-        rows = {name: _rows_of(batch, name) for name in self.networks}
+        rows = {name: present_rows(batch, name) for name in self.networks}
         q = {name: self._embed(self.networks[name], batch, name, rows[name]) for name in self.networks}
         with torch.no_grad():
             k = {name: self._embed(self.keys[name], batch, view(name, 1), rows[name]) for name in self.networks}
@@ -173,7 +175,8 @@ class CMDSkeleton(Method):
         for (teacher, student), weight in self.directions.items():
             if not weight or teacher not in taught or student not in near:
                 continue
-            t, s = _common(taught[teacher], near[student], rows[teacher], rows[student])
+            shared = both(rows[teacher], rows[student])
+            t, s = (take(z, within(shared, rows[m])) for m, z in ((teacher, taught[teacher]), (student, near[student])))
             if len(s):
                 taus = {"tau_student": self.tau_student, "tau_teacher": self.tau_teacher}
                 terms[f"{teacher}>{student}"] = self.mutual * weight * neighbour_kl(s, t, top_k=top_k, **taus)
@@ -181,9 +184,7 @@ class CMDSkeleton(Method):
 
     def _embed(self, network: nn.Module, batch: Batch, name: str, rows: Tensor | None) -> Tensor | None:
         """Give embeddings of the rows that have the modality; None where too few have it."""
-        if rows is None:
-            return network(batch[name]).read("embedding")
-        return network(batch[name][rows]).read("embedding") if len(rows) >= least_rows(network) else None
+        return network(take(batch[name], rows)).read("embedding") if enough(rows, network) else None
 
     def _network(self, modality: str) -> Network:
         if modality not in self.networks:
@@ -258,34 +259,10 @@ def _with_head(encoder: nn.Module, embedding: int) -> Network:
     return Network(encoder, projector=head)
 
 
-def _rows_of(batch: Batch, modality: str) -> Tensor | None:
-    """Give the positions in a batch of the rows that have a modality; None where all have."""
-    present: Mapping[str, Tensor] | None = batch.get("present")
-    if present is None or modality not in present or bool(present[modality].all()):
-        return None
-    return present[modality].nonzero()[:, 0]
-
-
-def _common(first: Tensor, second: Tensor, rows: Tensor | None, others: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Give those rows of two modalities' embeddings that both have, in the same order."""
-    if rows is None and others is None:
-        return first, second
-    one = torch.arange(len(first), device=first.device) if rows is None else rows
-    two = torch.arange(len(second), device=second.device) if others is None else others
-    return first[torch.isin(one, two)], second[torch.isin(two, one)]
-
-
 def _complete(keys: Mapping[str, Tensor], rows: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Give the keys of the rows that have every modality."""
-    known = [found for found in rows.values() if found is not None]
-    if not known:
-        return dict(keys)
-    whole = known[0]
-    for found in known[1:]:
-        whole = whole[torch.isin(whole, found)]
-    return {
-        name: z[whole] if (found := rows[name]) is None else z[torch.isin(found, whole)] for name, z in keys.items()
-    }
+    whole = functools.reduce(both, rows.values())
+    return {name: take(z, within(whole, rows[name])) for name, z in keys.items()}
 
 
 def _directions(names: Sequence[str], given: Mapping[str, float] | None) -> dict[tuple[str, str], float]:

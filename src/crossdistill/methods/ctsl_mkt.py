@@ -19,14 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import ConfigError, NetworkError
-from crossdistill.methods._clock import Clock
-from crossdistill.methods._rows import both, known_accuracy, known_cross_entropy, present_rows, take, within
+from crossdistill.methods._clock import Clock, check_choice
+from crossdistill.methods._rows import both, enough, label_hits, label_loss, present_rows, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, modality_of
-from crossdistill.networks.base import Network, Outputs, least_rows
+from crossdistill.networks.base import Network, Outputs
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.kd import distillation_kl
 from crossdistill.objectives.rkd import relational_angles, relational_distances
 from crossdistill.registry import Facts
+
+Start = Literal["copies", "fresh"]
 
 
 class CollaborativePeers(Method):
@@ -99,7 +101,7 @@ class CollaborativePeers(Method):
         response_temperature: float = 1.0,
         scale_by_temperature: bool = False,
         alone_share: float = 0.5,
-        start: Literal["copies", "fresh"] = "copies",
+        start: Start = "copies",
         ramp: float = 0.0,
         angle_vertices: int | None = None,
     ) -> None:
@@ -118,11 +120,12 @@ class CollaborativePeers(Method):
                 f"ctsl_mkt needs alone_share above 0 and below 1, and ramp in [0, 1); received {alone_share}, {ramp}"
             )
         self.temperatures = {"self": self_temperature, "response": response_temperature}
-        self.scale, self.alone_share, self.start, self.ramp = scale_by_temperature, alone_share, start, ramp
+        self.scale, self.start, self.ramp = scale_by_temperature, start, ramp
         self.angle_vertices = angle_vertices
         peers = {name: Network(e, head=nn.Linear(Network(e).dim, classes)) for name, e in encoders.items()}
         self.peers = nn.ModuleDict(peers)
         self.copies = copy.deepcopy(self.peers) if self_weight or start == "copies" else nn.ModuleDict()
+        self.alone_share = alone_share if len(self.copies) else 0.0
         self.clock = Clock()
 
     def inputs(self) -> Mapping[str, int]:
@@ -143,14 +146,9 @@ class CollaborativePeers(Method):
     # The two halves --------------------------------------------------------------------------------------------------
 
     @property
-    def switch(self) -> int:
-        """The step at which the copies are frozen and the peers begin; 0 where no copies are needed."""
-        return self.clock.switch(self.alone_share) if len(self.copies) else 0
-
-    @property
     def alone(self) -> bool:
         """Whether the copies still learn."""
-        return self.clock.done < self.switch
+        return not self.clock.passed(self.alone_share)
 
     def before_stage(self, data: StageData) -> None:
         """Take in how long the stage is."""
@@ -166,7 +164,7 @@ class CollaborativePeers(Method):
     def after_step(self) -> None:
         """Count the steps; when the first half is over, freeze the copies and, if asked to, start from them."""
         self.clock.tick()
-        if len(self.copies) and self.clock.done == self.switch:
+        if len(self.copies) and self.clock.done == self.clock.end(self.alone_share):
             self.copies.eval()
             if self.start == "copies":
                 self.peers.load_state_dict(self.copies.state_dict())
@@ -177,16 +175,16 @@ class CollaborativePeers(Method):
         """Every peer's weighted terms, "peer/term"; of its copy, "peer/alone", in the first half."""
         masks = {name: present_rows(batch, modality_of(name)) for name in self.peers}
         networks = self.copies if self.alone else self.peers
-        masks = {n: mask for n, mask in masks.items() if mask is None or int(mask.sum()) >= least_rows(networks[n])}
+        masks = {name: mask for name, mask in masks.items() if enough(mask, networks[name])}
         given: dict[str, Outputs] = {n: networks[n](take(batch[modality_of(n)], mask)) for n, mask in masks.items()}
         labels = {name: take(batch["label"], mask) for name, mask in masks.items()}
         logits = {name: outputs.read("logits") for name, outputs in given.items()}
-        logged = {f"{n}/accuracy": known_accuracy(z.detach(), labels[n]) for n, z in logits.items()}
+        logged = {f"{n}/accuracy": label_hits(z.detach(), labels[n]) for n, z in logits.items()}
         if self.alone:
-            return Losses({f"{n}/alone": known_cross_entropy(z, labels[n]) for n, z in logits.items()}, logged)
+            return Losses({f"{n}/alone": label_loss(z, labels[n]) for n, z in logits.items()}, logged)
         terms: dict[str, Tensor] = {}
         for name in given:
-            found = {"ce": known_cross_entropy(logits[name], labels[name])} if self.weights["ce"] else {}
+            found = {"ce": label_loss(logits[name], labels[name])} if self.weights["ce"] else {}
             found |= self._mutual(name, given, masks)
             if self.weights["self"]:
                 with torch.no_grad():
@@ -204,7 +202,7 @@ class CollaborativePeers(Method):
             if mask is None or bool(mask.any()):
                 z: Tensor = peer(take(batch[modality_of(name)], mask)).logits
                 label = take(batch["label"], mask)
-                scores |= {f"{name}/ce": known_cross_entropy(z, label), f"{name}/accuracy": known_accuracy(z, label)}
+                scores |= {f"{name}/ce": label_loss(z, label), f"{name}/accuracy": label_hits(z, label)}
         losses = [value for name, value in scores.items() if name.endswith("/ce")]
         return {**scores, "loss": torch.stack(losses).mean()} if losses else {}
 
@@ -229,16 +227,17 @@ class CollaborativePeers(Method):
             found["response"] = distillation_kl(z, target, tau=t, squared=self.scale)
         e, target = take(own.features, mine), take(other.features, theirs)
         if self.weights["distance"]:
-            found["distance"] = relational_distances(e, target)
+            found["distance"] = relational_distances(e, target, over="different")
         if self.weights["angle"]:
-            found["angle"] = relational_angles(e, target, vertices=self.angle_vertices)
+            found["angle"] = relational_angles(e, target, vertices=self.angle_vertices, over="different")
         return found
 
     def _weight(self, term: str) -> float:
         """Give a term's weight, on its way up for the mutual ones."""
-        weight, over = self.weights[term], self.ramp * (self.clock.length - self.switch)
+        start = self.clock.end(self.alone_share)
+        weight, over = self.weights[term], self.ramp * (self.clock.length - start)
         if over and term in ("response", "distance", "angle"):
-            weight *= min(1.0, (self.clock.done - self.switch + 1) / over)
+            weight *= min(1.0, (self.clock.done - start + 1) / over)
         return weight
 
 
@@ -257,7 +256,6 @@ def _check(weights: Mapping[str, float], *, classes: int, peers: int, start: Any
     lonely = peers == 1 and not (weights["ce"] or weights["self"])
     if lonely or not any(weights.values()):
         raise ConfigError("ctsl_mkt has nothing to learn from: set a weight above 0")
-    if start not in ("copies", "fresh"):
-        raise ConfigError(f"start must be copies or fresh; received {start!r}")
+    check_choice("start", start, Start)
     if angle_vertices is not None and angle_vertices < 1:
         raise ConfigError(f"angle_vertices must be at least 1, or none; received {angle_vertices}")

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
-from crossdistill.methods.base import Batch, Losses, Method
+from crossdistill.methods._clock import check_choice
+from crossdistill.methods._rows import label_hits, label_loss, present_rows, take
+from crossdistill.methods.base import Batch, Losses, Method, label_of
 from crossdistill.networks.base import Network, redrawn
 from crossdistill.objectives.base import full_precision, unit
 from crossdistill.registry import Facts
@@ -122,21 +124,22 @@ class DisCoMKD(Method):
         return self._network(modality)
 
     def training_step(self, batch: Batch) -> Losses:
-        """The five losses over the rows of all modalities."""
+        """The five losses over the rows of all modalities; none where no modality has the rows it needs."""
         parts: dict[str, Parts] = {}
         label: dict[str, Tensor] = {}
-        for name in self.networks:
-            x, y = _rows_of(batch, name)
-            if x is not None and len(x) >= (2 if self.training else 1):
-                parts[name], label[name] = self._branch(name).parts(x), y
+        for name in (name for name in self.networks if name in batch):
+            mask = present_rows(batch, name)
+            x = take(batch[name], mask)
+            if len(x) >= (2 if self.training else 1):
+                parts[name], label[name] = self._branch(name).parts(x), take(label_of(batch, name), mask)
         if not parts:
             return Losses({})
         terms = self._of_labels(parts, label)
         if len(parts) > 1:
             terms |= self._of_modalities(parts)
         if self.weights["orthogonal"]:
-            rows = map(torch.cat, zip(*parts.values(), strict=True))
-            terms["orthogonal"] = orthogonality_loss(*rows, squared=self.orthogonality == "cosine_squared")
+            whole = map(torch.cat, zip(*parts.values(), strict=True))
+            terms["orthogonal"] = orthogonality_loss(*whole, squared=self.orthogonality == "cosine_squared")
         weighted = {name: self.weights.get(name, 1.0) * value for name, value in terms.items()}
         return Losses(weighted, self._accuracies(parts, label))
 
@@ -145,17 +148,12 @@ class DisCoMKD(Method):
     def _of_labels(self, parts: Mapping[str, Parts], label: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give L_cl and L_aux of the rows whose class is known, or nothing where none is."""
         y = torch.cat([*label.values()])
-        known = y >= 0
-        if not bool(known.any()):
+        if not bool((y >= 0).any()):
             return {}
-        logits = torch.cat([self._logits(name, part) for name, part in parts.items()])
-        terms = {"classify": F.cross_entropy(logits[known], y[known])}
+        terms = {"classify": label_loss(torch.cat([self._logits(name, part) for name, part in parts.items()]), y)}
         if self.weights["auxiliary"]:
-            both = (
-                torch.cat([p.invariant for p in parts.values()]),
-                torch.cat([p.informative for p in parts.values()]),
-            )
-            first, second = (F.cross_entropy(self.shared(z[known]), y[known]) for z in both)
+            both = (torch.cat([getattr(p, which) for p in parts.values()]) for which in ("invariant", "informative"))
+            first, second = (label_loss(self.shared(z), y) for z in both)
             terms["auxiliary"] = first + second
         return terms
 
@@ -182,14 +180,9 @@ class DisCoMKD(Method):
 
     @torch.no_grad()
     def _accuracies(self, parts: Mapping[str, Parts], label: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give each classifier's share of right answers, to be logged."""
-        found: dict[str, Tensor] = {}
-        for name, part in parts.items():
-            known = label[name] >= 0
-            if bool(known.any()):
-                right = self._logits(name, part)[known].argmax(dim=1) == label[name][known]
-                found[f"{name}/accuracy"] = right.float().mean()
-        return found
+        """Give each classifier's share of right answers, to be logged, where a class is known."""
+        known = {name: part for name, part in parts.items() if bool((label[name] >= 0).any())}
+        return {f"{name}/accuracy": label_hits(self._logits(name, part), label[name]) for name, part in known.items()}
 
     def _network(self, modality: str) -> Network:
         if modality not in self.networks:
@@ -295,18 +288,6 @@ def orthogonality_loss(invariant: Tensor, informative: Tensor, irrelevant: Tenso
     return (cosines.square() if squared else cosines).sum(dim=0).mean()
 
 
-def _rows_of(batch: Batch, modality: str) -> tuple[Tensor | None, Tensor]:
-    """Give the rows that have a modality, and their labels, -1 where none is known; None where it is absent."""
-    if modality not in batch:
-        return None, torch.zeros(0, dtype=torch.int64)
-    x: Tensor = batch[modality]
-    label: Tensor | Mapping[str, Tensor] | None = batch.get("label")
-    y = label if isinstance(label, Tensor) else (label or {}).get(modality)
-    y = torch.full((len(x),), -1, device=x.device) if y is None else y
-    present: Tensor | None = batch.get("present", {}).get(modality)
-    return (x, y) if present is None else (x[present], y[present])
-
-
 def _check_weights(**values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value >= 0):
@@ -316,13 +297,11 @@ def _check_weights(**values: float) -> None:
 def _check_choices(count: int, classes: int, orthogonality: str, rectify: bool, targets: str) -> None:
     if count < 2 or classes < 2:
         raise ConfigError(f"discomkd needs encoders of two modalities, and classes >= 2; received {count}, {classes}")
-    if orthogonality not in ("cosine", "cosine_squared"):
-        raise ConfigError(f"orthogonality must be cosine or cosine_squared; received '{orthogonality}'")
+    check_choice("orthogonality", orthogonality, Orthogonality)
+    check_choice("modality_targets", targets, Targets)
     if orthogonality == "cosine" and not rectify:
         raise ConfigError(
             "orthogonality cosine would drive features with signs to -1, not to 0: set rectify, or take cosine_squared"
         )
-    if targets not in ("index", "as_released"):
-        raise ConfigError(f"modality_targets must be index or as_released; received '{targets}'")
     if targets == "as_released" and count != 2:
         raise ConfigError(f"modality_targets as_released are those of two modalities; received {count}")

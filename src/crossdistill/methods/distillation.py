@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from crossdistill.errors import ConfigError, CrossDistillError, NetworkError, ObjectiveError
+from crossdistill.errors import ConfigError, CrossDistillError, DataError, NetworkError, ObjectiveError
 from crossdistill.methods._clock import Clock
+from crossdistill.methods._rows import chosen, shared_rows
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
 from crossdistill.networks.base import Network, Outputs
 from crossdistill.networks.taps import Mapped, Maps
@@ -25,6 +26,9 @@ from crossdistill.registry import Facts
 
 class Distillation(Method):
     """Distil a frozen teacher of the source modality into a student of the target modality (CMCD's second step).
+
+    Objectives see the rows of a batch that have both modalities; fewer than two of them, where some are left out, give
+    no term.
 
     Args:
         student: Encoder of the target modality with an attribute `dim`; (b, ...) to (b, dim).
@@ -126,10 +130,14 @@ class Distillation(Method):
         Raises:
             NetworkError: If an objective needs equal widths, they differ, and no projector is allowed; or if a network
                 does not give what is read.
+            DataError: If there are no pairs.
         """
         self.clock.begin(data)
+        pairs = next(filter(None, map(self._pairs, data.batches())), None)
+        if pairs is None:
+            raise DataError(f"no batch holds two rows that have both '{self.source}' and '{self.target}'")
         with torch.no_grad():
-            student, teacher = self._outputs(next(iter(data.batches())))
+            student, teacher = self._outputs(pairs)
         self._make(student, teacher, pairs=len(data))
         for name, objective in self._objectives():
             if type(objective).study is not Objective.study:
@@ -230,7 +238,8 @@ class Distillation(Method):
         In a loop of one's own that has no stages, `rehearse` or `before_stage` comes first where a head, a projector
         or an objective's memory is to be made.
         """
-        return self._losses(*self._outputs(batch), self._context(batch))
+        pairs = self._pairs(batch)
+        return Losses({}) if pairs is None else self._losses(*self._outputs(pairs), self._context(pairs))
 
     def after_step(self) -> None:
         """Count the steps, for objectives that change as training goes on."""
@@ -242,8 +251,11 @@ class Distillation(Method):
         Kernels are those of the student's own features, as they are used afterwards; partners are looked for after the
         projector, if there is one.
         """
-        student, teacher = self._outputs(batch)
-        losses = self._losses(student, teacher, self._context(batch))
+        pairs = self._pairs(batch)
+        if pairs is None:
+            return {}
+        student, teacher = self._outputs(pairs)
+        losses = self._losses(student, teacher, self._context(pairs))
         s, t = student.features, teacher.read(self.teacher_reads)
         scores: dict[str, Tensor] = {**losses.terms, "loss": losses.total}
         if len(s) > 1:
@@ -258,11 +270,17 @@ class Distillation(Method):
         """Give what objectives may read of the student, before projector and head."""
         return self.network(x) if self._maps is None else self._maps(x)
 
+    def _pairs(self, batch: Batch) -> Batch | None:
+        """Give the rows that have both modalities; None where they are too few for a batch norm, or to be compared."""
+        mask = shared_rows(batch, self.source, self.target)
+        return None if mask is not None and int(mask.sum()) < 2 else chosen(batch, mask)
+
     def _context(self, batch: Batch) -> Context:
         return Context(
             label=batch.get("label"),
             index=index_of(batch, self.target) if "index" in batch else None,
             group=batch.get("group"),
+            inputs=batch[self.target],
             progress=self.clock.progress(),
         )
 
@@ -323,7 +341,7 @@ class _Teacher:
 
     def __iter__(self) -> Iterator[tuple[Any, Context]]:
         method = self.method
-        for batch in self.data.batches():
+        for batch in filter(None, map(method._pairs, self.data.batches())):  # pyright: ignore[reportPrivateUsage]
             outputs = method.teacher_outputs(batch, method.source)
             yield method._of_teacher(self.objective, outputs), method._context(batch)  # pyright: ignore[reportPrivateUsage]
 

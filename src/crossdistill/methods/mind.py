@@ -19,35 +19,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
-from crossdistill.methods._clock import Clock
-from crossdistill.methods._rows import known_cross_entropy, present_rows, take, within
+from crossdistill.methods._clock import Clock, check_choice
+from crossdistill.methods._rows import Task, enough, label_hits, label_loss, present_rows, take, within
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
-from crossdistill.methods.multihead import FusionOutput, MultiHeadFusion, Task, TeacherEnsemble
-from crossdistill.networks.base import Network, Outputs, least_rows, redrawn
+from crossdistill.methods.multihead import FusionOutput, MultiHeadFusion, Predicting, TeacherEnsemble
+from crossdistill.networks.base import Network, Outputs, Widens, redrawn
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.cmcd import check_tau
+from crossdistill.objectives.msd import divergence
 from crossdistill.registry import Facts
 
 # Losses between logits (b, c); the teacher's are detached -----------------------------------------------------------
 
 
-@full_precision
 def kl(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     """Mean over rows of KL(softmax(t / T) || softmax(s / T)) T^2, for classes that exclude each other."""
-    log_s, log_t = (z.div(temperature).log_softmax(dim=1) for z in (student, teacher.detach()))
-    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * temperature**2
+    return divergence(student, teacher, tau=temperature).mean()
 
 
-@full_precision
 def bce(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     """Mean over rows and labels of BCE(sigmoid(s / T), sigmoid(t / T)) T^2 less its minimum, so that it is 0 at s = t.
 
     A multilabel teacher's classes do not exclude each other: a softmax over them would be wrong.
     """
-    s, t = student / temperature, teacher.detach() / temperature
-    on = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
-    off = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
-    return (on + off).mean() * temperature**2
+    return divergence(student, teacher, tau=temperature, multilabel=True).mean() / student.shape[1]
 
 
 @full_precision
@@ -56,17 +51,8 @@ def mse(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     return F.mse_loss(student, teacher.detach())
 
 
+Divergence = Literal["auto", "kl", "bce", "mse"]
 DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {"kl": kl, "bce": bce, "mse": mse}
-
-
-def task_loss(logits: Tensor, label: Tensor, task: Task) -> Tensor:
-    """Loss on labels: cross-entropy of (b,) classes, or the mean binary one of (b, c) labels; -1 is unknown."""
-    if task == "multiclass":
-        return known_cross_entropy(logits, label)
-    target = label.view(len(label), -1).to(logits.dtype)
-    known = target >= 0
-    total = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0), reduction="none")
-    return (total * known).sum() / known.sum().clamp(min=1)
 
 
 # The method ---------------------------------------------------------------------------------------------------------
@@ -82,17 +68,18 @@ class MIND(Method):
     a dominant modality therefore cannot starve; raise a weak modality's weights to strengthen it.
 
     Teachers that saw more than the student (unpaired samples of one modality) are where the gain comes from: give
-    them as `teachers`, and keep test samples out of what they saw. Without any, the method trains `members` new copies
-    of each encoder on labels for the first `alone_share` of the steps, freezes them, and trains the student after
-    that: on the student's own samples, and of its own size where the paper's teachers are of several, this gains
-    little. A multi-head student without teachers (`teacher_weight: 0`) is the row to compare with, and a single-head
-    one (`unimodal_weight: 0` too).
+    them as `teachers`, and keep test samples out of what they saw. Without any, the method trains wider twins of each
+    encoder on labels for the first `alone_share` of the steps, freezes them, and trains the student after that: on the
+    student's own samples this gains little. A multi-head student without teachers (`teacher_weight: 0`) is the row to
+    compare with, for its heads help by themselves, and a single-head one (`unimodal_weight: 0` too).
 
     Args:
         encoders: Modality to the student's encoder with an attribute `dim`.
         classes: Number of classes, or of labels.
         teachers: Modality to networks that give logits, trained already; they are frozen. From Python alone.
-        members: How many copies of each encoder teach where `teachers` are not given; 3, ours.
+        widths: How many times as wide as the student's encoder each teacher is, where `teachers` are not given; 2, 4
+            and 8, ours (the abstract says "of varying sizes"). Twice the width costs about four times the computation;
+            1 is a twin of the encoder itself, and all that there is for encoders that are none of ours.
         alone_share: Share of the steps that train them, above 0 and below 1; 0.5, ours.
         reduce: How an ensemble is averaged, see `TeacherEnsemble`; "logits", ours.
         fused_weight: w_F; 1, ours.
@@ -107,7 +94,7 @@ class MIND(Method):
 
     Raises:
         ConfigError: If a parameter is out of range, or modalities have no teacher.
-        NetworkError: If an encoder does not say its width.
+        NetworkError: If an encoder does not say its width, or cannot be made wider.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -123,7 +110,7 @@ class MIND(Method):
         *,
         classes: int,
         teachers: Mapping[str, Sequence[nn.Module]] | None = None,
-        members: int = 3,
+        widths: tuple[int, ...] = (2, 4, 8),
         alone_share: float = 0.5,
         reduce: Literal["logits", "probs"] = "logits",
         fused_weight: float = 1.0,
@@ -131,13 +118,13 @@ class MIND(Method):
         teacher_weight: float | dict[str, float] = 1.0,
         fused_teacher_weight: float = 0.0,
         temperature: float = 2.0,
-        divergence: Literal["auto", "kl", "bce", "mse"] = "auto",
+        divergence: Divergence = "auto",
         task: Task = "multiclass",
         fusion_hidden: int = 0,
     ) -> None:
         super().__init__()
         check_tau(temperature=temperature)
-        _check(classes=classes, members=members, alone_share=alone_share, task=task, divergence=divergence)
+        _check(classes=classes, widths=widths, alone_share=alone_share, task=task, divergence=divergence)
         names = tuple(encoders)
         self.unimodal_weights = _per_modality("unimodal_weight", unimodal_weight, names)
         self.teacher_weights = _per_modality("teacher_weight", teacher_weight, names)
@@ -148,20 +135,21 @@ class MIND(Method):
         ):
             raise ConfigError("mind has nothing to learn from: set a weight above 0")
         self.task: Task = task
-        self.temperature, self.alone_share = temperature, alone_share
+        self.temperature, self.classes = temperature, classes
         kind = ("kl" if task == "multiclass" else "bce") if divergence == "auto" else divergence
         self.divergence = DIVERGENCES[kind]
         self.network = MultiHeadFusion(encoders, classes, hidden=fusion_hidden)
         taught = [m for m in names if self.teacher_weights[m] or self.fused_teacher_weight]
         self.given = teachers is not None
         if teachers is None:
-            teachers = {m: [_member(encoders[m], classes) for _ in range(members)] for m in taught}
+            teachers = {m: [_member(encoders[m], classes, width) for width in widths] for m in taught}
         if lacking := [m for m in taught if not teachers.get(m)]:
             raise ConfigError(f"{', '.join(lacking)} has no teacher; give some, or set teacher_weight to 0 there")
         ensembles = {m: TeacherEnsemble(teachers[m], reduce=reduce, task=task) for m in taught}
         self.ensembles = nn.ModuleDict(ensembles)
         if self.given:
             freeze(self.ensembles)
+        self.alone_share = alone_share if taught and not self.given else 0.0
         self.clock = Clock()
 
     def inputs(self) -> Mapping[str, int]:
@@ -183,18 +171,16 @@ class MIND(Method):
         """Give a modality's encoder with its own head, whose logits may teach."""
         return Network(self.student(modality), head=self.network.heads[modality])
 
-    # The two halves, where the teachers are trained here -------------------------------------------------------------
+    def as_fused_teacher(self) -> nn.Module:
+        """Give the student as one of all modalities; which head answers depends on what a row has."""
+        return Predicting(self.network, self.classes)
 
-    @property
-    def switch(self) -> int:
-        """The step at which the ensembles are frozen and the student begins; 0 where none are trained here."""
-        ours = len(self.ensembles) and not self.given
-        return self.clock.switch(self.alone_share) if ours else 0
+    # The two halves, where the teachers are trained here -------------------------------------------------------------
 
     @property
     def alone(self) -> bool:
         """Whether the ensembles still learn."""
-        return self.clock.done < self.switch
+        return not self.clock.passed(self.alone_share)
 
     def before_stage(self, data: StageData) -> None:
         """Take in how long the stage is."""
@@ -210,7 +196,7 @@ class MIND(Method):
     def after_step(self) -> None:
         """Count the steps; freeze the ensembles when the first half is over."""
         self.clock.tick()
-        if self.clock.done == self.switch:
+        if not self.alone:
             self.ensembles.eval()
 
     # Losses ----------------------------------------------------------------------------------------------------------
@@ -224,11 +210,11 @@ class MIND(Method):
         taught = {m: self._teacher(batch, m, out.rows[m]) for m in out.unimodal if m in self.ensembles}
         for m, logits in out.unimodal.items():
             if w := self.unimodal_weights[m]:
-                terms[f"{m}/label"] = w * task_loss(logits, take(label, out.rows[m]), self.task)
+                terms[f"{m}/label"] = w * label_loss(logits, take(label, out.rows[m]), self.task)
             if a := self.teacher_weights[m]:
                 terms[f"{m}/teacher"] = a * self.divergence(logits, taught[m], self.temperature)
         if out.fused is not None and self.fused_weight:
-            terms["fused/label"] = self.fused_weight * task_loss(out.fused, take(label, out.full), self.task)
+            terms["fused/label"] = self.fused_weight * label_loss(out.fused, take(label, out.full), self.task)
         if out.fused is not None and self.fused_teacher_weight:
             each = [take(t, within(out.full, out.rows[m])) for m, t in taught.items()]
             loss = self.divergence(out.fused, torch.stack(each).sum(dim=0), self.temperature)
@@ -236,24 +222,25 @@ class MIND(Method):
         return Losses(terms)
 
     def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Loss on labels of every head; "loss" is their sum, the same in both halves."""
+        """Loss and accuracy on labels of every head; "loss" is the sum of the former, the same in both halves."""
         out: FusionOutput = self.network(batch)
-        scores = {
-            f"{m}/label": task_loss(z, take(batch["label"], out.rows[m]), self.task) for m, z in out.unimodal.items()
-        }
+        heads = {m: (z, out.rows[m]) for m, z in out.unimodal.items()}
         if out.fused is not None:
-            scores["fused/label"] = task_loss(out.fused, take(batch["label"], out.full), self.task)
-        return {**scores, "loss": torch.stack(list(scores.values())).sum()} if scores else {}
+            heads["fused"] = out.fused, out.full
+        known = {name: take(batch["label"], rows) for name, (_, rows) in heads.items()}
+        losses = {f"{name}/label": label_loss(z, known[name], self.task) for name, (z, _) in heads.items()}
+        hits = {f"{name}/accuracy": label_hits(z, known[name], self.task) for name, (z, _) in heads.items()}
+        return {**losses, **hits, "loss": torch.stack(list(losses.values())).sum()} if heads else {}
 
     def _members(self, batch: Batch) -> dict[str, Tensor]:
         """Give the loss of all members of an ensemble, by modality; they share nothing but the batch."""
         terms: dict[str, Tensor] = {}
         for m, ensemble in self.ensembles.items():
             mask = present_rows(batch, m)
-            if mask is None or int(mask.sum()) >= least_rows(ensemble):
+            if enough(mask, ensemble):
                 label = take(batch["label"], mask)
                 each = cast("TeacherEnsemble", ensemble).each(take(batch[m], mask))
-                terms[f"{m}/members"] = torch.stack([task_loss(z, label, self.task) for z in each]).sum()
+                terms[f"{m}/members"] = torch.stack([label_loss(z, label, self.task) for z in each]).sum()
         return terms
 
     def _teacher(self, batch: Batch, modality: str, rows: Tensor | None) -> Tensor:
@@ -266,8 +253,14 @@ class MIND(Method):
         return given.read("logits")
 
 
-def _member(encoder: nn.Module, classes: int) -> nn.Module:
-    twin = redrawn(encoder)
+def _member(encoder: nn.Module, classes: int, width: int) -> nn.Module:
+    """Make a teacher that is so many times as wide as an encoder."""
+    if width > 1 and not isinstance(encoder, Widens):
+        raise NetworkError(
+            f"mind: {type(encoder).__name__} cannot be made {width} times as wide, as it is none of our encoders: give "
+            "`teachers` in Python, or set widths to ones"
+        )
+    twin = encoder.widened(width) if isinstance(encoder, Widens) and width > 1 else redrawn(encoder)
     return Network(twin, head=nn.Linear(Network(twin).dim, classes))
 
 
@@ -286,20 +279,19 @@ def _per_modality(name: str, value: float | dict[str, float], modalities: Sequen
     return found
 
 
-def _check(*, classes: int, members: int, alone_share: float, task: Any, divergence: Any) -> None:
+def _check(*, classes: int, widths: Sequence[int], alone_share: float, task: Any, divergence: Any) -> None:
     """Refuse parameters that are out of range.
 
     Raises:
         ConfigError: With what was received.
     """
-    if task not in ("multiclass", "multilabel") or divergence not in ("auto", *DIVERGENCES):
+    check_choice("task", task, Task)
+    check_choice("divergence", divergence, Divergence)
+    few = classes < (2 if task == "multiclass" else 1)
+    if few or not widths or min(widths) < 1 or not 0 < alone_share < 1:
         raise ConfigError(
-            f"task must be multiclass or multilabel, divergence auto, kl, bce or mse; received {task!r}, {divergence!r}"
-        )
-    if classes < (2 if task == "multiclass" else 1) or members < 1 or not 0 < alone_share < 1:
-        raise ConfigError(
-            "mind needs classes >= 2 (labels >= 1), members >= 1 and alone_share above 0 and below 1; received "
-            f"{classes}, {members}, {alone_share}"
+            "mind needs classes >= 2 (labels >= 1), widths >= 1, at least one, and alone_share above 0 and below 1; "
+            f"received {classes}, {list(widths)}, {alone_share}"
         )
     if task == "multilabel" and divergence == "kl":
         raise ConfigError("divergence kl is over classes that exclude each other; take bce or mse for multilabel")

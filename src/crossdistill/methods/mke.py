@@ -3,9 +3,10 @@
 Source: Xue et al. 2021, "Multimodal Knowledge Expansion": Algorithm 1 as the authors' project page shows it (equations
 1 to 5), and what the released two-moon notebook does. The body of the paper was not available to us. That perturbation
 and consistency collapse to one term, the perturbed student on the teacher's labels, is second-hand, and what the
-notebook runs; the consistency term of equation 5 is an option.
+notebook runs; the consistency term of equation 5 is an option. Many labels and regression are ours; so is that dense
+labels, which the paper has, are left out: labels here are of whole samples.
 
-Shapes: b rows, n pairs of the stage, c classes.
+Shapes: b rows, n pairs of the stage, c classes (labels, or targets of a regression).
 """
 
 from __future__ import annotations
@@ -20,28 +21,43 @@ from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
 from crossdistill.methods._clock import Clock, check_choice, check_shares
+from crossdistill.methods._rows import enough, label_hits, label_loss, mean_over, present_mask, take
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
-from crossdistill.networks.base import Network, Outputs, as_outputs, redrawn
+from crossdistill.networks.base import Network, encoded, redrawn
 from crossdistill.networks.late_fusion import Alone, LateFusion
 from crossdistill.networks.taps import evaluated
 from crossdistill.objectives.base import full_precision
 from crossdistill.registry import Facts
 
-PseudoLabels = Literal["hard", "soft"]
+PseudoLabels = Literal["auto", "hard", "soft"]
+Kind = Literal["multiclass", "multilabel", "regression"]
 
 
 @full_precision
-def pseudo_label_loss(student: Tensor, probabilities: Tensor, *, soft: bool = False) -> Tensor:
-    """Compare logits (b, c) with a teacher's probabilities (b, c), row by row, (b,) nats.
+def prediction(outputs: Tensor, task: Kind) -> Tensor:
+    """Give what outputs (b, c) say, (b, c): probabilities of classes or of labels, or the values themselves."""
+    if task == "multiclass":
+        return outputs.softmax(dim=1)
+    return outputs.sigmoid() if task == "multilabel" else outputs
 
-    Hard: cross-entropy with the teacher's most probable class. Soft: KL(teacher || student).
+
+@full_precision
+def pseudo_label_loss(student: Tensor, said: Tensor, *, soft: bool = False, task: Kind = "multiclass") -> Tensor:
+    """Compare outputs (b, c) with what a teacher said, `prediction` (b, c), row by row, (b,).
+
+    Hard: cross-entropy with the teacher's most probable class, nats. Soft: KL(teacher || student). Of many labels the
+    mean of those binary losses, hard above a probability of 1/2. Of a regression the mean squared difference.
     """
-    probabilities = probabilities.detach()
+    said = said.detach()
+    if task == "regression":
+        return (student - said).square().mean(dim=1)
+    if task == "multilabel":
+        target = said if soft else (said > 0.5).to(said.dtype)
+        least = -torch.xlogy(target, target) - torch.xlogy(1 - target, 1 - target)  # the entropy of what was said
+        return (F.binary_cross_entropy_with_logits(student, target, reduction="none") - least).mean(dim=1)
     if not soft:
-        return F.cross_entropy(student, probabilities.argmax(dim=1), reduction="none")
-    return torch.xlogy(probabilities, probabilities).sum(dim=1) - (probabilities * student.log_softmax(dim=1)).sum(
-        dim=1
-    )
+        return F.cross_entropy(student, said.argmax(dim=1), reduction="none")
+    return torch.xlogy(said, said).sum(dim=1) - (said * student.log_softmax(dim=1)).sum(dim=1)
 
 
 def corrections(teacher: Tensor, student: Tensor, label: Tensor) -> dict[str, int]:
@@ -68,29 +84,35 @@ class MKE(Method):
         2. labels    p_i = softmax f_t(x_source,i)                              once, on unperturbed samples
         3. student   argmin mean_i l(p_i, T f_s(x_i)) + gamma mean_i |softmax f_s(x_i) - softmax T f_s(x_i)|^2
 
-    T perturbs: the stage's augmentation, noise on every input, and dropout. Without it a student merely copies the
-    teacher. No true label is read in steps 2 and 3. Every pair is learnt from, labelled ones too, by what the teacher
-    says of them. A student of a further modality alone may do as well: compare with it, the source is a shortcut to the
-    teacher's errors.
+    As printed the second sum has no 1 / n; both are means here. T perturbs: the stage's augmentation, noise on every
+    input, and dropout. Without it a student merely copies the teacher; how strong it should be cannot be found without
+    labels, and the defaults are guesses. No true label is read in steps 2 and 3. Every pair is learnt from, labelled
+    ones too, by what the teacher says of them. A student of a further modality alone may do as well: compare with it,
+    the source is a shortcut to the teacher's errors.
 
-    The teacher is given (an experiment file names its stage), or trained here on the known labels of the stage's rows,
-    -1 in the others: `fit(..., labels=True)`. The stage's one schedule of the learning rate runs through both phases.
-    Which epoch is best cannot be told by agreement with the teacher, which rewards copying: keep the last.
+    The teacher is given (an experiment file names its stage), or trained here on the known labels of the stage's rows:
+    `fit(..., labels=True)`. Unknown labels are -1, unknown targets of a regression NaN. The stage's one schedule of the
+    learning rate runs through both phases. Which epoch is best cannot be told by agreement with the teacher, which
+    rewards copying: keep the last.
 
     Args:
         encoders: Modality to the student's encoder; all modalities are used.
         source: The modality that the teacher reads.
-        classes: Number of classes, >= 2.
-        teacher: A network of the source that gives logits; it is frozen. None trains one: a twin of the source's
-            encoder from a start of its own, under a classifier like the student's.
+        classes: Number of classes, >= 2, or of labels or of a regression's targets, >= 1.
+        teacher: A network of the source that gives logits (of a regression the values); it is frozen. None trains one:
+            a twin of the source's encoder from a start of its own, under a classifier like the student's.
         teacher_share: Share of the steps that train that teacher; 0.3.
-        labels: "hard", the teacher's most probable class (what the notebook does), or "soft", its probabilities.
-        threshold: Least probability of the teacher's class for a row to count; 0 takes all, as the notebook does.
+        labels: "hard", the teacher's most probable class (what the notebook does), or "soft", its probabilities; "auto"
+            is hard, but soft for many labels, where hard ones are cut at 1/2. A regression's are what they are.
+        threshold: Least probability of the teacher's class for a row to count; 0 takes all, as the notebook does. For
+            classes alone.
         input_noise: Standard deviation of the Gaussian noise on every input, in units of the standardised input (the
             notebook's 1 is relative to the mean absolute value), or one for each modality; 0.5.
         dropout: Share of units silenced in the student's classifier; 0.2.
         hidden: Widths of the classifiers' hidden layers; none makes them linear.
         consistency: gamma; 0, as perturbed labels alone are said to be the same thing.
+        task: "multiclass", labels (b,) of one class a row; "multilabel", (b, c) of 0 and 1; or "regression", (b, c) of
+            numbers, best standardised. The last two are ours, and from Python: an experiment's data have classes.
         start_from_teacher: Whether the student's source branch starts with the weights of the teacher's encoder.
 
     Raises:
@@ -113,24 +135,28 @@ class MKE(Method):
         classes: int,
         teacher: nn.Module | None = None,
         teacher_share: float = 0.3,
-        labels: PseudoLabels = "hard",
+        labels: PseudoLabels = "auto",
         threshold: float = 0.0,
         input_noise: float | dict[str, float] = 0.5,
         dropout: float = 0.2,
         hidden: tuple[int, ...] = (),
         consistency: float = 0.0,
+        task: Kind = "multiclass",
         start_from_teacher: bool = False,
     ) -> None:
         super().__init__()
         noise = input_noise if isinstance(input_noise, dict) else dict.fromkeys(encoders, input_noise)
-        _check(encoders, source, classes, threshold, consistency, noise)
+        check_choice("task", task, Kind)
+        _check(encoders, source, classes, threshold, consistency, noise, task)
         check_choice("labels", labels, PseudoLabels)
         check_shares("mke", teacher_share=teacher_share)
         self.names, self.source, self.given = tuple(encoders), source, teacher is not None
         self.fused = LateFusion(encoders, classes, hidden=hidden, dropout=dropout)
         self.teacher = freeze(teacher) if teacher is not None else _teacher(encoders[source], classes, hidden, dropout)
         self.teacher_share = 0.0 if self.given else teacher_share
-        self.soft, self.threshold, self.consistency = labels == "soft", threshold, consistency
+        self.task: Kind = task
+        self.soft = labels == "soft" or (labels == "auto" and task == "multilabel")
+        self.threshold, self.consistency = threshold, consistency
         self.noise, self.start_from_teacher = {name: noise.get(name, 0.0) for name in encoders}, start_from_teacher
         self.clock = Clock()
         self.pseudo: Tensor | None
@@ -152,6 +178,10 @@ class MKE(Method):
         if modality not in self.names:
             raise NetworkError(f"mke trains a student of {', '.join(self.names)}, none of '{modality}'")
         return self.fused.encoders[modality]
+
+    def as_fused_teacher(self) -> nn.Module:
+        """Give the whole student."""
+        return self.fused
 
     def alone(self, modality: str) -> nn.Module:
         """Give the student with all other modalities blank, from (b, ...) to features and logits."""
@@ -177,7 +207,8 @@ class MKE(Method):
         first = next(iter(data.batches()))
         if "index" not in first:
             raise DataError("mke labels pairs once, and needs their positions: give batches an `index`")
-        if not self.given and ("label" not in first or not any(bool((b["label"] >= 0).any()) for b in data.batches())):
+        told = "label" in first and any(bool(self._known(batch["label"]).any()) for batch in data.batches())
+        if not self.given and not told:
             raise DataError(
                 "mke has no teacher, and no label is known to train one: name a teacher of the source, or train with "
                 "fit(..., labels=True) on rows of which some have a label"
@@ -204,48 +235,79 @@ class MKE(Method):
         self.clock.tick()
 
     def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Loss against the teacher's labels, how often the two agree, and where labels are known both accuracies."""
-        probabilities, counts = self._label(batch)
-        logits = self._student(batch, perturbed=False)
-        losses = pseudo_label_loss(logits, probabilities, soft=self.soft)
-        said, own, label = probabilities.argmax(dim=1), logits.argmax(dim=1), batch.get("label")
-        scores = {"loss": _mean(losses, counts), "agreement": _mean((said == own).float(), counts)}
-        if label is not None:
-            scores["accuracy"] = _mean((own == label).float(), label >= 0)
-            scores["teacher_accuracy"] = _mean((said == label).float(), label >= 0)
+        """Loss against the teacher's labels, how often the two agree, and where labels are known both accuracies.
+
+        Of a regression, mean squared errors take the place of accuracies.
+        """
+        said, counts = self._label(batch)
+        outputs = self._student(batch, perturbed=False)
+        scores = {"loss": mean_over(self._rows_loss(outputs, said), counts)}
+        if self.task != "regression":
+            agree = (self._decided(prediction(outputs, self.task)) == self._decided(said)).float()
+            scores["agreement"] = mean_over(agree.view(len(agree), -1).mean(dim=1), counts)
+        if "label" in batch:
+            name = "error" if self.task == "regression" else "accuracy"
+            theirs = said - 0.5 if self.task == "multilabel" else said  # positive where the label holds
+            scores |= {name: self._against(outputs, batch), f"teacher_{name}": self._against(theirs, batch)}
         return scores
 
     def _teacher_losses(self, batch: Batch) -> Losses:
-        label: Tensor = batch["label"]
-        there = self._has_source(batch)
-        known = label[there] >= 0
-        if not bool(known.any()):
+        here = present_mask(batch, self.source)
+        label = take(batch["label"], here)
+        if not bool(self._known(label).any()) or not enough(here, self.teacher):
             return Losses({})
         # all rows pass through it: few have a label, and a batch norm needs more
-        logits = as_outputs(self.teacher(batch[self.source][there])).read("logits")
-        return Losses({"teacher": F.cross_entropy(_full(logits[known]), label[there][known])})
+        outputs = encoded(self.teacher, take(batch[self.source], here)).read("logits")
+        if self.task == "regression":
+            return Losses({"teacher": self._squared_error(outputs, label)})
+        return Losses({"teacher": label_loss(outputs, label, self.task)})
 
     def _student_losses(self, batch: Batch) -> Losses:
-        probabilities, counts = self._label(batch) if self.pseudo is None else self._stored(batch)
-        counts = counts & (probabilities.amax(dim=1) >= self.threshold)
+        said, counts = self._label(batch) if self.pseudo is None else self._stored(batch)
+        if self.threshold:
+            counts = counts & (said.amax(dim=1) >= self.threshold)
         perturbed = self._student(batch, perturbed=True)
-        losses = pseudo_label_loss(perturbed, probabilities, soft=self.soft)
-        terms = {"pseudo": _mean(losses, counts)}
+        terms = {"pseudo": mean_over(self._rows_loss(perturbed, said), counts)}
         with evaluated(self.fused), torch.set_grad_enabled(self.consistency > 0 and torch.is_grad_enabled()):
             clean = self._student(batch, perturbed=False)
+        now, then = (prediction(outputs, self.task) for outputs in (perturbed, clean))
         if self.consistency:
-            change = (clean.softmax(dim=1) - perturbed.softmax(dim=1)).square().sum(dim=1)
-            terms["consistency"] = self.consistency * change.mean()
-        flips = (clean.argmax(dim=1) != perturbed.argmax(dim=1)).float().mean()
-        return Losses(terms, {"flips": flips, "labelled": counts.float().mean()})
+            terms["consistency"] = self.consistency * (then - now).square().sum(dim=1).mean()
+        logged = {"labelled": counts.float().mean()}
+        if self.task != "regression":
+            logged["flips"] = (self._decided(now) != self._decided(then)).float().mean()
+        return Losses(terms, logged)
 
     def _student(self, batch: Batch, *, perturbed: bool) -> Tensor:
-        """Give the student's logits (b, c), on noisy inputs where they are to be perturbed."""
+        """Give the student's outputs (b, c), on noisy inputs where they are to be perturbed."""
         inputs = {name: batch[name] for name in self.names if name in batch}
         if perturbed:
             noisy = {name: x + self.noise[name] * torch.randn_like(x) for name, x in inputs.items() if self.noise[name]}
             inputs = {**inputs, **noisy}
-        return _full(self.fused(inputs, batch.get("present")).read("logits"))
+        return self.fused(inputs, batch.get("present")).read("logits")
+
+    # What labels are, by the task ------------------------------------------------------------------------------------
+
+    def _known(self, label: Tensor) -> Tensor:
+        return ~label.isnan() if self.task == "regression" else label >= 0
+
+    def _decided(self, said: Tensor) -> Tensor:
+        """Give the class (b,), or which labels hold (b, c), of what is said (b, c)."""
+        return said.argmax(dim=1) if self.task == "multiclass" else said > 0.5
+
+    def _rows_loss(self, outputs: Tensor, said: Tensor) -> Tensor:
+        return pseudo_label_loss(outputs, said, soft=self.soft, task=self.task)
+
+    def _squared_error(self, outputs: Tensor, label: Tensor) -> Tensor:
+        """Mean squared difference (b, c) to the targets that are known."""
+        known, target = self._known(label).view_as(outputs), label.view_as(outputs)
+        return mean_over((outputs - target.where(known, 0.0)).square(), known)
+
+    def _against(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Give accuracy, or error, of outputs (b, c) where labels are known."""
+        if self.task == "regression":
+            return self._squared_error(outputs, batch["label"])
+        return label_hits(outputs, batch["label"], self.task)
 
     # The teacher's labels --------------------------------------------------------------------------------------------
 
@@ -258,30 +320,26 @@ class MKE(Method):
             self._start_branch()
         pseudo: Tensor | None = None
         for batch in self._data.batches():
-            probabilities, counts = self._label(batch)
+            said, counts = self._label(batch)
             if pseudo is None:
-                pseudo = probabilities.new_zeros(len(self._data), probabilities.shape[1])
-            pseudo[index_of(batch, self.source)] = torch.where(counts[:, None], probabilities, 0.0)
+                pseudo = said.new_full((len(self._data), said.shape[1]), math.nan)
+            pseudo[index_of(batch, self.source)] = torch.where(counts[:, None], said, math.nan)
         self.pseudo = pseudo
 
     @torch.no_grad()
     def _label(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Give the teacher's probabilities (b, c) now, and which rows it can say something of."""
-        if self.given:
-            outputs = self.teacher_outputs(batch, self.source)
-        else:
-            outputs: Outputs = as_outputs(self.teacher(batch[self.source]))  # in eval mode by now
-        return _full(outputs.read("logits")).softmax(dim=1), self._has_source(batch)
+        """Give what the teacher says now (b, c), and which rows it can say something of."""
+        here = present_mask(batch, self.source)
+        if not bool(here.any()):
+            return torch.zeros(len(here), self.fused.classes, device=here.device), here
+        # one that was trained here is in eval mode by now
+        given = self.teacher_outputs(batch, self.source) if self.given else encoded(self.teacher, batch[self.source])
+        return prediction(given.read("logits"), self.task), here
 
     def _stored(self, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self.pseudo is not None
-        probabilities = self.pseudo[index_of(batch, self.source)]
-        return probabilities, probabilities.sum(dim=1) > 0
-
-    def _has_source(self, batch: Batch) -> Tensor:
-        here: Tensor | None = batch.get("present", {}).get(self.source)
-        some = batch[next(name for name in self.names if name in batch)]
-        return torch.ones(len(some), dtype=torch.bool, device=some.device) if here is None else here
+        said = self.pseudo[index_of(batch, self.source)]
+        return said.nan_to_num(), ~said.isnan().any(dim=1)
 
     def _start_branch(self) -> None:
         """Copy the teacher's encoder into the student's branch of the source."""
@@ -301,15 +359,6 @@ def _teacher(encoder: nn.Module, classes: int, hidden: tuple[int, ...], dropout:
     return Network(twin, head=alone.classifier)
 
 
-def _full(logits: Tensor) -> Tensor:
-    return logits.float() if logits.itemsize < 4 else logits
-
-
-def _mean(values: Tensor, rows: Tensor) -> Tensor:
-    """Mean over the rows that count, (b,) bool; 0, with a graph, if none does."""
-    return torch.where(rows, values, 0.0).sum() / rows.sum().clamp(min=1)
-
-
 def _check(
     encoders: Mapping[str, nn.Module],
     source: str,
@@ -317,14 +366,16 @@ def _check(
     threshold: float,
     consistency: float,
     noise: Mapping[str, float],
+    task: Kind,
 ) -> None:
     if source not in encoders or set(noise) - set(encoders):
         raise ConfigError(
             f"mke: source and input_noise name modalities among {', '.join(encoders)}; received '{source}', {noise}"
         )
-    fine = classes >= 2 and 0 <= threshold <= 1 and 0 <= consistency < math.inf
+    least, most = (2, 1) if task == "multiclass" else (1, 0)
+    fine = classes >= least and 0 <= threshold <= most and 0 <= consistency < math.inf
     if not fine or not all(0 <= level < math.inf for level in noise.values()):
         raise ConfigError(
-            "mke needs classes >= 2, threshold in [0, 1], consistency >= 0 and input_noise >= 0; received "
-            f"{classes}, {threshold}, {consistency}, {dict(noise)}"
+            f"mke needs classes >= {least}, threshold in [0, {most}] ({task}), consistency >= 0 and input_noise >= 0; "
+            f"received {classes}, {threshold}, {consistency}, {dict(noise)}"
         )

@@ -19,14 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError, ObjectiveError
-from crossdistill.methods._rows import known_accuracy, known_cross_entropy, present_rows, take
-from crossdistill.methods.base import Batch, Losses, Method, StageData
-from crossdistill.networks.base import Network, as_outputs, least_rows
+from crossdistill.methods._clock import check_choice
+from crossdistill.methods._rows import Task, enough, label_hits, label_loss, present_mask, present_rows, take
+from crossdistill.methods.base import Batch, Losses, Method, StageData, label_of
+from crossdistill.methods.multihead import Predicting
+from crossdistill.networks.base import Network, encoded
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.registry import Facts
 
 Protect = Literal["previous", "current", "dataset_mean", "none"]
+Projects = Literal["gradient", "change"]
 
 # Fusion -------------------------------------------------------------------------------------------------------------
 
@@ -167,7 +170,7 @@ class AlternatingUnimodal(Method):
 
     Args:
         encoders: Modality to encoder, all of one width `dim`.
-        classes: Number of classes, >= 2.
+        classes: Number of classes, >= 2, or of labels, >= 1.
         protect: Whose mean features the head's steps keep off: "previous", of the modality that stepped before (the
             purpose; default); "current", of the one that steps (what the released code passes); "dataset_mean", as
             previous, with means over the whole training set taken before each epoch (a reviewer's reading); or "none".
@@ -178,6 +181,7 @@ class AlternatingUnimodal(Method):
         order: Of the modalities in a batch: "given" (as the encoders come; the released code has audio, video, text),
             "random" for each batch, or names.
         temperature: Of the fusion; 1.
+        task: "multiclass", or "multilabel": binary cross-entropies, and fusion by sums of binary entropies (ours).
 
     Raises:
         ConfigError: If a parameter is out of range.
@@ -197,32 +201,36 @@ class AlternatingUnimodal(Method):
         *,
         classes: int,
         protect: Protect = "previous",
-        projects: Literal["gradient", "change"] = "gradient",
+        projects: Projects = "gradient",
         alpha: float = 0.1,
         alpha_end: float = 0.01,
         normalise: bool = False,
         order: Literal["given", "random"] | tuple[str, ...] = "given",
         temperature: float = 1.0,
+        task: Task = "multiclass",
     ) -> None:
         super().__init__()
+        for name, word, known in (
+            ("protect", protect, Protect),
+            ("projects", projects, Projects),
+            ("task", task, Task),
+        ):
+            check_choice(name, word, known)
         widths = {modality: Network(encoder).dim for modality, encoder in encoders.items()}
         if len(set(widths.values())) != 1:
             raise NetworkError(
                 f"mla shares one head, so encoders must have one width; received {widths}. Set their dim"
             )
-        if classes < 2 or not 0 < alpha_end <= alpha < math.inf:
+        if classes < (2 if task == "multiclass" else 1) or not 0 < alpha_end <= alpha < math.inf:
             raise ConfigError(
-                f"mla needs classes >= 2 and 0 < alpha_end <= alpha; received {classes}, {alpha_end}, {alpha}"
-            )
-        if protect not in ("previous", "current", "dataset_mean", "none") or projects not in ("gradient", "change"):
-            raise ConfigError(
-                "protect must be previous, current, dataset_mean or none, and projects gradient or change; received "
-                f"'{protect}', '{projects}'"
+                "mla needs classes >= 2 (labels >= 1) and 0 < alpha_end <= alpha; received "
+                f"{classes}, {alpha_end}, {alpha}"
             )
         self.order = order if isinstance(order, str) else tuple(order)
         if self.order not in ("given", "random") and sorted(self.order) != sorted(encoders):
             raise ConfigError(f"order must be given, random, or name each of {', '.join(encoders)}; received {order}")
         check_tau(temperature=temperature)
+        self.task: Task = task
         self.protect, self.projects, self.alphas, self.temperature = protect, projects, (alpha, alpha_end), temperature
         self.encoders, width = nn.ModuleDict(encoders), next(iter(widths.values()))
         self.head = nn.Linear(width, classes)
@@ -247,6 +255,10 @@ class AlternatingUnimodal(Method):
         """Give a modality's encoder with the shared head, whose logits may teach."""
         return Network(self.student(modality), head=self.head)
 
+    def as_fused_teacher(self) -> nn.Module:
+        """Give `predict` as a network of all modalities."""
+        return Predicting(self, self.head.out_features)
+
     def predict(self, batch: Batch) -> Tensor:
         """Give logits (b, c), fused by certainty over the modalities that each row has, in whatever mode it is.
 
@@ -259,12 +271,12 @@ class AlternatingUnimodal(Method):
             if modality not in batch:
                 continue
             mask = present_rows(batch, modality)
-            z: Tensor = self.head(as_outputs(encoder(take(batch[modality], mask))).features)
-            rows = torch.ones(len(batch[modality]), dtype=torch.bool, device=z.device) if mask is None else mask
-            given.append(z if mask is None else z.new_zeros(len(rows), z.shape[1]).masked_scatter(rows[:, None], z))
-            masks.append(rows)
+            z: Tensor = self.head(encoded(encoder, take(batch[modality], mask)).features)
+            masks.append(present_mask(batch, modality))
+            given.append(z if mask is None else z.new_zeros(len(mask), z.shape[1]).masked_scatter(mask[:, None], z))
         present = torch.stack(masks, dim=1) if masks else None
-        return fuse(given, entropy_weights(given, present, temperature=self.temperature))
+        many = self.task == "multilabel"
+        return fuse(given, entropy_weights(given, present, temperature=self.temperature, multilabel=many))
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -280,25 +292,26 @@ class AlternatingUnimodal(Method):
         with torch.no_grad():
             for batch in data.batches():
                 for k, (modality, encoder) in enumerate(self.encoders.items()):
-                    x = take(batch[modality], present_rows(batch, modality))
-                    if len(x):
-                        sums[k] += as_outputs(encoder(x)).features.float().sum(dim=0)
-                        counts[k] += len(x)
+                    mask = present_rows(batch, modality)
+                    if mask is None or bool(mask.any()):
+                        features = encoded(encoder, take(batch[modality], mask)).features
+                        sums[k] += features.float().sum(dim=0)
+                        counts[k] += len(features)
         self.means.copy_(sums / torch.tensor(counts, device=sums.device).clamp(min=1).unsqueeze(1))
 
     def training_steps(self, batch: Batch) -> Iterator[Losses]:
         """One step for each modality that any row has."""
         for modality in self._in_order():
             mask = present_rows(batch, modality)
-            if mask is not None and int(mask.sum()) < least_rows(self.encoders[modality]):
+            if not enough(mask, self.encoders[modality]):
                 continue
-            features = as_outputs(self.encoders[modality](take(batch[modality], mask))).features
-            label = take(batch["label"], mask)
+            features = encoded(self.encoders[modality], take(batch[modality], mask)).features
+            label = take(label_of(batch, modality), mask)
             logits = self.head(features)
             if self.training:
                 self._now, self._mean = list(self.encoders).index(modality), features.detach().float().mean(dim=0)
-            logged = {f"{modality}/accuracy": known_accuracy(logits.detach(), label)}
-            yield Losses({f"{modality}/ce": known_cross_entropy(logits, label)}, logged)
+            logged = {f"{modality}/accuracy": label_hits(logits.detach(), label, self.task)}
+            yield Losses({f"{modality}/ce": label_loss(logits, label, self.task)}, logged)
         if self.training:
             self._batches += 1
 
@@ -328,7 +341,7 @@ class AlternatingUnimodal(Method):
     def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
         """Cross-entropy and accuracy of every modality and of the fusion; "loss" is the mean over modalities.
 
-        Where a row has no modality at all, nothing is said of the fusion.
+        Where a row has no modality at all, and of unpaired streams, nothing is said of the fusion.
         """
         scores: dict[str, Tensor] = {}
         for losses in self.training_steps(batch):
@@ -339,10 +352,10 @@ class AlternatingUnimodal(Method):
         masks = [present_rows(batch, modality) for modality in self.encoders]
         partial = [mask for mask in masks if mask is not None]
         some = torch.stack(partial).any(dim=0) if len(partial) == len(masks) else None  # else one has every row
-        if some is None or bool(some.all()):
+        if isinstance(batch["label"], Tensor) and (some is None or bool(some.all())):
             fused = self.predict(batch)
-            scores["fused/ce"] = known_cross_entropy(fused, batch["label"])
-            scores["fused/accuracy"] = known_accuracy(fused, batch["label"])
+            scores["fused/ce"] = label_loss(fused, batch["label"], self.task)
+            scores["fused/accuracy"] = label_hits(fused, batch["label"], self.task)
         return {**scores, "loss": torch.stack(found).mean()}
 
     def get_extra_state(self) -> dict[str, int]:

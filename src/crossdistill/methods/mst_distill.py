@@ -4,7 +4,8 @@ Source: Li et al. 2025, "MST-Distill: Mixture of Specialized Teachers for Cross-
 released code (commit 093b2fe); the paper's figures were not available to us. What the code does and we do not, unless
 `as_released` says so: its router has no influence on the loss but by the choice of indices, so that it learns nothing
 but balance; it has no activation between its two layers; and its balance term is divided by the number of experts once
-more. Never repeated here: masks of earlier experts stay in place while later ones run.
+more. Never repeated here: masks of earlier experts stay in place while later ones run; the multimodal teacher's
+classifier has no activation between its two layers.
 
 Shapes: b rows, c classes, e experts, d features or channels.
 """
@@ -18,12 +19,12 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
 from crossdistill.methods._clock import Clock, check_shares
+from crossdistill.methods._rows import enough, label_hits, label_loss, mean_over, present_mask, present_rows
 from crossdistill.methods.base import Batch, Losses, Method, StageData
-from crossdistill.networks.base import least_rows, redrawn
+from crossdistill.networks.base import redrawn
 from crossdistill.networks.late_fusion import Alone, LateFusion
 from crossdistill.networks.taps import Taps, evaluated
 from crossdistill.objectives.base import full_precision
@@ -111,14 +112,16 @@ class MSTDistill(Method):
         target: Modality of the student S.
         classes: Number of classes, >= 2.
         hidden: Widths of the hidden layers, each with a ReLU, of the multimodal teacher's classifier.
-        joint_share: Share of the steps of phase 1; 0.3. The release takes one epoch of 102.
-        mask_share: Share of phase 2; 0.1.
+        joint_share: Share of the steps of phase 1; 0.3, ours, as stages are short and teachers start untrained. The
+            release takes one epoch of 102 for this, and one for the masks.
+        mask_share: Share of phase 2; 0.1, ours.
         layers: Dotted paths of the layers of "multimodal" and "cross" that are masked, one expert each, for example
-            "cross.encoders.image.stages.1"; empty takes the features of every encoder of both.
+            "cross.encoders.image.stages.1"; empty takes the features of every encoder of both (ours). The release masks
+            two layers of each, which it names for each of its networks.
         top: Experts that a row follows, 1 to all; 2. The release takes 1, with which a router cannot learn.
-        tau: Temperature; 4.
-        kd_weight: Of the distillation of phase 3; 1.
-        balance_weight: Of the balance of phase 3; 1.
+        tau: Temperature; 4, as released.
+        kd_weight: Of the distillation of phase 3; 1, as released.
+        balance_weight: Of the balance of phase 3; 1, as released.
         as_released: Whether the router is as the release has it: linear, without influence on the loss.
 
     Raises:
@@ -191,6 +194,10 @@ class MSTDistill(Method):
         """Give the network of the target or the source with its logits."""
         return Alone(self._fusion(modality), modality)
 
+    def as_fused_teacher(self) -> nn.Module:
+        """Give the multimodal teacher."""
+        return self.networks[MULTIMODAL]
+
     def _fusion(self, modality: str) -> LateFusion:
         name = {self.target: STUDENT, self.source: CROSS}.get(modality)
         if name is None:
@@ -211,6 +218,14 @@ class MSTDistill(Method):
             if not taken:
                 raise NetworkError(f"mst_distill: '{path}' of {name} did not run; choose another layer")
             self.masks.append(MaskNetwork(taken[0].shape[1]).to(taken[0].device))
+
+    def make_room(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Make the masks that a stored state has, before a stage or without one."""
+        device = next(self.router.parameters()).device
+        for k in range(len(self.masks), len(self.places)):
+            weight = state.get(f"{prefix}masks.{k}.layers.0.weight")
+            if isinstance(weight, Tensor):
+                self.masks.append(MaskNetwork(weight.shape[1]).to(device))
 
     def after_step(self) -> None:
         """Count the steps."""
@@ -234,9 +249,10 @@ class MSTDistill(Method):
         """The student's cross-entropy as "loss", and everyone's accuracy."""
         scores: dict[str, Tensor] = {}
         for name, (logits, here) in self._logits(batch, (MULTIMODAL, CROSS, STUDENT)).items():
-            scores[f"accuracy/{name}"] = _mean((logits.argmax(dim=1) == batch["label"]).float(), here)
+            known = batch["label"].where(here, -1)
+            scores[f"accuracy/{name}"] = label_hits(logits, known)
             if name == STUDENT:
-                scores["loss"] = _mean(F.cross_entropy(logits, batch["label"], reduction="none"), here)
+                scores["loss"] = label_loss(logits, known)
         return scores
 
     def _together(self, batch: Batch) -> Losses:
@@ -244,10 +260,10 @@ class MSTDistill(Method):
         found = self._logits(batch, (MULTIMODAL, CROSS, STUDENT))
         terms: dict[str, Tensor] = {}
         for name, (logits, here) in found.items():
-            terms[f"ce/{name}"] = _mean(F.cross_entropy(logits, batch["label"], reduction="none"), here)
+            terms[f"ce/{name}"] = label_loss(logits, batch["label"].where(here, -1))
             for other, (theirs, there) in found.items():
                 if other != name:
-                    terms[f"kd/{name}/{other}"] = _mean(soft_kl(logits, theirs, tau=self.tau), here & there)
+                    terms[f"kd/{name}/{other}"] = mean_over(soft_kl(logits, theirs, tau=self.tau), here & there)
         return Losses(terms)
 
     def _specialise(self, batch: Batch) -> Losses:
@@ -260,7 +276,7 @@ class MSTDistill(Method):
         terms: dict[str, Tensor] = {}
         for k, expert in enumerate(self._experts(batch)):
             if expert is not None:
-                terms[f"mask/{k}"] = _mean(soft_kl(expert[0], logits, tau=self.tau), here & expert[1])
+                terms[f"mask/{k}"] = mean_over(soft_kl(expert[0], logits, tau=self.tau), here & expert[1])
         return Losses(terms)
 
     def _distil(self, batch: Batch) -> Losses:
@@ -269,7 +285,7 @@ class MSTDistill(Method):
         if STUDENT not in found:
             return Losses({})
         logits, here = found[STUDENT]
-        terms = {"ce": _mean(F.cross_entropy(logits, batch["label"], reduction="none"), here)}
+        terms = {"ce": label_loss(logits, batch["label"].where(here, -1))}
         with torch.no_grad():
             experts = list(self._experts(batch))
         gate: Tensor = self.router(logits.detach()).float().softmax(dim=1)
@@ -279,7 +295,7 @@ class MSTDistill(Method):
             both = torch.stack([here, *(there for _, there in given)]).all(dim=0)
             flat = torch.full_like(gate, 1.0).scatter_add(1, gate.topk(self.top, dim=1).indices, torch.ones_like(gate))
             rows = routed(flat if self.as_released else gate, losses, top=self.top)
-            terms["kd"] = self.kd_weight * _mean(rows, both)
+            terms["kd"] = self.kd_weight * mean_over(rows, both)
         terms["balance"] = self.balance_weight * balance(gate[here]) / (gate.shape[1] if self.as_released else 1)
         return Losses(terms, {f"gate/{k}": share for k, share in enumerate(gate[here].mean(dim=0))})
 
@@ -292,18 +308,13 @@ class MSTDistill(Method):
 
     def _logits(self, batch: Batch, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """Give logits (b, c) and the rows that they stand for, of those networks that see anything."""
-        label: Tensor = batch["label"]
         seen = {name: batch[name] for name in self.names if name in batch}
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for name in names:
             network = cast("LateFusion", self.networks[name])
-            here = torch.zeros_like(label, dtype=torch.bool)
-            for modality, encoder in network.encoders.items():
-                rows = batch.get("present", {}).get(modality)
-                if modality in seen and (rows is None or int(rows.sum()) >= least_rows(encoder)):
-                    here = here | (~torch.zeros_like(here) if rows is None else rows)
-            if bool(here.any()):
-                found[name] = (network(seen, batch.get("present")).read("logits").float(), here)
+            masks = [present_mask(batch, m) for m, e in network.encoders.items() if enough(present_rows(batch, m), e)]
+            if masks and bool((here := torch.stack(masks).any(dim=0)).any()):
+                found[name] = (network(seen, batch.get("present")).read("logits"), here)
         return found
 
     def _experts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor] | None]:
@@ -331,8 +342,3 @@ def _place(layer: str) -> tuple[str, str]:
     if name not in (MULTIMODAL, CROSS) or not path:
         raise ConfigError(f"mst_distill: layers begin with '{MULTIMODAL}.' or '{CROSS}.'; received '{layer}'")
     return name, path
-
-
-def _mean(values: Tensor, rows: Tensor) -> Tensor:
-    """Mean over the rows that count, (b,) bool; 0, with a graph, if none does."""
-    return torch.where(rows, values, 0.0).sum() / rows.sum().clamp(min=1)

@@ -8,18 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError
-from crossdistill.methods._rows import both, present_rows, take, within
+from crossdistill.methods._rows import Task, both, enough, present_mask, present_rows, take, within
 from crossdistill.methods.base import Batch
-from crossdistill.networks.base import Network, Outputs, as_outputs, least_rows
-
-Task = Literal["multiclass", "multilabel"]
+from crossdistill.networks.base import Network, Outputs, as_outputs, encoded, run
 
 
 class TeacherEnsemble(nn.Module):
@@ -47,7 +45,7 @@ class TeacherEnsemble(nn.Module):
         """Give every member's logits (b, c)."""
         found: list[Tensor] = []
         for member in self.members:
-            given = member(x)
+            given = run(member, x)
             found.append(given if isinstance(given, Tensor) else as_outputs(given).read("logits"))
         return found
 
@@ -61,6 +59,38 @@ class TeacherEnsemble(nn.Module):
         else:
             z = F.logsigmoid(z).logsumexp(dim=0) - F.logsigmoid(-z).logsumexp(dim=0)
         return Outputs(z, logits=z)
+
+
+class Predicting(nn.Module):
+    """A network that predicts from whatever modalities rows have, as a teacher of all of them.
+
+    Args:
+        network: With `predict`, from a batch to logits (b, c); it is shared, not copied.
+        classes: c.
+    """
+
+    takes_absence = True
+
+    def __init__(self, network: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.network, self.classes = network, classes
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Outputs:
+        """Give logits (b, c), which stand for features too; 0 in rows that have no modality.
+
+        Args:
+            inputs: Modality to (b, ...).
+            present: Modality to (b,) bool; all rows of what is not named.
+        """
+        masks = {name: present_mask({**inputs, "present": present or {}}, name) for name in inputs}
+        here = torch.stack(list(masks.values())).any(dim=0)
+        some = next(iter(inputs.values()))
+        logits = some.new_zeros(len(here), self.classes)
+        if bool(here.any()):
+            batch = {**{name: x[here] for name, x in inputs.items()}, "present": {n: m[here] for n, m in masks.items()}}
+            given: Tensor = cast("Any", self.network).predict(batch)
+            logits = given.new_zeros(len(here), self.classes).index_copy(0, here.nonzero()[:, 0], given)
+        return Outputs(logits, logits=logits)
 
 
 @dataclass(frozen=True)
@@ -93,11 +123,14 @@ class MultiHeadFusion(nn.Module):
         hidden: Width of a hidden layer in the head for all; 0 makes it linear.
 
     Raises:
+        ConfigError: If that width is below 0.
         NetworkError: If an encoder does not say its width.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module], outputs: int, *, hidden: int = 0) -> None:
         super().__init__()
+        if hidden < 0:
+            raise ConfigError(f"fusion_hidden must be a width, or 0 for a linear head; received {hidden}")
         widths = {modality: Network(encoder).dim for modality, encoder in encoders.items()}
         self.encoders = nn.ModuleDict(encoders)
         self.heads = nn.ModuleDict({modality: nn.Linear(width, outputs) for modality, width in widths.items()})
@@ -111,11 +144,10 @@ class MultiHeadFusion(nn.Module):
         features: dict[str, Tensor] = {}
         full: Tensor | None = None
         for modality, encoder in self.encoders.items():
-            absent = modality not in batch and "label" not in batch
-            mask = None if absent else present_rows(batch, modality)
-            if absent or (mask is not None and int(mask.sum()) < least_rows(encoder)):
+            mask = present_rows(batch, modality)
+            if not enough(mask, encoder):
                 continue
-            features[modality] = as_outputs(encoder(take(batch[modality], mask))).features
+            features[modality] = encoded(encoder, take(batch[modality], mask)).features
             rows[modality], full = mask, both(full, mask)
         unimodal = {modality: self.heads[modality](z) for modality, z in features.items()}
         fused = None

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from crossdistill.errors import ConfigError, NetworkError
+from crossdistill.methods._rows import shared_rows, take
 from crossdistill.methods.base import Batch, Losses, Method, view
 from crossdistill.networks.base import Network
 from crossdistill.objectives.cmcd import check_tau
@@ -65,7 +66,9 @@ class SimCLR(Method):
         return self.network
 
     def training_step(self, batch: Batch) -> Losses:
-        """NT-Xent between the two views."""
-        first = self.network(batch[view(self.modality, 0)]).embedding
-        second = self.network(batch[view(self.modality, 1)]).embedding
+        """NT-Xent between the two views of the rows that have the modality; one alone has none to be told from."""
+        mask = shared_rows(batch, self.modality)
+        if mask is not None and int(mask.sum()) < 2:
+            return Losses({})
+        first, second = (self.network(take(batch[view(self.modality, k)], mask)).embedding for k in (0, 1))
         return Losses({"nt_xent": nt_xent(first, second, tau=self.tau)})

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
-from crossdistill.methods.base import Batch, Losses, Method
-from crossdistill.networks.base import Network, Outputs
+from crossdistill.methods._rows import shared_rows, take
+from crossdistill.methods.base import Batch, Losses, Method, label_of
+from crossdistill.networks.base import Network, Outputs, least_rows
 from crossdistill.registry import Facts
 
 
@@ -60,9 +61,12 @@ class Supervised(Method):
         return self.network
 
     def training_step(self, batch: Batch) -> Losses:
-        """Cross-entropy and, logged, the accuracy."""
-        output: Outputs = self.network(batch[self.modality])
-        logits, label = output.read("logits"), batch["label"]
+        """Cross-entropy and, logged, the accuracy, of the rows that have the modality."""
+        mask = shared_rows(batch, self.modality)
+        if mask is not None and int(mask.sum()) < least_rows(self.network):
+            return Losses({})
+        output: Outputs = self.network(take(batch[self.modality], mask))
+        logits, label = output.read("logits"), take(label_of(batch, self.modality), mask)
         loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
         with torch.no_grad():
             accuracy = (logits.argmax(dim=1) == label).float().mean()

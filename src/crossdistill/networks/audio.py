@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -67,7 +68,14 @@ class SpectrogramCNN(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.frames = nn.Sequential(nn.Linear(channels * mels, dim), nn.ReLU(inplace=True))
         self.head = nn.Linear(dim, dim)
-        self.dim = dim
+        self.dim, self.width = dim, width
+        self._like = functools.partial(
+            SpectrogramCNN, self.shape, depth=depth, stem_stride=stem_stride, dropout=dropout
+        )
+
+    def widened(self, factor: int) -> SpectrogramCNN:
+        """Make one of so many times the channels and features."""
+        return self._like(width=factor * self.width, dim=factor * self.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a batch (b, channels, mels, frames) to features (b, dim).

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from crossdistill.errors import NetworkError
+from crossdistill.errors import DataError, NetworkError
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,18 @@ class Outputs:
             raise NetworkError(f"the network gives no {name}, only {', '.join(given)}")
         return value
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """Give the same outputs, every tensor of them changed."""
+
+        def changed(value: Tensor | None) -> Tensor | None:
+            return None if value is None else change(value)
+
+        maps = None if self.maps is None else {path: change(value) for path, value in self.maps.items()}
+        return Outputs(change(self.features), changed(self.embedding), changed(self.logits), maps)
+
     def to(self, device: torch.device) -> Outputs:
         """Give the same outputs on `device`."""
-
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device)
-
-        maps = None if self.maps is None else {path: value.to(device) for path, value in self.maps.items()}
-        return Outputs(self.features.to(device), move(self.embedding), move(self.logits), maps)
+        return self.each(lambda value: value.to(device))
 
 
 @runtime_checkable
@@ -59,6 +63,15 @@ class Encoder(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Encode a batch."""
+        ...
+
+
+@runtime_checkable
+class Widens(Protocol):
+    """An encoder that knows how to be made wider."""
+
+    def widened(self, factor: int) -> nn.Module:
+        """Make one that is so many times as wide, features included, and else the same, from a start of its own."""
         ...
 
 
@@ -94,7 +107,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Outputs:
         """Encode a batch (b, ...), apply projector and head where there are any, else hand on the encoder's own."""
-        given = as_outputs(self.encoder(x))
+        given = encoded(self.encoder, x)
         embedding = given.embedding if self.projector is None else self.projector(given.features)
         logits = given.logits if self.head is None else self.head(given.features)
         return Outputs(given.features, embedding, logits, given.maps)
@@ -114,6 +127,28 @@ def least_rows(network: nn.Module) -> int:
     """Say how many rows a network needs: two where a batch norm learns, one else; fewer count as absent."""
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     return 2 if any(isinstance(part, norms) and part.training for part in network.modules()) else 1
+
+
+def run(network: nn.Module, x: Tensor) -> Any:
+    """Run a network on a batch (b, ...), and give what it gives.
+
+    Raises:
+        DataError: If a single row is too few for one of its batch norms in training; of maps it may be enough.
+    """
+    try:
+        return network(x)
+    except ValueError as error:
+        if len(x) != 1 or least_rows(network) == 1:
+            raise
+        raise DataError(
+            "a batch of one row is too little for a batch norm to learn from: leave out the last, incomplete batch "
+            "(drop_last), or take networks without batch norm"
+        ) from error
+
+
+def encoded(encoder: nn.Module, x: Tensor) -> Outputs:
+    """Run an encoder on a batch (b, ...) and understand what it gives; raises what `run` and `as_outputs` do."""
+    return as_outputs(run(encoder, x))
 
 
 def as_outputs(value: Any) -> Outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -76,7 +77,14 @@ class CNN(nn.Module):
             size = [-(-side // 2) for side in size]
         self.head = nn.Linear(channels * (size[0] * size[1] if pool == "flatten" else 1), dim)
         self.norm = output_norm(dim, norm)
-        self.dim = dim
+        self.dim, self.width = dim, width
+        self._like = functools.partial(
+            CNN, self.shape, blocks=blocks, stem_stride=stem_stride, pool=pool, norm=norm, dropout=dropout
+        )
+
+    def widened(self, factor: int) -> CNN:
+        """Make one of so many times the channels and features."""
+        return self._like(width=factor * self.width, dim=factor * self.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a batch (b, channels, h, w) to features (b, dim)."""

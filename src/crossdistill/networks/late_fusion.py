@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from crossdistill.errors import ConfigError, DataError, NetworkError
-from crossdistill.networks.base import Network, Outputs, as_outputs, least_rows
+from crossdistill.errors import ConfigError, DataError, NetworkError, suggest
+from crossdistill.networks.base import Network, Outputs, encoded, least_rows
+from crossdistill.networks.taps import evaluated
 
-Blank = Literal["zero", "token"]
+Blank = Literal["zero", "mean", "token"]
 
 
 class LateFusion(nn.Module):
@@ -21,15 +22,16 @@ class LateFusion(nn.Module):
                                      ├─► (b, d1 + d2) ─► hidden layers ─► logits (b, c)
         audio ─► encoder ─► (b, d2) ─┘      `fuse`          `classify`
 
-    A modality that is not there is blank: its encoder does not run, and a constant stands where its features would.
-    `fuse` alone knows that constant. The encoders' batch norms thus never see a blank.
+    A modality that is not there is blank: a constant stands where its features would, and `fuse` alone knows which. The
+    statistics of the encoders' batch norms thus never see a blank.
 
     Args:
         encoders: Modality to encoder, from (b, ...) to features (b, dim).
         classes: Width of the logits.
         hidden: Widths of the classifier's hidden layers, each with a ReLU; none makes it linear.
         dropout: Share of units silenced in training after each hidden layer; of the features where there is none.
-        blank: What stands for absent features: "zero", or a "token" that is learnt, one for each modality.
+        blank: What stands for absent features: "zero"; those that the encoder in eval mode has for the "mean" of
+            standardised samples, 0; or a "token" that is learnt, one for each modality.
 
     Raises:
         NetworkError: If an encoder does not say its width.
@@ -47,7 +49,7 @@ class LateFusion(nn.Module):
     ) -> None:
         super().__init__()
         if blank not in get_args(Blank):
-            raise ConfigError(f"blank is 'zero' or 'token'; received '{blank}'")
+            raise ConfigError(f"blank is '{blank}'{suggest(blank, get_args(Blank))}")
         if not encoders or classes < 1 or any(width < 1 for width in hidden) or not 0 <= dropout < 1:
             raise ConfigError(
                 "late fusion needs an encoder, classes >= 1, hidden widths >= 1 and dropout in [0, 1); received "
@@ -64,6 +66,7 @@ class LateFusion(nn.Module):
         self.classifier = nn.Sequential(*layers, nn.Linear(width, classes))
         learnt = self.widths if blank == "token" else {}
         self.tokens = nn.ParameterDict({name: nn.Parameter(torch.zeros(dim)) for name, dim in learnt.items()})
+        self.means = _Means() if blank == "mean" else None
 
     def encode(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Give the features (b, dim) of each modality that is there; absent rows are not run, and zero.
@@ -78,13 +81,15 @@ class LateFusion(nn.Module):
         found: dict[str, Tensor] = {}
         for name, encoder in self.encoders.items():
             here = None if present is None else present.get(name)
+            if self.means is not None and name in inputs:
+                self.means.shapes[name] = tuple(inputs[name].shape[1:])
             if name not in inputs or (here is not None and int(here.sum()) < least_rows(encoder)):
                 continue
             x = inputs[name]
             if here is None or bool(here.all()):
-                found[name] = as_outputs(encoder(x)).features
+                found[name] = encoded(encoder, x).features
                 continue
-            some = as_outputs(encoder(x[here])).features
+            some = encoded(encoder, x[here]).features
             whole = some.new_zeros(len(x), some.shape[1])
             found[name] = whole.index_copy(0, here.nonzero().flatten(), some)
         if not found:
@@ -103,18 +108,30 @@ class LateFusion(nn.Module):
             features: As `encode` gives them.
             present: As given to `encode`.
             keep: The modalities that are seen; None sees all.
+
+        Raises:
+            DataError: If a "mean" sample is wanted of a modality that never came.
         """
         some = next(iter(features.values()))
         parts: list[Tensor] = []
         for name, width in self.widths.items():
-            blank = self.tokens[name] if name in self.tokens else some.new_zeros(width)
             if name not in features or not (keep is None or name in keep):
-                parts.append(blank.to(some.dtype).expand(len(some), width))
+                parts.append(self._blank(name, some).expand(len(some), width))
                 continue
             here = None if present is None else present.get(name)
             part = features[name]
-            parts.append(part if here is None else torch.where(here[:, None], part, blank.to(part.dtype)))
+            if here is not None and not bool(here.all()):
+                part = torch.where(here[:, None], part, self._blank(name, part))
+            parts.append(part)
         return torch.cat(parts, dim=1)
+
+    def _blank(self, name: str, like: Tensor) -> Tensor:
+        """Give what stands for a modality's features, (dim,)."""
+        if name in self.tokens:
+            return self.tokens[name].to(like.dtype)
+        if self.means is None:
+            return like.new_zeros(self.widths[name])
+        return self.means.features(name, self.encoders[name], like)
 
     def classify(self, fused: Tensor) -> Tensor:
         """Give logits (b, c) of fused features (b, dim)."""
@@ -124,6 +141,31 @@ class LateFusion(nn.Module):
         """Encode, fuse and classify a batch; see `encode` for the arguments."""
         fused = self.fuse(self.encode(inputs, present), present)
         return Outputs(fused, logits=self.classify(fused))
+
+
+class _Means(nn.Module):
+    """What encoders say of the mean sample, 0: they must have seen the shape of one, which is kept with the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def features(self, name: str, encoder: nn.Module, like: Tensor) -> Tensor:
+        """Give the features (dim,) of the mean sample, with the encoder in eval mode."""
+        if name not in self.shapes:
+            raise DataError(f"the mean of '{name}' stands for it where it is absent, and no sample of it ever came")
+        own = next(encoder.parameters(), like)
+        with evaluated(encoder):
+            given = encoded(encoder, torch.zeros(1, *self.shapes[name], dtype=own.dtype, device=like.device))
+        return given.features[0].to(like.dtype)
+
+    def get_extra_state(self) -> dict[str, list[int]]:
+        """Give the shapes of samples."""
+        return {name: list(shape) for name, shape in self.shapes.items()}
+
+    def set_extra_state(self, state: Mapping[str, Sequence[int]]) -> None:
+        """Take the shapes up."""
+        self.shapes = {name: tuple(shape) for name, shape in state.items()}
 
 
 class Alone(nn.Module):
@@ -167,8 +209,9 @@ def logits_of(
 ) -> list[Tensor]:
     """Ask a multimodal network what it says when only some modalities are seen; nothing else here blanks.
 
-    A `LateFusion` encodes each modality once and blanks its features. Any other network is given the standardised
-    training mean, zero, in place of the input.
+    A `LateFusion` encodes each modality once and blanks its features. A network with a true `takes_absence` is told
+    which modalities rows lack, as a second argument. Any other is given the standardised training mean, zero, in place
+    of the input.
 
     Args:
         network: From a mapping (modality to (b, ...)) to logits (b, c), or `Outputs` with logits.
@@ -177,28 +220,25 @@ def logits_of(
         present: Modality to (b,) bool, False in rows that lack it.
 
     Returns:
-        Logits (b, c), float32 or wider, one for each of `keeps`.
+        Logits (b, c), one for each of `keeps`.
 
     Raises:
         NetworkError: If the network gives no logits.
     """
     if isinstance(network, LateFusion):
         features = network.encode(inputs, present)
-        return [_full(network.classify(network.fuse(features, present, keep))) for keep in keeps]
+        return [network.classify(network.fuse(features, present, keep)) for keep in keeps]
     found: list[Tensor] = []
+    everywhere = {name: torch.ones(len(x), dtype=torch.bool, device=x.device) for name, x in inputs.items()}
+    masks = {**everywhere, **{name: here for name, here in (present or {}).items() if name in inputs}}
     for keep in keeps:
-        seen: dict[str, Tensor] = {}
-        for name, x in inputs.items():
-            here = None if present is None else present.get(name)
-            blanked = x if here is None else x * here.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
-            seen[name] = blanked if name in keep else torch.zeros_like(x)
-        given: Any = network(seen)
+        seen = {name: here if name in keep else torch.zeros_like(here) for name, here in masks.items()}
+        if getattr(network, "takes_absence", False):
+            given: Any = network(inputs, seen)
+        else:
+            given = network({n: x.where(seen[n].view(-1, *[1] * (x.ndim - 1)), 0.0) for n, x in inputs.items()})
         logits = given.logits if isinstance(given, Outputs) else given
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise NetworkError("the network must give logits (b, classes) for a mapping from modality to tensor")
-        found.append(_full(logits))
+        found.append(logits)
     return found
-
-
-def _full(logits: Tensor) -> Tensor:
-    return logits.float() if logits.itemsize < 4 else logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import pairwise
 from typing import ClassVar
@@ -46,7 +47,8 @@ class MLP(nn.Module):
         self.shape = check_shape("mlp", shape, ())
         at_least("mlp", 1, dim=dim)
         check_dropout("mlp", dropout)
-        sizes = [math.prod(self.shape), *widths("mlp", "hidden", hidden, empty=True)]
+        self.hidden = widths("mlp", "hidden", hidden, empty=True)
+        sizes = [math.prod(self.shape), *self.hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for given, wanted in pairwise(sizes):
             layers.append(nn.Linear(given, wanted, bias=not norm))  # the norm's shift makes a bias idle
@@ -55,6 +57,11 @@ class MLP(nn.Module):
             layers += [nn.Dropout(dropout)] if dropout else []
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], dim))
         self.dim = dim
+        self._like = functools.partial(MLP, self.shape, norm=norm, dropout=dropout)
+
+    def widened(self, factor: int) -> MLP:
+        """Make one whose layers are so many times as wide."""
+        return self._like(hidden=tuple(factor * width for width in self.hidden), dim=factor * self.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a batch (b, *shape) to features (b, dim)."""

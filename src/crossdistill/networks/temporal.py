@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar, Literal
 
 import torch
@@ -61,14 +62,22 @@ class TemporalCNN(nn.Module):
         one_of("temporal_cnn", pool=(pool, ("mean_max", "flatten")))
         check_dropout("temporal_cnn", dropout)
         self.differences, self.pool, self.dim = differences, pool, dim
+        self.channels = widths("temporal_cnn", "channels", channels)
+        self._like = functools.partial(
+            TemporalCNN, self.shape, kernel=kernel, differences=differences, pool=pool, norm=norm, dropout=dropout
+        )
         wide, steps = self.shape[0] * (2 if differences else 1), self.shape[1]
         blocks: list[nn.Module] = []
-        for width in widths("temporal_cnn", "channels", channels):
+        for width in self.channels:
             blocks.append(Residual(wide, width, stride=2, kernel=kernel, axes=1, dropout=dropout))
             wide, steps = width, -(-steps // 2)
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(wide * (steps if pool == "flatten" else 2), dim)
         self.norm = output_norm(dim, norm)
+
+    def widened(self, factor: int) -> TemporalCNN:
+        """Make one of so many times the channels and features."""
+        return self._like(channels=tuple(factor * width for width in self.channels), dim=factor * self.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a batch (b, channels, t) to features (b, dim)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar
 
 import torch
@@ -98,11 +99,16 @@ class ViT(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads=heads, dropout=dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, dim)
-        self.dim = dim
+        self.dim, self.width = dim, width
+        self._like = functools.partial(ViT, self.shape, patch=patch, depth=depth, heads=heads, dropout=dropout)
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
                 nn.init.zeros_(part.bias)
+
+    def widened(self, factor: int) -> ViT:
+        """Make one whose tokens and features are so many times as wide."""
+        return self._like(width=factor * self.width, dim=factor * self.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a batch (b, channels, height, width) to features (b, dim).

@@ -4,6 +4,7 @@ Every class here with `facts` is a choice of the experiment file by its facts' n
 folder.
 """
 
+from crossdistill.objectives._graph import generic_features
 from crossdistill.objectives.base import Context, Objective, unit
 from crossdistill.objectives.cmcd import (
     CrossModalContrastive,
@@ -16,6 +17,7 @@ from crossdistill.objectives.cmcd import (
 from crossdistill.objectives.gather import gather_rows
 from crossdistill.objectives.ntxent import nt_xent
 from crossdistill.objectives.regression import L2, Cosine
+from crossdistill.objectives.smoothed import SmoothedTarget
 from crossdistill.registry import Facts
 
 __all__ = [
@@ -26,9 +28,11 @@ __all__ = [
     "Facts",
     "Objective",
     "SimilarityDistillation",
+    "SmoothedTarget",
     "anchored_distillation",
     "cross_modal_contrastive",
     "gather_rows",
+    "generic_features",
     "kernel_distances",
     "nt_xent",
     "similarity_distillation",

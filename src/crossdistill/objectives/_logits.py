@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from crossdistill.errors import ObjectiveError
 from crossdistill.objectives.cmcd import check_tau
@@ -87,6 +88,21 @@ def kl_rows(student: Tensor, teacher: Tensor, *, tau: float = 1.0) -> Tensor:
     check_tau(tau=tau)
     log_t, log_s = (teacher.detach() / tau).log_softmax(dim=1), (student / tau).log_softmax(dim=1)
     return (log_t.exp() * (log_t - log_s)).sum(dim=1)
+
+
+def binary_kl_rows(student: Tensor, teacher: Tensor, *, tau: float = 1.0) -> Tensor:
+    """Sum over labels of KL( Bernoulli sigmoid(teacher / tau) || Bernoulli sigmoid(student / tau) ), (b, c) to (b,).
+
+    For labels that do not exclude each other; the gradient flows through the student alone.
+
+    Raises:
+        ConfigError: If tau is refused by `check_tau`.
+    """
+    check_tau(tau=tau)
+    t, s = teacher.detach() / tau, student / tau
+    on = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
+    off = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    return (on + off).sum(dim=1)
 
 
 def non_target(logits: Tensor, label: Tensor) -> Tensor:

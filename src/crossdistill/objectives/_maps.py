@@ -32,6 +32,24 @@ def check_layers(name: str, layers: Sequence[Sequence[str]]) -> Layers:
     return tuple((str(mine), str(theirs)) for mine, theirs in layers)
 
 
+def check_layer_weights(name: str, weights: Sequence[float], losses: int | None) -> tuple[float, ...]:
+    """Give the weights of the layers as a tuple; none of them means that nothing was said.
+
+    Args:
+        name: The objective's name, for the message.
+        weights: One for each of its losses, or none.
+        losses: How many those will be, if that is known yet.
+
+    Raises:
+        ConfigError: If they are no weights, or too few or too many.
+    """
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        raise ConfigError(f"{name}: layer_weights must be finite and at least 0; received {list(weights)}")
+    if weights and losses is not None and len(weights) != losses:
+        raise ConfigError(f"{name}: {losses} losses between layers need as many layer_weights; received {len(weights)}")
+    return tuple(map(float, weights))
+
+
 def check_maps(student: Tensor, teacher: Tensor, *, name: str, sides: tuple[str, str] = ("student", "teacher")) -> None:
     """Refuse tensors that are no feature maps of the same pairs; `sides` are their names for the message.
 
@@ -110,9 +128,21 @@ def safe_norm(x: Tensor) -> Tensor:
     return scale * torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
 
 
-def name_parts(name: str, losses: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Name the losses of all pairs of layers: by the objective alone where there is one, else numbered from 0."""
-    return {name: losses[0]} if len(losses) == 1 else {f"{name}{k}": loss for k, loss in enumerate(losses)}
+def name_parts(name: str, losses: Sequence[Tensor], weights: Sequence[float] = ()) -> dict[str, Tensor]:
+    """Name the losses of all pairs of layers: by the objective alone where there is one, else numbered from 0.
+
+    Args:
+        name: The objective's name.
+        losses: One for each pair of layers.
+        weights: What each is multiplied by; none leaves them as they are.
+
+    Raises:
+        ObjectiveError: If there are weights, and not as many as losses.
+    """
+    if weights and len(weights) != len(losses):
+        raise ObjectiveError(f"{name}: {len(losses)} losses between layers, but {len(weights)} layer_weights")
+    weighted = [w * loss for w, loss in zip(weights, losses, strict=True)] if weights else losses
+    return {name: weighted[0]} if len(weighted) == 1 else {f"{name}{k}": loss for k, loss in enumerate(weighted)}
 
 
 def check_finite(

@@ -24,6 +24,33 @@ def scaled(features: Tensor) -> Tensor:
     return torch.where(zero, 0.0, features / torch.where(zero, 1.0, largest))
 
 
+def positions(index: Tensor | None, rows: int, known: int, *, name: str, otherwise: str = "") -> Tensor:
+    """Give the positions (b,) of a batch's pairs among those that an objective was prepared for.
+
+    Args:
+        index: What the batch says (b,) int64.
+        rows: b.
+        known: Pairs that the objective was prepared for.
+        name: The objective's, for the message.
+        otherwise: What one can do where there are no positions, for the message.
+
+    Raises:
+        ObjectiveError: If there are none, not one for each row, or some are not among the `known` ones.
+    """
+    if index is None:
+        hint = f"; {otherwise}" if otherwise else ""
+        raise ObjectiveError(f"{name} needs the positions of the samples (index), and the batch has none{hint}")
+    if len(index) != rows:
+        raise ObjectiveError(f"{name}: {rows} pairs need as many positions (index); received {len(index)}")
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= known:
+        raise ObjectiveError(
+            f"{name}: positions (index) must be those of the {known} pairs that it was prepared for; "
+            f"received {low} to {high}"
+        )
+    return index
+
+
 def placed(module: M, example: Tensor) -> M:
     """Bring what was made in `prepare` to an example's device, and to double precision where that is double."""
     return module.to(device=example.device, dtype=torch.float64 if example.dtype == torch.float64 else torch.float32)

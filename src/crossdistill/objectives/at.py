@@ -10,7 +10,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from crossdistill.objectives._maps import check_layers, check_lists, check_maps, level, match_places, name_parts
+from crossdistill.objectives._maps import (
+    check_layer_weights,
+    check_layers,
+    check_lists,
+    check_maps,
+    level,
+    match_places,
+    name_parts,
+)
 from crossdistill.objectives.base import Context, Objective, Reads, full_precision, unit
 from crossdistill.registry import Facts
 
@@ -46,9 +54,10 @@ class Attention(Objective):
 
     Args:
         layers: Pairs of dotted paths, [student's, teacher's]; none takes the deepest maps of both.
+        layer_weights: Weight of each pair of layers, >= 0; none: all 1, as released.
 
     Raises:
-        ConfigError: If layers are no pairs.
+        ConfigError: If layers are no pairs, or weights do not fit them.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -59,14 +68,15 @@ class Attention(Objective):
     )
     reads: Reads = "maps"
 
-    def __init__(self, layers: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(self, layers: tuple[tuple[str, str], ...] = (), *, layer_weights: tuple[float, ...] = ()) -> None:
         super().__init__()
         self.layers = check_layers("at", layers)
+        self.layer_weights = check_layer_weights("at", layer_weights, len(layers) or None)
 
     def parts(self, student: Sequence[Tensor], teacher: Sequence[Tensor], context: Context) -> dict[str, Tensor]:
         """Give {"at": the mean}, or "at0", "at1", ... for several layers; lists of (b, c, h, w)."""
         pairs = check_lists(student, teacher, name="at")
-        return name_parts("at", [attention_distance(s, t) for s, t in pairs])
+        return name_parts("at", [attention_distance(s, t) for s, t in pairs], self.layer_weights)
 
 
 def _attention(maps: Tensor) -> Tensor:

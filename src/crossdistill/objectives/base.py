@@ -29,12 +29,14 @@ class Context:
             all of a batch, and is all of held-out rows.
         index: Positions of the samples in the data set (b,) int64, for objectives with a memory.
         group: Rows of one group (b,) int64 must not count as negatives of each other.
+        inputs: What the student read of the rows (b, ...), augmented in training, plain in `study` and in eval mode.
         progress: Share of the stage's steps that are done, in [0, 1], for weights that change as training goes on.
     """
 
     label: Tensor | None = None
     index: Tensor | None = None
     group: Tensor | None = None
+    inputs: Tensor | None = None
     progress: float = 0.0
 
 
@@ -99,10 +101,11 @@ class Objective(nn.Module, ABC):
         label: Tensor | None = None,
         index: Tensor | None = None,
         group: Tensor | None = None,
+        inputs: Tensor | None = None,
         progress: float = 0.0,
     ) -> Tensor:
         """Give the loss: the sum of `parts`, a scalar (float32, or float64 for float64 input)."""
-        parts = self.terms(student, teacher, Context(label, index, group, progress))
+        parts = self.terms(student, teacher, Context(label, index, group, inputs, progress))
         return torch.stack(list(parts.values())).sum()
 
     def prepare(self, student: Any, teacher: Any, *, pairs: int) -> None:

@@ -1,13 +1,17 @@
-"""Hard labels from a teacher of another modality: its first choice, or the cluster that its features fall into.
+"""CMKD: hard labels from a teacher of another modality, and students that teach each other.
 
-Source: Thoker & Gall 2019, whose abstract alone was available: cross-entropy instead of a divergence, and a small
-ensemble of students that teach each other. That the label is the teacher's argmax is from memory, unverified. The
-mutual part needs several students at once, which no objective has: it belongs to the methods.
+Source: Thoker & Gall 2019, whose abstract alone was available: cross-entropy instead of a divergence, and mutual
+learning of a small ensemble of students. That the label is the teacher's argmax, and that the mutual part is that of
+deep mutual learning, are from memory, unverified; labels from clusters are our adaptation for teachers without logits.
+Objectives train one student by such labels; the methods of the same names (`methods/cmkd.py`) train several, which
+teach each other.
+
+Shapes: b pairs, c classes or clusters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, ObjectiveError
-from crossdistill.objectives._logits import check_logits, finite
+from crossdistill.objectives._logits import check_logits, finite, kl_rows
 from crossdistill.objectives.base import Context, Objective, check_pair, full_precision, unit
-from crossdistill.registry import Facts, Need
+from crossdistill.registry import Facts
 
 ROWS_AT_ONCE = 8192
 """Rows whose distances to all centres are held at a time."""
@@ -34,6 +38,56 @@ def hard_label_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return finite(F.cross_entropy(student, teacher.argmax(dim=1)), student, teacher, name="cmkd")
 
 
+@full_precision
+def mutual_divergence(logits: Sequence[Tensor]) -> Tensor:
+    """Let K students learn from each other: for student k, (1/(K-1)) sum over j != k of KL( stop p_j || p_k ).
+
+    Args:
+        logits: K tensors (b, c), p_k their softmax; K at least 1.
+
+    Returns:
+        (K,) nats, means over rows, each with a gradient for its own student alone; 0 for a single one.
+
+    Raises:
+        ObjectiveError: If there is no student, shapes do not fit, or a divergence overflows.
+    """
+    if not logits:
+        raise ObjectiveError("cmkd: mutual learning needs the logits of at least one student")
+    for other in logits:
+        check_logits(logits[0], other, name="cmkd")
+    found: list[Tensor] = []
+    for k, own in enumerate(logits):
+        others = [kl_rows(own, other).mean() for j, other in enumerate(logits) if j != k]
+        found.append(torch.stack(others).mean() if others else 0 * own.sum())
+    return finite(torch.stack(found), *logits, name="cmkd")
+
+
+def cluster_features(features: Iterable[Tensor], clusters: int) -> Tensor:
+    """Cluster a teacher's features, brought to unit length: k-means on all of them, held in memory.
+
+    Args:
+        features: Batches (b, d).
+        clusters: How many.
+
+    Returns:
+        Centres (clusters, d).
+
+    Raises:
+        ObjectiveError: If a feature is no finite number.
+    """
+    points = torch.cat([unit(batch.detach()) for batch in features])
+    if not bool(points.isfinite().all()):
+        raise ObjectiveError("cmkd: the teacher's features are not all finite numbers, and cannot be clustered")
+    return k_means(points, clusters)
+
+
+def cluster_of(features: Tensor, centres: Tensor) -> Tensor:
+    """Give the cluster (b,) int64 that each row of a teacher's features (b, d) falls into."""
+    points = unit(features.detach())
+    return nearest_centre(points, centres.to(points))
+
+
+@full_precision
 @torch.no_grad()
 def nearest_centre(points: Tensor, centres: Tensor) -> Tensor:
     """Find each point's nearest centre, (b,) int64; of equally near ones the first.
@@ -47,6 +101,7 @@ def nearest_centre(points: Tensor, centres: Tensor) -> Tensor:
     return torch.cat([(size - 2 * points[i : i + ROWS_AT_ONCE] @ centres.T).argmin(dim=1) for i in pieces])
 
 
+@full_precision
 @torch.no_grad()
 def k_means(points: Tensor, clusters: int, *, steps: int = 100) -> Tensor:
     """Cluster points: k-means++ for the start, then Lloyd's steps until no point changes sides.
@@ -95,48 +150,55 @@ class HardLabels(Objective):
 
         (1/b) sum_i -log softmax(s_i)_yhat,   yhat = argmax t_i
 
-    With `clusters` the teacher needs no logits: before the student learns, its unit features are clustered (k-means on
-    all training pairs, held in memory), and a linear head of this objective's own, dropped after the stage, learns to
-    say from the student's features which cluster the partner fell into. That is our adaptation, not the paper's.
-
-    The paper's mutual learning of several students is not here; see the methods that train several.
-
-    Args:
-        clusters: 0 takes the teacher's logits; else the number of clusters of its features, about 10 a class.
-
-    Raises:
-        ConfigError: If clusters is 1 or negative.
+    This is the paper's loss for one student; the method `cmkd` has several, which learn from each other too.
     """
 
     facts: ClassVar[Facts] = Facts(
         name="cmkd",
-        title="the teacher's first choice is the label, or its features' cluster",
+        title="the teacher's first choice is the label",
         paper="Thoker & Gall 2019; our reconstruction",
         needs=frozenset({"pairs", "teacher_logits"}),
     )
     reads = "logits"
+
+    def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
+        """Give {"cmkd": cross-entropy with the teacher's choice}; (b, c) each."""
+        return {"cmkd": hard_label_cross_entropy(student, teacher)}
+
+
+class HardClusters(Objective):
+    """Train the student on the cluster that the teacher's features fall into, for a teacher without logits.
+
+    Before the student learns, the teacher's unit features are clustered (k-means on all training pairs, held in
+    memory), and a linear head of this objective's own, dropped after the stage, learns to say from the student's
+    features which cluster the partner fell into. That is our adaptation of `cmkd`, not the paper's.
+
+    Args:
+        clusters: Number of clusters, at least 2; about 10 a class, so 100 for ten classes.
+
+    Raises:
+        ConfigError: If there are fewer than 2 clusters.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        name="cmkd_clusters",
+        title="the cluster of the teacher's features is the label",
+        paper="ours, after Thoker & Gall 2019",
+        needs=frozenset({"pairs"}),
+    )
     centres: Tensor
 
-    def __init__(self, clusters: int = 0) -> None:
+    def __init__(self, clusters: int = 100) -> None:
         super().__init__()
-        if clusters < 0 or clusters == 1:
-            raise ConfigError(f"clusters must be 0, for the teacher's logits, or at least 2; received {clusters}")
+        check_clusters(clusters)
         self.clusters = clusters
         self.head: nn.Linear | None = None
         self.register_buffer("centres", torch.zeros(0, 0))
-        if clusters:
-            self.reads = "features"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """Pairs, and without clusters the teacher's logits."""
-        less: set[Need] = {"teacher_logits"} if self.clusters else set()
-        return self.facts.needs - less
 
     def prepare(self, student: Tensor, teacher: Tensor, *, pairs: int) -> None:
         """Make the head, from the student's features to the clusters, once."""
-        if self.clusters and (self.head is None or self.head.in_features != student.shape[1]):
-            check_pair(student, teacher, name="cmkd", equal_widths=False)
+        check_pair(student, teacher, name="cmkd_clusters", equal_widths=False)
+        if self.head is None or self.head.in_features != student.shape[1]:
             self.head = nn.Linear(student.shape[1], self.clusters, device=student.device)
 
     def study(self, teacher: Iterable[tuple[Tensor, Context]]) -> None:
@@ -145,25 +207,27 @@ class HardLabels(Objective):
         Raises:
             ObjectiveError: If they are not finite.
         """
-        if not self.clusters:
-            return
-        points = torch.cat([unit(features.detach()) for features, _ in teacher])
-        if not bool(points.isfinite().all()):
-            raise ObjectiveError("cmkd: the teacher's features are not all finite numbers, and cannot be clustered")
-        self.centres = k_means(points, self.clusters)
+        self.centres = cluster_features((features for features, _ in teacher), self.clusters)
 
     def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
-        """Give {"cmkd": cross-entropy with the teacher's choice}, or {"clusters": with the cluster}.
+        """Give {"cmkd_clusters": cross-entropy with the cluster}; (b, d_s) and (b, d_t).
 
         Raises:
-            ObjectiveError: If there are clusters to learn, and neither `prepare` nor `study` was called.
+            ObjectiveError: If neither `prepare` nor `study` was called.
         """
-        if not self.clusters:
-            return {"cmkd": hard_label_cross_entropy(student, teacher)}
-        check_pair(student, teacher, name="cmkd", equal_widths=False, least=1)
+        check_pair(student, teacher, name="cmkd_clusters", equal_widths=False, least=1)
         if self.head is None or self.centres.shape != (self.clusters, teacher.shape[1]):
-            raise ObjectiveError("cmkd: call prepare, and study with the teacher's features, before the loss")
-        points = unit(teacher.detach())
-        side = nearest_centre(points, self.centres.to(points))
+            raise ObjectiveError("cmkd_clusters: call prepare, and study with the teacher's features, before the loss")
         logits = F.linear(student, self.head.weight.to(student), self.head.bias.to(student))
-        return {"clusters": finite(F.cross_entropy(logits, side), student, name="cmkd")}
+        loss = F.cross_entropy(logits, cluster_of(teacher, self.centres))
+        return {"cmkd_clusters": finite(loss, student, name="cmkd_clusters")}
+
+
+def check_clusters(clusters: int) -> None:
+    """Refuse what is no number of clusters.
+
+    Raises:
+        ConfigError: With what was received.
+    """
+    if clusters < 2:
+        raise ConfigError(f"clusters must be at least 2, about 10 a class; received {clusters}")

@@ -10,9 +10,16 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.objectives._maps import (
+    check_layer_weights,
+    check_layers,
+    check_lists,
+    check_maps,
+    match_places,
+    name_parts,
+)
 from crossdistill.objectives._pieces import finite, placed
 from crossdistill.objectives.base import Context, Objective, Reads, full_precision
 from crossdistill.registry import Facts
@@ -25,25 +32,16 @@ def map_regression(student: Tensor, teacher: Tensor) -> Tensor:
     Height and width are each brought to the smaller of both sides. The teacher is detached.
 
     Raises:
-        ObjectiveError: If the maps do not fit.
+        ObjectiveError: If the maps do not fit, or the loss overflows.
     """
-    _check_maps(student, teacher)
+    check_maps(student, teacher, name="cmst")
     if student.shape[1] != teacher.shape[1]:
         raise ObjectiveError(
             f"cmst: maps must have equally many channels; received {student.shape[1]} of the student and "
             f"{teacher.shape[1]} of the teacher. Leave adaptor at 'auto'"
         )
-    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    student, teacher = (F.adaptive_avg_pool2d(maps, size) for maps in (student, teacher.detach()))
-    return (student - teacher).square().mean()
-
-
-def _check_maps(student: Tensor, teacher: Tensor) -> None:
-    for side, maps in (("student", student), ("teacher", teacher)):
-        if maps.ndim != 4:
-            raise ObjectiveError(f"cmst: the {side}'s maps must be (b, channels, h, w); received {tuple(maps.shape)}")
-    if len(student) != len(teacher):
-        raise ObjectiveError(f"cmst: rows must be pairs; received {len(student)} student, {len(teacher)} teacher rows")
+    s, t = match_places(student, teacher.detach(), name="cmst")
+    return finite((s - t).square().mean(), "cmst", [student], [teacher])
 
 
 class SupervisionTransfer(Objective):
@@ -54,8 +52,9 @@ class SupervisionTransfer(Objective):
     view (colour and depth), not between a picture and a sound.
 
     Args:
-        layers: Pairs of dotted paths, a submodule of the student and one of the teacher; none takes the deepest maps of
-            both. Gupta et al. take a layer midway.
+        layers: Pairs of dotted paths, [student's, teacher's]; none takes the deepest maps of both. Gupta et al. take a
+            layer midway.
+        layer_weights: Weight of each pair of layers, >= 0; none: all 1.
         adaptor: "auto" puts the convolution where channels differ, "always" everywhere (as RepDistiller's hint
             regression), "none" nowhere.
 
@@ -72,44 +71,49 @@ class SupervisionTransfer(Objective):
     reads: Reads = "maps"
 
     def __init__(
-        self, layers: Sequence[tuple[str, str]] = (), *, adaptor: Literal["auto", "always", "none"] = "auto"
+        self,
+        layers: tuple[tuple[str, str], ...] = (),
+        *,
+        layer_weights: tuple[float, ...] = (),
+        adaptor: Literal["auto", "always", "none"] = "auto",
     ) -> None:
         super().__init__()
         if adaptor not in ("auto", "always", "none"):
             raise ConfigError(f"adaptor must be 'auto', 'always' or 'none'; received '{adaptor}'")
-        if any(len(pair) != 2 for pair in layers):
-            raise ConfigError(f"layers must be pairs, a layer of the student and one of the teacher; received {layers}")
-        self.layers = tuple((mine, theirs) for mine, theirs in layers)
+        self.layers = check_layers("cmst", layers)
+        self.layer_weights = check_layer_weights("cmst", layer_weights, len(layers) or None)
         self.adaptor = adaptor
         self.adaptors = nn.ModuleList()
-        self._channels: list[tuple[int, int]] = []
+        self._made: list[tuple[int, int]] = []
 
     def prepare(self, student: Sequence[Tensor], teacher: Sequence[Tensor], *, pairs: int) -> None:
         """Make the adaptors, one for each pair of layers; those that are there for these channels are kept."""
-        for s, t in zip(student, teacher, strict=True):
-            _check_maps(s, t)
-        channels = [(s.shape[1], t.shape[1]) for s, t in zip(student, teacher, strict=True)]
-        if channels == self._channels:
+        found = check_lists(student, teacher, name="cmst")
+        for s, t in found:
+            check_maps(s, t, name="cmst")
+        channels = [(s.shape[1], t.shape[1]) for s, t in found]
+        if channels == self._made:
             return
         made: list[nn.Module] = []
         for (c_s, c_t), maps in zip(channels, student, strict=True):
             needed = self.adaptor == "always" or (self.adaptor == "auto" and c_s != c_t)
             made.append(placed(nn.Conv2d(c_s, c_t, 1), maps) if needed else nn.Identity())
-        self.adaptors, self._channels = nn.ModuleList(made), channels
+        self.adaptors, self._made = nn.ModuleList(made), channels
 
     def parts(self, student: Sequence[Tensor], teacher: Sequence[Tensor], context: Context) -> dict[str, Tensor]:
-        """Give {"cmst": the sum over layers}; lists of (b, c_s, h, w) and (b, c_t, h', w').
+        """Give {"cmst": the mean}, or "cmst0", "cmst1", ... for several layers; lists of (b, c, h, w).
 
         Raises:
             ObjectiveError: If it was not prepared for as many layers, or finite maps make the loss overflow.
         """
-        if not len(student) or not len(student) == len(teacher) == len(self.adaptors):
+        pairs = check_lists(student, teacher, name="cmst")
+        if len(pairs) != len(self.adaptors):
             raise ObjectiveError(
-                f"cmst: prepared for {len(self.adaptors)} pairs of layers; received {len(student)} maps of the student "
-                f"and {len(teacher)} of the teacher. Call prepare(student, teacher, pairs=...) first"
+                f"cmst: prepared for {len(self.adaptors)} pairs of layers; received {len(pairs)} maps of the student "
+                "and of the teacher. Call prepare(student, teacher, pairs=...) first"
             )
-        loss = student[0].new_zeros(())
-        for adaptor, s, t in zip(self.adaptors, student, teacher, strict=True):
-            _check_maps(s, t)
-            loss = loss + map_regression(adaptor(s), t)
-        return {"cmst": finite(loss, "cmst", student, teacher)}
+        losses: list[Tensor] = []
+        for adaptor, (s, t) in zip(self.adaptors, pairs, strict=True):
+            check_maps(s, t, name="cmst")
+            losses.append(finite(map_regression(adaptor(s), t), "cmst", [s], [t]))
+        return name_parts("cmst", losses, self.layer_weights)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, ObjectiveError
-from crossdistill.objectives._pieces import finite, placed
+from crossdistill.objectives._pieces import finite, placed, positions
 from crossdistill.objectives.base import Context, Objective, check_pair, full_precision, mask_logits, unit
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.gather import gather_rows
@@ -134,7 +134,9 @@ class _Memory(nn.Module):
         not looked at.
         """
         n = len(self.student)
-        own = self._own(index, len(u)) if self.training else None
+        own = None
+        if self.training:
+            own = positions(index, len(u), n, name="crd", otherwise="use negatives='batch' or 'queue'")
         drawn = self._draw(len(u), own)
         sides: list[Tensor] = []
         for one, partner, memory in ((u, w, self.teacher), (w, u, self.student)):
@@ -149,22 +151,6 @@ class _Memory(nn.Module):
             assert own is not None
             self._remember(u, w, own, log_z)
         return torch.stack([noise_contrast(s, log_z[k], samples=n, eps=self.eps) for k, s in enumerate(sides)]).sum()
-
-    def _own(self, index: Tensor | None, rows: int) -> Tensor:
-        if index is None:
-            raise ObjectiveError(
-                "crd: negatives='memory' needs the positions of the samples (index), and the batch has none; "
-                "use negatives='batch' or 'queue'"
-            )
-        if len(index) != rows:
-            raise ObjectiveError(f"crd: {rows} pairs need as many positions (index); received {len(index)}")
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= len(self.student):
-            raise ObjectiveError(
-                f"crd: positions (index) must be those of the {len(self.student)} pairs that it was prepared for; "
-                f"received {low} to {high}"
-            )
-        return index
 
     def _draw(self, rows: int, own: Tensor | None) -> Tensor:
         """Draw `count` positions for each row, with replacement, all alike but the own one: a function of the step."""

@@ -1,7 +1,8 @@
 """Decoupled distillation: the target class against the rest, and the rest among itself, weighed apart.
 
-Source: the identity below, and the weights that NTDH's released code uses; the paper (Zhao et al. 2022, Decoupled
-Knowledge Distillation) was not available to us, and its defaults and its warm-up are from memory, unverified.
+Source: the identity below, and mdistiller, the code that the authors of Zhao et al. 2022 (Decoupled Knowledge
+Distillation) released, for the loss, its defaults and its warm-up; NTDH's code has other weights. The paper itself was
+not read for this.
 
     KL(t || s) = KL( (p_y, 1 - p_y)_t || (p_y, 1 - p_y)_s ) + (1 - p_t,y) KL( q_t || q_s )      q over classes but y
 """
@@ -67,11 +68,11 @@ class DKD(Objective):
     rows of unknown label are left out unless `unknown` says otherwise.
 
     Args:
-        tau: Temperature T; 4, from memory (NTDH's code has 0.7).
-        alpha: Weight of the target part; 1, from memory (NTDH's code has 16, or 1).
-        beta: Weight of the non-target part; 8, from memory, its best differs between teachers (NTDH's code has 1).
-        warm_up: Share of the stage, in [0, 1], over which the loss grows linearly to its full weight; 0, at once. The
-            paper's, from memory, is 20 of 240 epochs.
+        tau: Temperature T; released 4 (NTDH's code has 0.7).
+        alpha: Weight of the target part; released 1 (NTDH's code has 16, or 1).
+        beta: Weight of the non-target part; released 8, its best differs between teachers (NTDH's code has 1).
+        warm_up: Share of the stage, in [0, 1], over which the loss grows linearly to its full weight; 0, at once.
+            Released are 20 of 240 epochs, in steps of an epoch; here it grows with each batch.
         unknown: What a row labelled -1 does: "skip" leaves it out; "argmax" takes the teacher's own first choice for
             its target, and then no labels are needed.
         pssm: Multiply each row's two parts by `pssm_weight` (NTDH's DKD_PSSM); needs labels, and "skip".
@@ -83,7 +84,7 @@ class DKD(Objective):
     facts: ClassVar[Facts] = Facts(
         name="dkd",
         title="target and non-target part of the teacher's logits, weighed apart",
-        paper="Zhao et al. 2022 (DKD); our reconstruction",
+        paper="Zhao et al. 2022 (DKD), from released code; rows of unknown class ours",
         needs=frozenset({"pairs", "teacher_logits", "labels"}),
     )
     reads = "logits"

@@ -1,6 +1,6 @@
 """Flow of the solution procedure: how one layer's channels go together with the next one's, as in the teacher.
 
-Source: Yim et al. 2017; the equation is from memory, unverified; a released implementation gives its weight.
+Source: the formula that RepDistiller released for Yim et al. 2017; the paper itself was not read for this.
 
 Shapes: b pairs, channels c1 and c2 of two consecutive layers, equal in student and teacher.
 """
@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import ConfigError, ObjectiveError
-from crossdistill.objectives._maps import check_finite, check_layers, check_lists, check_maps, name_parts
+from crossdistill.objectives._maps import (
+    check_finite,
+    check_layer_weights,
+    check_layers,
+    check_lists,
+    check_maps,
+    match_places,
+    name_parts,
+)
 from crossdistill.objectives.base import Context, Objective, Reads, full_precision
 from crossdistill.registry import Facts
 
@@ -28,18 +36,15 @@ def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
     """Give G_ij = (1 / h w) sum over places of first_i * second_j, (b, c1, c2).
 
     Args:
-        first: Maps (b, c1, h, w) of a layer.
-        second: Maps (b, c2, h, w) of a later one of the same network and size.
+        first: Maps (b, c1, h1, w1) of a layer.
+        second: Maps (b, c2, h2, w2) of a later one of the same network; along each axis the larger is averaged down to
+            the smaller, as released.
 
     Raises:
-        ObjectiveError: If their sizes differ.
+        ObjectiveError: If they are no maps of the same rows.
     """
     check_maps(first, second, name="fsp", sides=("first layer", "second layer"))
-    if first.shape[2:] != second.shape[2:]:
-        raise ObjectiveError(
-            f"fsp: consecutive layers of a network must have maps of equal size; received {tuple(first.shape[2:])} "
-            f"and {tuple(second.shape[2:])}. Name two layers between which nothing is halved"
-        )
+    first, second = match_places(first, second, name="fsp")
     places = first.shape[2] * first.shape[3]
     return torch.einsum("bcp,bdp->bcd", first.flatten(2), second.flatten(2) / places)
 
@@ -51,13 +56,13 @@ def flow_distance(
     """Mean over samples and entries of (G_s - G_t)^2.
 
     Args:
-        student_first: (b, c1, h_s, w_s).
-        student_second: (b, c2, h_s, w_s).
-        teacher_first: (b, c1, h_t, w_t), detached.
-        teacher_second: (b, c2, h_t, w_t), detached.
+        student_first: (b, c1, h, w); sizes may differ between layers and between networks.
+        student_second: (b, c2, h, w).
+        teacher_first: (b, c1, h, w), detached.
+        teacher_second: (b, c2, h, w), detached.
 
     Raises:
-        ObjectiveError: If channels differ between the networks, or sizes within one, or if it overflows.
+        ObjectiveError: If channels differ between the networks, or if it overflows.
     """
     for s, t in ((student_first, teacher_first), (student_second, teacher_second)):
         check_maps(s, t, name="fsp")
@@ -77,35 +82,37 @@ class Flow(Objective):
     """FSP: the products of one layer's channels with the next one's, averaged over places, are the teacher's.
 
     The loss is `flow_distance` of every two neighbours in `layers`, summed. Student and teacher must have equally many
-    channels there, in the same order, which fits networks of one architecture and little else. Within a network both
-    layers must be of equal size; between the networks sizes may differ, as places are averaged away. Channels then mean
-    the same only if what they look for does: related pictures (RGB and depth, a photo and its edges), not image and
-    audio. Layers above the maps get no gradient: add a loss on features to train them.
+    channels there, in the same order, which fits networks of one architecture and little else. Between the networks
+    sizes may differ, as places are averaged away. Channels then mean the same only if what they look for does: related
+    pictures (RGB and depth, a photo and its edges), not image and audio. Layers above the maps get no gradient: add a
+    loss on features to train them.
 
-    The original trains its student in a second stage with labels; here it is one label-free loss. Released code pools
-    unequal sizes, this refuses them. The released weight, 50, stands beside a supervised loss of weight 1.
+    Released is a first stage of this loss alone, before one with labels. RepDistiller's weight for it, 50, stands
+    beside a supervised loss of weight 1.
 
     Args:
         layers: Two or more pairs of dotted paths, [student's, teacher's], in the order of the networks. They must be
             said before training: the deepest maps, which none stands for, are but one layer.
+        layer_weights: Weight of each two neighbours, one fewer than layers, >= 0; none: all 1, as released.
 
     Raises:
-        ConfigError: If there is one pair, or what is no pair.
+        ConfigError: If there is one pair, or what is no pair, or weights do not fit.
     """
 
     facts: ClassVar[Facts] = Facts(
         name="fsp",
         title="products of consecutive layers' channels are the teacher's",
-        paper="Yim et al. 2017 (FSP); our reconstruction",
+        paper="Yim et al. 2017 (FSP), as RepDistiller released it",
         needs=frozenset({"pairs", "feature_maps"}),
     )
     reads: Reads = "maps"
 
-    def __init__(self, layers: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(self, layers: tuple[tuple[str, str], ...] = (), *, layer_weights: tuple[float, ...] = ()) -> None:
         super().__init__()
         self.layers = check_layers("fsp", layers)
         if len(self.layers) == 1:
             raise ConfigError(f"fsp needs two or more consecutive layers{_SUCH_AS}; received one")
+        self.layer_weights = check_layer_weights("fsp", layer_weights, len(layers) - 1 if layers else None)
 
     def prepare(self, student: Sequence[Tensor], teacher: Sequence[Tensor], *, pairs: int) -> None:
         """Refuse a single layer before training; nothing is made."""
@@ -118,7 +125,8 @@ class Flow(Objective):
             ObjectiveError: If there are fewer than two maps, or `flow_distance` refuses them.
         """
         neighbours = self._neighbours(student, teacher)
-        return name_parts("fsp", [flow_distance(s1, s2, t1, t2) for (s1, t1), (s2, t2) in neighbours])
+        losses = [flow_distance(s1, s2, t1, t2) for (s1, t1), (s2, t2) in neighbours]
+        return name_parts("fsp", losses, self.layer_weights)
 
     def _neighbours(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[_Pair, _Pair]]:
         pairs = check_lists(student, teacher, name="fsp")

@@ -1,7 +1,7 @@
 """Factor transfer: the teacher's maps are paraphrased into fewer channels, and the student learns to say the same.
 
-Source: Kim et al. 2018. We had the name and a released weight alone: the loss and the two steps are from memory,
-unverified, and the networks' form is ours.
+Source: the code that Kim et al. 2018 released, for the loss, the two steps and the form of the networks; RepDistiller
+released another loss by this name, `form="places"`. The paper itself was not read for this.
 
                   study: teacher alone                        then: the student
     F_t ─► paraphraser ─► factors ─► decoder ─► F_t      F_t ─► paraphraser, frozen ─► unit ─┐
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from crossdistill.errors import ConfigError, ObjectiveError
 from crossdistill.objectives._maps import (
     check_finite,
+    check_layer_weights,
     check_layers,
     check_lists,
     check_maps,
@@ -33,27 +34,31 @@ from crossdistill.objectives._maps import (
 from crossdistill.objectives.base import Context, Objective, Reads, full_precision, unit
 from crossdistill.registry import Facts
 
+Form = Literal["factors", "places"]
+
 SLOPE = 0.1
-"""Of the leaky ReLUs between the convolutions."""
+"""Of the leaky ReLU behind each convolution."""
 
 
 @full_precision
-def factor_distance(student: Tensor, teacher: Tensor, *, p: Literal[1, 2] = 1) -> Tensor:
-    """Mean over samples and entries of |u_s - u_t|^p, with u a sample's factors flattened to unit length.
+def factor_distance(student: Tensor, teacher: Tensor, *, p: Literal[1, 2] = 1, form: Form = "factors") -> Tensor:
+    """Mean over samples and entries of |u_s - u_t|^p, with u a vector of unit length for each sample.
 
     Args:
         student: Factors (b, m, h_s, w_s).
         teacher: Factors (b, m, h_t, w_t) of the partners, detached; the larger of both is pooled to the smaller.
-        p: 1 for the absolute difference, 2 for its square.
+        p: 1 for the absolute difference, which is released, 2 for its square.
+        form: What u is made of: all "factors" of a sample, m h w entries, as the authors released; or, as RepDistiller
+            did, its "places": the mean over factors of their squares, h w entries, which forgets what is said there.
 
     Returns:
         A scalar; each sample's scale does not count.
 
     Raises:
-        ConfigError: If p is neither.
+        ConfigError: If p or form is neither.
         ObjectiveError: If the factors do not fit.
     """
-    _check_p(p)
+    _check_form(p, form)
     check_maps(student, teacher, name="ft")
     if student.shape[1] != teacher.shape[1]:
         raise ObjectiveError(
@@ -61,7 +66,9 @@ def factor_distance(student: Tensor, teacher: Tensor, *, p: Literal[1, 2] = 1) -
             f"{teacher.shape[1]}. Bring the student's maps to the teacher's by a convolution"
         )
     scaled = (level(student, (1, 2, 3)), level(teacher.detach(), (1, 2, 3)))
-    s, t = (unit(maps.flatten(1)) for maps in match_places(*scaled, name="ft"))
+    matched = match_places(*scaled, name="ft", least=2 if form == "places" else 1)
+    told = (maps if form == "factors" else maps.square().mean(dim=1) for maps in matched)
+    s, t = (unit(one.flatten(1)) for one in told)
     apart = s - t
     return apart.abs().mean() if p == 1 else apart.square().mean()
 
@@ -69,20 +76,24 @@ def factor_distance(student: Tensor, teacher: Tensor, *, p: Literal[1, 2] = 1) -
 class FactorTransfer(Objective):
     """FT: the student's translated maps are the teacher's paraphrased ones, up to each sample's scale.
 
-    In `study` a paraphraser, three convolutions to round(rate * c_t) factors, and a decoder, three more, learn to
-    reproduce the teacher's maps by mean squared error; the paraphraser is then frozen and the decoder not used again.
-    With the student a translator of the paraphraser's form learns, and the loss is `factor_distance`, summed over the
-    pairs of layers. Places must correspond, as in RGB and depth or a photo and its edges; between image and audio the
-    loss is meaningless. Layers above the maps get no gradient: add a loss on features to train them.
+    In `study` a paraphraser, three 3 x 3 convolutions to round(rate * c_t) factors, each followed by a leaky ReLU, and
+    a decoder, three more, learn to reproduce the teacher's maps by mean squared error; the paraphraser is then frozen
+    and the decoder not used again. With the student a translator of the paraphraser's form learns, and the loss is
+    `factor_distance`, summed over the pairs of layers. Places must correspond, as in RGB and depth or a photo and its
+    edges; between image and audio the loss is meaningless. Layers above the maps get no gradient: add a loss on
+    features to train them.
 
-    Ours: no batch norm, so that frozen is frozen; maps are divided by their root mean square over the training pairs;
-    Adam; 3 x 3 convolutions throughout; factors of unequal size are pooled. The released weight, 200, stands beside a
-    supervised loss of weight 1, and for which mean it was chosen was not found.
+    Ours: maps are divided by their root mean square over the training pairs; Adam; factors of unequal size are pooled;
+    the decoder ends without a leaky ReLU, for maps of both signs, and in convolutions that are not called transposed.
+    RepDistiller's translator has batch norms, the authors' and this one have none. Released weights stand beside a
+    supervised loss of weight 1: the authors' 500 for "factors", RepDistiller's 200 for "places".
 
     Args:
-        layers: Pairs of dotted paths, [student's, teacher's]; none takes the deepest maps of both.
-        rate: Factors for each of the teacher's channels, above 0 and at most 1; 0.5 (from memory, unverified).
-        p: 1 for the absolute difference of unit factors, 2 for its square; 1.
+        layers: Pairs of dotted paths, [student's, teacher's]; none takes the deepest maps of both, as released.
+        layer_weights: Weight of each pair of layers, >= 0; none: all 1.
+        rate: Factors for each of the teacher's channels, above 0 and at most 1; released 0.5.
+        p: 1 for the absolute difference of unit factors, as released, 2 for its square.
+        form: "factors", the authors' loss, or "places", RepDistiller's; see `factor_distance`.
         study_epochs: Passes of `study` over the teacher's maps, >= 1; 5. Each costs a pass of the teacher where its
             outputs are not stored, and one more is for the scale.
         study_lr: Adam's learning rate in `study`, above 0; 1e-3.
@@ -98,7 +109,7 @@ class FactorTransfer(Objective):
     facts: ClassVar[Facts] = Facts(
         name="ft",
         title="the student translates its maps into the teacher's paraphrased ones",
-        paper="Kim et al. 2018 (factor transfer); our reconstruction",
+        paper="Kim et al. 2018 (factor transfer), from released code; scale and optimiser ours",
         needs=frozenset({"pairs", "feature_maps"}),
     )
     reads: Reads = "maps"
@@ -109,13 +120,15 @@ class FactorTransfer(Objective):
         self,
         layers: tuple[tuple[str, str], ...] = (),
         *,
+        layer_weights: tuple[float, ...] = (),
         rate: float = 0.5,
         p: Literal[1, 2] = 1,
+        form: Form = "factors",
         study_epochs: int = 5,
         study_lr: float = 1e-3,
     ) -> None:
         super().__init__()
-        _check_p(p)
+        _check_form(p, form)
         if not 0 < rate <= 1:
             raise ConfigError(f"ft: rate must be above 0 and at most 1; received {rate}")
         if study_epochs < 1 or not (math.isfinite(study_lr) and study_lr > 0):
@@ -123,6 +136,8 @@ class FactorTransfer(Objective):
                 f"ft: study_epochs must be >= 1, study_lr above 0; received {study_epochs} and {study_lr}"
             )
         self.layers, self.rate, self.p = check_layers("ft", layers), rate, p
+        self.layer_weights = check_layer_weights("ft", layer_weights, len(layers) or None)
+        self.form: Form = form
         self.study_epochs, self.study_lr = study_epochs, study_lr
         self.paraphrasers, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.register_buffer("scale", torch.zeros(0))
@@ -144,7 +159,8 @@ class FactorTransfer(Objective):
             c_s, c_t = s.shape[1], t.shape[1]
             m = max(1, round(self.rate * c_t))
             self.paraphrasers.append(_convolutions(c_t, c_t, m, m, like=t).requires_grad_(False))
-            self.decoders.append(_convolutions(m, m, c_t, c_t, like=t).requires_grad_(False))
+            decoder = _convolutions(m, m, c_t, c_t, like=t)
+            self.decoders.append(decoder[:-1].requires_grad_(False))
             self.translators.append(_convolutions(c_s, c_s, m, m, like=s))
         first = found[0][1]
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
@@ -183,7 +199,7 @@ class FactorTransfer(Objective):
         """
         pairs = check_lists(student, teacher, name="ft")
         self._check_prepared(len(pairs), studied=True)
-        return name_parts("ft", [self._distance(k, s, t) for k, (s, t) in enumerate(pairs)])
+        return name_parts("ft", [self._distance(k, s, t) for k, (s, t) in enumerate(pairs)], self.layer_weights)
 
     def _distance(self, k: int, student: Tensor, teacher: Tensor) -> Tensor:
         check_maps(student, teacher, name="ft")
@@ -194,7 +210,7 @@ class FactorTransfer(Objective):
             )
         factors = self.translators[k](student)
         paraphrased = self.paraphrasers[k](teacher.detach() / self.scale[k])
-        loss = factor_distance(factors, paraphrased, p=cast("Literal[1, 2]", self.p))
+        loss = factor_distance(factors, paraphrased, p=cast("Literal[1, 2]", self.p), form=self.form)
         return check_finite(loss, (student,), (teacher,), name="ft", advice="Scale the maps")
 
     def _reproduce(self, k: int, maps: Tensor) -> Tensor:
@@ -224,14 +240,14 @@ class FactorTransfer(Objective):
             raise ObjectiveError("ft has not studied the teacher: call study(teacher) before training")
 
 
-def _convolutions(first: int, *widths: int, like: Tensor) -> nn.Module:
-    """Make 3 x 3 convolutions with leaky ReLUs between them, in the precision and on the device of `like`."""
+def _convolutions(first: int, *widths: int, like: Tensor) -> nn.Sequential:
+    """Make 3 x 3 convolutions, a leaky ReLU behind each, in the precision and on the device of `like`."""
     parts: list[nn.Module] = []
     for width in widths:
         parts += [nn.Conv2d(first, width, 3, padding=1), nn.LeakyReLU(SLOPE)]
         first = width
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return nn.Sequential(*parts[:-1]).to(like.device, dtype)
+    return nn.Sequential(*parts).to(like.device, dtype)
 
 
 def _full_copy(maps: Tensor) -> Tensor:
@@ -239,6 +255,8 @@ def _full_copy(maps: Tensor) -> Tensor:
     return maps.detach().clone() if maps.dtype == torch.float64 else maps.detach().float().clone()
 
 
-def _check_p(p: Any) -> None:
+def _check_form(p: Any, form: str) -> None:
     if p not in (1, 2):
         raise ConfigError(f"ft: p must be 1 or 2; received {p!r}")
+    if form not in get_args(Form):
+        raise ConfigError(f"ft: form must be factors or places; received '{form}'")

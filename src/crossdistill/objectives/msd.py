@@ -15,21 +15,24 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from crossdistill.objectives._logits import binary_kl_rows, kl_rows
 from crossdistill.objectives.base import full_precision
 
 Parameters = dict[str, Tensor]
 
 
 @full_precision
-def divergence(student: Tensor, teacher: Tensor, *, tau: float = 2.0) -> Tensor:
-    """Give tau^2 KL(softmax(teacher / tau) || softmax(student / tau)) of each row, (b, c) logits to (b,), nats."""
-    p = (teacher.detach() / tau).log_softmax(dim=1)
-    q = (student / tau).log_softmax(dim=1)
-    return tau**2 * (p.exp() * (p - q)).sum(dim=1)
+def divergence(student: Tensor, teacher: Tensor, *, tau: float = 2.0, multilabel: bool = False) -> Tensor:
+    """Give tau^2 KL(softmax(teacher / tau) || softmax(student / tau)) of each row, (b, c) logits to (b,), nats.
+
+    With `multilabel` the sum over labels of tau^2 KL of Bernoullis sigmoid(z / tau).
+    """
+    rows = binary_kl_rows if multilabel else kl_rows
+    return tau**2 * rows(student, teacher, tau=tau)
 
 
 @full_precision
-def saliency(full: Tensor, without: Sequence[Tensor]) -> Tensor:
+def saliency(full: Tensor, without: Sequence[Tensor], *, multilabel: bool = False) -> Tensor:
     """Say how far the teacher's prediction moves when a modality is removed: KL(p(x) || p(x without m)), (b, m) nats.
 
     Its mean over the data is the conditional information I(label; modality | the rest) if the teacher is
@@ -38,8 +41,10 @@ def saliency(full: Tensor, without: Sequence[Tensor]) -> Tensor:
     Args:
         full: Teacher's logits (b, c) with all modalities.
         without: Its logits (b, c) without each.
+        multilabel: Whether classes do not exclude each other.
     """
-    return torch.stack([divergence(one, full, tau=1.0) for one in without], dim=1).clamp(min=0)
+    moved = [divergence(one, full, tau=1.0, multilabel=multilabel) for one in without]
+    return torch.stack(moved, dim=1).clamp(min=0)
 
 
 @full_precision

@@ -42,7 +42,7 @@ def neighbour_kl(
     Args:
         student: (b, k) similarities of each row to the k columns of the student's memory, in [-1, 1] for unit rows.
         teacher: (b, k) of the partners to the same k things in the teacher's; it carries no gradient.
-        top_k: Columns compared; None, or more than there are, takes all.
+        top_k: Columns compared, all if that is more than there are; None is half of them, as released.
         tau_student: Temperature of the student; 0.1, as released.
         tau_teacher: Temperature of the teacher; 0.05, as released.
 
@@ -59,7 +59,8 @@ def neighbour_kl(
     if not student.shape[1]:
         raise ObjectiveError("neighbours: there are no columns to compare with; fill the queues first")
     teacher = teacher.detach()
-    if top_k is not None and top_k < teacher.shape[1]:
+    top_k = top_of(top_k, teacher.shape[1])
+    if top_k < teacher.shape[1]:
         teacher, chosen = teacher.topk(top_k, dim=1)
         student = student.gather(1, chosen)
     log_t = (teacher / tau_teacher).log_softmax(dim=1)
@@ -216,13 +217,8 @@ class Neighbours(Objective):
             near, taught = _among_others(s), _among_others(t)
         loss = 0 * s.sum()  # a single row that nothing can be compared with
         if near.shape[1]:
-            loss = neighbour_kl(
-                near,
-                taught,
-                top_k=top_of(self.top_k, near.shape[1]),
-                tau_student=self.tau_student,
-                tau_teacher=self.tau_teacher,
-            )
+            taus = {"tau_student": self.tau_student, "tau_teacher": self.tau_teacher}
+            loss = neighbour_kl(near, taught, top_k=self.top_k, **taus)
         if self.training:
             self.queues.enqueue({"teacher": unit(teacher), "student": unit(student)})
         return {"neighbours": loss}

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import ConfigError
-from crossdistill.objectives._maps import check_layers, check_lists, check_maps, level, match_places, name_parts
+from crossdistill.objectives._maps import (
+    check_layer_weights,
+    check_layers,
+    check_lists,
+    check_maps,
+    level,
+    match_places,
+    name_parts,
+)
 from crossdistill.objectives.base import Context, Objective, Reads, full_precision, unit
 from crossdistill.registry import Facts
 
@@ -78,6 +86,7 @@ class NeuronSelectivity(Objective):
     Args:
         layers: Pairs of dotted paths, [student's, teacher's]; none takes the deepest maps of both, as was first
             released; the second implementation takes all blocks.
+        layer_weights: Weight of each pair of layers, >= 0; none: all 1, as released.
         offset: The kernel's constant, >= 0; 0 is what is released.
 
     Raises:
@@ -92,15 +101,23 @@ class NeuronSelectivity(Objective):
     )
     reads: Reads = "maps"
 
-    def __init__(self, layers: tuple[tuple[str, str], ...] = (), *, offset: float = 0.0) -> None:
+    def __init__(
+        self,
+        layers: tuple[tuple[str, str], ...] = (),
+        *,
+        layer_weights: tuple[float, ...] = (),
+        offset: float = 0.0,
+    ) -> None:
         super().__init__()
         _check_kernel(offset, "auto")
+        self.layer_weights = check_layer_weights("nst", layer_weights, len(layers) or None)
         self.layers, self.offset = check_layers("nst", layers), offset
 
     def parts(self, student: Sequence[Tensor], teacher: Sequence[Tensor], context: Context) -> dict[str, Tensor]:
         """Give {"nst": the discrepancy}, or "nst0", "nst1", ... for several layers; lists of (b, c, h, w)."""
         pairs = check_lists(student, teacher, name="nst")
-        return name_parts("nst", [selectivity_distance(s, t, offset=self.offset) for s, t in pairs])
+        losses = [selectivity_distance(s, t, offset=self.offset) for s, t in pairs]
+        return name_parts("nst", losses, self.layer_weights)
 
 
 def _patterns(maps: Tensor) -> Tensor:

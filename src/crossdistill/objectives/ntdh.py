@@ -95,7 +95,7 @@ def pssm_weight(student: Tensor, teacher: Tensor, label: Tensor | None, *, thres
         threshold: Cosine from which on a wrong teacher is listened to; 0.996 is the released code's.
 
     Returns:
-        (b,) in [0, 1], without gradient (whether the released code's has one: not found).
+        (b,) in [0, 1], without gradient; the released code lets one flow into the student where the middle line holds.
 
     Raises:
         ObjectiveError: If shapes do not fit, or there are no labels.

@@ -24,13 +24,13 @@ Over = Literal["all", "different"]
 
 
 @full_precision
-def relational_distances(student: Tensor, teacher: Tensor, *, over: Over = "different") -> Tensor:
+def relational_distances(student: Tensor, teacher: Tensor, *, over: Over = "all") -> Tensor:
     """Give the mean of smoothL1(d_s / mean d_s, d_t / mean d_t) over ordered pairs of samples.
 
     Args:
         student: (b, d_s) features, any scale.
         teacher: (b, d_t) features of the partners; d_t may differ from d_s.
-        over: "different" takes the b (b - 1) pairs of different samples; "all", as released, all b^2.
+        over: "all" takes all b^2 pairs, as released; "different" the b (b - 1) of different samples.
 
     Returns:
         Scalar. Samples that coincide are at distance 0, which has no gradient; where all coincide all ratios count as
@@ -56,9 +56,7 @@ def _relative(features: Tensor) -> Tensor:
 
 
 @full_precision
-def relational_angles(
-    student: Tensor, teacher: Tensor, *, vertices: int | None = None, over: Over = "different"
-) -> Tensor:
+def relational_angles(student: Tensor, teacher: Tensor, *, vertices: int | None = None, over: Over = "all") -> Tensor:
     """Give the mean of smoothL1(cos_s(i, j, k), cos_t(i, j, k)) over ordered triples of samples.
 
     cos(i, j, k) is the cosine of the angle at j between the directions to i and to k.
@@ -68,7 +66,7 @@ def relational_angles(
         teacher: (b, d_t) features of the partners; d_t may differ from d_s.
         vertices: How many of the b samples, evenly spread over the batch, are corners j; None takes all. Memory and
             time are vertices * b * (b + d): all of a batch of 1024 need gigabytes, 32 of them a thirtieth.
-        over: "different" takes triples of different samples; "all", as released, all b^2 of each corner.
+        over: "all" takes all b^2 of each corner, as released; "different" the triples of different samples.
 
     Returns:
         Scalar. Where i or k coincides with j there is no direction and the cosine counts as 0, without a gradient. For

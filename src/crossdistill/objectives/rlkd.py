@@ -3,7 +3,8 @@
 Source: Peng & Zhang 2024 (RLKD), paper and released code; "multi-modal" there means distributions of several peaks, and
 the loss compares any two rows of logits over the same classes. What departs from the code: the union of top classes is
 each row's own by default, rows without any order are left without gradient rather than the whole batch, logarithms are
-taken in log space without the added 1e-10, and the sum has the paper's factor (the code's is half of it).
+taken in log space without the added 1e-10, and the sum has the paper's factor (the code's is half of it). Parameters
+bring the code's numbers back.
 
 Shapes: b rows, n values, c classes, k top classes.
 """
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import ConfigError
-from crossdistill.objectives._logits import check_logits, finite, js_rows, kl_rows
+from crossdistill.objectives._logits import check_logits, finite, js_rows
 from crossdistill.objectives.base import Context, Objective, full_precision, unit
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.registry import Facts
@@ -181,37 +182,42 @@ def top_agreement(student: Tensor, teacher: Tensor, *, k: int) -> dict[str, Tens
     return {"overlap": overlap, "ordered": (s == t).all(dim=1).to(student.dtype)}
 
 
-def _js(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    return js_rows((student / tau).log_softmax(dim=1), (teacher / tau).log_softmax(dim=1))
+def _kl(log_p: Tensor, log_q: Tensor, epsilon: float) -> Tensor:
+    """Give KL(p || q) of rows of log-probabilities, with epsilon added within both logarithms if it is above 0."""
+    p = log_p.exp()
+    if epsilon:
+        log_p, log_q = (p + epsilon).log(), (log_q.exp() + epsilon).log()
+    return (p * (log_p - log_q)).sum(dim=1)
 
 
-def _reverse_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    log_s, log_t = (student / tau).log_softmax(dim=1), (teacher / tau).log_softmax(dim=1)
-    return (log_s.exp() * (log_s - log_t)).sum(dim=1)
-
-
-def _total_variation(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    return ((student / tau).softmax(dim=1) - (teacher / tau).softmax(dim=1)).abs().sum(dim=1) / 2
+def _js(log_s: Tensor, log_t: Tensor, epsilon: float) -> Tensor:
+    if not epsilon:
+        return js_rows(log_s, log_t)
+    log_m = torch.logaddexp(log_s, log_t) - math.log(2)
+    return (_kl(log_s, log_m, epsilon) + _kl(log_t, log_m, epsilon)) / 2
 
 
 BASES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "kl": lambda s, t, tau: kl_rows(s, t, tau=tau),
-    "rkl": _reverse_kl,
+    "kl": lambda log_s, log_t, epsilon: _kl(log_t, log_s, epsilon),
+    "rkl": _kl,
     "js": _js,
-    "tvd": _total_variation,
+    "tvd": lambda log_s, log_t, epsilon: (log_s.exp() - log_t.exp()).abs().sum(dim=1) / 2,
 }
-"""Divergences of the teacher's and the student's distributions, row by row: (b, c) twice and T to (b,)."""
+"""Divergences of the student's and the teacher's log-probabilities, row by row: (b, c) twice and epsilon to (b,)."""
 
 
 class RankingDistillation(Objective):
     """The order of the top classes follows the teacher's, beside a divergence of the distributions.
 
-        L = rank_weight (1/b) sum_i [ 1 - rho(R(s_i), R(t_i)) ]  +  (1/b) sum_i D( softmax(t_i/T), softmax(s_i/T) )
+        L = rank_weight (1/b) sum_i [ 1 - rho(R(s_i), R(t_i)) ]
+          + logits_weight (1/b) sum_i D( softmax(t_i/T), softmax(s_i/T) )
 
     R are soft ranks over the union of both sides' top k classes, rho their Pearson correlation. Where the sorted logits
     are all at least `strength` apart the ranks are exact and carry no gradient; where they span less than n/2 times it
     the first part is 1 - Pearson of the values themselves. So strength belongs to the logits' scale: for confident
     teachers of few classes take about the median gap between neighbours of the teacher's top logits.
+
+    The released code's numbers are those of rank_weight 1, logits_weight 0.5, union "official" and epsilon 1e-10.
 
     Args:
         k: Top classes of each side; 5, the paper's beside another objective (10 to 15 alone, 15 in pre-training).
@@ -220,7 +226,10 @@ class RankingDistillation(Objective):
         on: What is ranked: "logits" as the released code, or "probs" as the paper's text (which at strength 1 is always
             1 - Pearson).
         base: Divergence beside it: kl (teacher's), rkl (reverse), js, tvd (total variation) or none.
-        rank_weight: Weight of the ranking; 2, the paper's.
+        rank_weight: Weight of the ranking; 2, the paper's. Released 1.
+        logits_weight: Weight of the divergence; 1, the paper's. Released 0.5.
+        epsilon: Added to probabilities within the logarithms of kl, rkl and js, >= 0; released 1e-10. 0, which is ours,
+            works in log space, where nothing is lost.
         dynamic: Multiply each row's divergence by the share of top classes that both sides have (the paper's, for kl
             and rkl).
         tau: Temperature T of the divergence (not of the ranks); 1.
@@ -246,6 +255,8 @@ class RankingDistillation(Objective):
         on: On = "logits",
         base: Base = "kl",
         rank_weight: float = 2.0,
+        logits_weight: float = 1.0,
+        epsilon: float = 0.0,
         dynamic: bool = False,
         tau: float = 1.0,
     ) -> None:
@@ -258,22 +269,25 @@ class RankingDistillation(Objective):
         for name, value, known in choices:
             if value not in known:
                 raise ConfigError(f"{name} must be one of {', '.join(known)}; received '{value}'")
-        if not math.isfinite(rank_weight):
-            raise ConfigError(f"rank_weight must be finite; received {rank_weight}")
+        for name, value in (("rank_weight", rank_weight), ("logits_weight", logits_weight), ("epsilon", epsilon)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name} must be finite and at least 0; received {value}")
+        self.logits_weight, self.epsilon = logits_weight, epsilon
         self.k, self.strength, self.rank_weight, self.dynamic, self.tau = k, strength, rank_weight, dynamic, tau
         self.union: Union = union
         self.on, self.base = on, base
 
     def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
-        """Give {"rank": weighted ranking loss} and, unless there is no base, its divergence; (b, c) each."""
+        """Give {"rank": ...} and, unless there is no base, its divergence, both weighted; (b, c) each."""
         check_logits(student, teacher, name="rlkd")
         teacher = teacher.detach()
         s, t = (student.softmax(1), teacher.softmax(1)) if self.on == "probs" else (student, teacher)
         rank = ranking_rows(s, t, k=self.k, strength=self.strength, union=self.union).mean()
         parts = {"rank": finite(self.rank_weight * rank, student, teacher, name="rlkd")}
         if self.base != "none":
-            rows = BASES[self.base](student, teacher, self.tau)
+            log_s, log_t = ((side / self.tau).log_softmax(dim=1) for side in (student, teacher))
+            rows = BASES[self.base](log_s, log_t, self.epsilon)
             if self.dynamic:
                 rows = rows * top_agreement(student, teacher, k=self.k)["overlap"]
-            parts[self.base] = finite(rows.mean(), student, teacher, name="rlkd")
+            parts[self.base] = finite(self.logits_weight * rows.mean(), student, teacher, name="rlkd")
         return parts

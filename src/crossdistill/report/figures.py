@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from crossdistill.errors import DataError
-from crossdistill.report.inputs import Comparison, Role, parse_results, read_results
+from crossdistill.experiments.arms import Role
+from crossdistill.report.inputs import Comparison, parse_results, read_results
 from crossdistill.report.summary import Column, Curve, Entry, League, Learning, league
-from crossdistill.report.svg import GRID, INK, QUIET, blank, style, to_svg
+from crossdistill.report.svg import GRID, INK, QUIET, as_file, blank, style, to_svg
 
 ROLE_COLOURS: Mapping[Role, str] = {
     "method": "#1f6feb",
@@ -48,7 +51,12 @@ def league_chart_svg(results: Mapping[str, Any] | str | Path) -> str:
     table = league(parsed)
     if not table.columns:
         raise DataError("the results hold no rows, so there is nothing to draw")
-    return bars(table, "league", width=WIDE, classes=parsed.data.classes, standalone=True)
+    return as_file(bars(table, "league", width=WIDE, classes=parsed.data.classes))
+
+
+def two_widths(wide: str, narrow: str) -> Markup:
+    """Put a desk's and a phone's drawing side by side; the style sheet shows the one that fits."""
+    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(Markup(wide), Markup(narrow))
 
 
 def shorten(text: str, length: int) -> str:
@@ -56,7 +64,7 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _rows(names: Sequence[str], roles: Sequence[str], width: int) -> tuple[Figure, Axes, float]:
+def lay_rows(names: Sequence[str], roles: Sequence[str], width: int) -> tuple[Figure, Axes, float]:
     """Lay out one row a name; returns the figure, its axes (row i at y = -i), and the height of a bar in rows.
 
     On a wide page the names stand left of the axes, on a narrow one above each bar.
@@ -85,7 +93,7 @@ def _rows(names: Sequence[str], roles: Sequence[str], width: int) -> tuple[Figur
     return figure, axes, 0.36 if narrow else 0.58
 
 
-def bars(table: League, name: str, *, width: int, classes: int | None = None, standalone: bool = False) -> str:
+def bars(table: League, name: str, *, width: int, classes: int | None = None) -> str:
     """Draw the headline evaluation of every method: bar, 95 % interval, one dot a seed, chance as a dashed line.
 
     Args:
@@ -93,7 +101,6 @@ def bars(table: League, name: str, *, width: int, classes: int | None = None, st
         name: A word unique in the page.
         width: In CSS pixels; below 500 the narrow layout.
         classes: Number of classes, for the chance line of accuracies.
-        standalone: See `to_svg`.
 
     Returns:
         The <svg> element.
@@ -102,7 +109,7 @@ def bars(table: League, name: str, *, width: int, classes: int | None = None, st
     entries = [entry for entry in table.entries if column in entry.cells]
     tips: dict[str, str] = {}
     with style():
-        figure, axes, thick = _rows([entry.name for entry in entries], [entry.role for entry in entries], width)
+        figure, axes, thick = lay_rows([entry.name for entry in entries], [entry.role for entry in entries], width)
         centre = -0.22 if width < 500 else 0.0
         most = max(max(e.cells[column].high or 0, *e.cells[column].values) for e in entries) * column.scale
         values = [value * column.scale for e in entries for value in e.cells[column].values]
@@ -125,7 +132,7 @@ def bars(table: League, name: str, *, width: int, classes: int | None = None, st
             axes.axvline(100 / classes, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
         axes.set_xlabel(column.words + (f" ({column.unit.strip()})" if column.unit else ""))
         label = f"Bar chart of {column.words}. " + "; ".join(tip(entry, column) for entry in entries)
-        return to_svg(figure, name, label, tips, standalone=standalone)
+        return to_svg(figure, name, label, tips)
 
 
 def _end_axis(axes: Axes, column: Column, least: float, most: float, longest: float, room: float) -> float:
@@ -192,32 +199,71 @@ def forest(comparisons: Sequence[Comparison], name: str, *, width: int) -> str:
         The <svg> element; an interval above zero is green, below it red, across it (or absent) grey and hollow.
     """
     column = Column(comparisons[0].evaluation, comparisons[0].metric)
-    scale, centre, tips = column.scale, -0.22 if width < 500 else 0.0, dict[str, str]()
-    with style():
-        figure, axes, _ = _rows(
-            [c.method for c in comparisons], [f"minus {shorten(c.against, 24)}" for c in comparisons], width
+    rows = [
+        Mark(
+            name=c.method,
+            below=f"minus {shorten(c.against, 24)}",
+            value=c.difference,
+            low=c.low,
+            high=c.high,
+            tip=f"{c.method} minus {c.against}: " + ", ".join(difference_words(c)),
         )
-        ends = [scale * v for c in comparisons for v in (c.difference, c.low, c.high) if v is not None] + [0.0]
-        span = max(ends) - min(ends) or 1.0
-        low, high = min(ends) - 0.06 * span, max(ends) + 0.06 * span
-        if column.unit and max(abs(c.difference) for c in comparisons) <= 1:  # shares differ by 100 points at most
-            low, high = max(low, -100.0), min(high, 100.0)
-        axes.set_xlim(low, high)
-        axes.axvline(0, color=INK, linewidth=1.2)
-        for index, c in enumerate(comparisons):
-            y, gid = centre - index, f"{name}-row{index}"
-            sure = c.low is not None and c.high is not None and (c.low > 0 or c.high < 0)
-            colour = (GOOD if c.difference > 0 else BAD) if sure else UNSURE
-            if c.low is not None and c.high is not None:
-                axes.plot([c.low * scale, c.high * scale], [y, y], color=colour, linewidth=2.6, solid_capstyle="round")
-            face = colour if sure else "white"
-            (dot,) = axes.plot(
-                [c.difference * scale], [y], "D", markersize=8, color=face, markeredgecolor=colour, markeredgewidth=1.8
-            )
-            dot.set_gid(gid)
-            tips[gid] = f"{c.method} minus {c.against}: " + ", ".join(difference_words(c))
-        axes.set_xlabel(f"difference in {column.words}" + (" (points)" if column.unit else ""))
+        for c in comparisons
+    ]
+    with style():
+        share = bool(column.unit) and max(abs(c.difference) for c in comparisons) <= 1
+        figure, tips = marks(rows, name, width=width, scale=column.scale, share=share)
+        figure.axes[0].set_xlabel(f"difference in {column.words}" + (" (points)" if column.unit else ""))
         return to_svg(figure, name, "Paired differences. " + "; ".join(tips.values()), tips)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One row of a forest: an estimate around zero with its bounds, what stands below its name, and its words."""
+
+    name: str
+    below: str
+    value: float
+    low: float | None
+    high: float | None
+    tip: str
+
+
+def marks(rows: Sequence[Mark], name: str, *, width: int, scale: float, share: bool) -> tuple[Figure, dict[str, str]]:
+    """Draw one mark a row around a zero line; call within `style()`.
+
+    Args:
+        rows: At least one.
+        name: A word unique in the page.
+        width: In CSS pixels; below 500 the narrow layout.
+        scale: From values to the axis.
+        share: Whether the values are differences of shares, which no interval of Student's makes larger than 100 %.
+
+    Returns:
+        The figure, and what hovering over each row says.
+    """
+    centre, tips = -0.22 if width < 500 else 0.0, dict[str, str]()
+    figure, axes, _ = lay_rows([row.name for row in rows], [row.below for row in rows], width)
+    ends = [scale * v for row in rows for v in (row.value, row.low, row.high) if v is not None] + [0.0]
+    span = max(ends) - min(ends) or 1.0
+    low, high = min(ends) - 0.06 * span, max(ends) + 0.06 * span
+    if share:
+        low, high = max(low, -100.0), min(high, 100.0)
+    axes.set_xlim(low, high)
+    axes.axvline(0, color=INK, linewidth=1.2)
+    for index, row in enumerate(rows):
+        y, gid = centre - index, f"{name}-row{index}"
+        sure = row.low is not None and row.high is not None and (row.low > 0 or row.high < 0)
+        colour = (GOOD if row.value > 0 else BAD) if sure else UNSURE
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low * scale, row.high * scale], [y, y], color=colour, linewidth=2.6, solid_capstyle="round")
+        face = colour if sure else "white"
+        (dot,) = axes.plot(
+            [row.value * scale], [y], "D", markersize=8, color=face, markeredgecolor=colour, markeredgewidth=1.8
+        )
+        dot.set_gid(gid)
+        tips[gid] = row.tip
+    return figure, tips
 
 
 def curves(learning: Learning, name: str) -> str:

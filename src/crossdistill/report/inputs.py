@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
-from crossdistill.errors import DataError
+from crossdistill.experiments.arms import Role
+from crossdistill.experiments.bench_file import checked, read_object
 
-Role = Literal["method", "baseline", "control", "ceiling"]
+AGAIN = "write the file again with 'crossdistill run'"
 
 
 def _count(seeds: Any) -> Any:
@@ -138,12 +138,7 @@ def parse_results(value: Mapping[str, Any], name: str = "results.json") -> Resul
     Raises:
         DataError: If a field is missing or of the wrong type; the message names the first one.
     """
-    try:
-        return Results.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{name}, at '{where}': {first['msg']}; write the file again with 'crossdistill run'") from None
+    return checked(Results, value, name, AGAIN)
 
 
 def read_results(path: Path) -> Results | None:
@@ -152,15 +147,7 @@ def read_results(path: Path) -> Results | None:
     Raises:
         DataError: If it is not JSON or does not hold what it should.
     """
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); write it again with 'crossdistill run'") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path} must hold one JSON object, not a {type(value).__name__}")
-    return parse_results(value, str(path))  # pyright: ignore[reportUnknownArgumentType] # JSON
+    return parse_results(read_object(path, AGAIN), str(path)) if path.is_file() else None
 
 
 def read_history(path: Path) -> tuple[list[LossLine], int]:

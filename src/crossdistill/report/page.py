@@ -71,16 +71,10 @@ def render(results: Results | None, history: list[LossLine], broken: int, experi
     """
     known = results or Results()
     table = league(known)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     learned = learning_curves(history)
     ran, missing = controls((entry.name, entry.title, entry.role) for entry in table.entries)
-    return environment.get_template("template.html.j2").render(
+    return fill(
+        "template.html.j2",
         title=_title(known, table, evidence),
         results=known,
         has_results=results is not None,
@@ -106,11 +100,23 @@ def render(results: Results | None, history: list[LossLine], broken: int, experi
         experiment=experiment,
         pairing=pairing_words(known.data.pairing),
         counts=list(_flat(known.data.counts)),
-        facts=_facts(known.environment),
+        facts=circumstances(known.environment),
         seeds=sorted({row.seed for row in known.rows}),
         controls_ran=ran,
         controls_missing=missing,
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """Fill one of the report's templates; whatever is not said to be markup is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
 
 
 def _title(results: Results, table: League, evidence: Evidence) -> dict[str, str]:
@@ -136,9 +142,8 @@ def _verdict(results: Results) -> dict[str, Any] | None:
 
 
 def _both(draw: Callable[[int, str], str], name: str) -> Markup:
-    """Draw a chart for a desk and for a phone; the style sheet shows the one that fits."""
-    wide, narrow = draw(figures.WIDE, f"{name}-wide"), draw(figures.NARROW, f"{name}-narrow")
-    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(Markup(wide), Markup(narrow))
+    """Draw a chart for a desk and for a phone."""
+    return figures.two_widths(draw(figures.WIDE, f"{name}-wide"), draw(figures.NARROW, f"{name}-narrow"))
 
 
 def _forest(results: Results, table: League) -> Markup | None:
@@ -203,7 +208,7 @@ def _flat(counts: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+def circumstances(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Order what is known of a run's circumstances: what a reader needs to repeat it first."""
     order = ["command", "started", "seconds", "crossdistill", "code", "python", "torch", "platform", "cpu"]
     words = {"crossdistill": "crossdistill version", "code": "code version", "seconds": "wall time", "cpu": "processor"}

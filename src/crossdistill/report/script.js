@@ -15,3 +15,21 @@ for (const button of document.querySelectorAll("th button")) {
     body.append(...[...body.rows].sort(order));
   });
 }
+
+// Show the views that the chooser's radio buttons name; a star in a view's key stands for any. Without script all show.
+const chooser = document.querySelector(".chooser");
+if (chooser) {
+  const show = () => {
+    const chosen = [...chooser.querySelectorAll(":checked")].map((input) => input.value);
+    for (const view of document.querySelectorAll(".view"))
+      view.hidden = view.dataset.view.split(" ").some((part, i) => part !== "*" && part !== chosen[i]);
+    for (const section of document.querySelectorAll("main > section")) {
+      const views = [...section.querySelectorAll(".view")], none = section.querySelector(".none");
+      if (views.length && !none) section.insertAdjacentHTML("beforeend", '<p class="absent none">Nothing was run for this choice.</p>');
+      if (views.length) section.querySelector(".none").hidden = views.some((view) => !view.hidden);
+    }
+  };
+  document.body.classList.add("chosen");
+  chooser.addEventListener("change", show);
+  show();
+}

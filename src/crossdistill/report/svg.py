@@ -55,17 +55,14 @@ def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width / 72, height / 72), dpi=72)
 
 
-def to_svg(
-    figure: Figure, name: str, label: str, tips: Mapping[str, str] | None = None, *, standalone: bool = False
-) -> str:
-    """Write a figure as one <svg> element.
+def to_svg(figure: Figure, name: str, label: str, tips: Mapping[str, str] | None = None) -> str:
+    """Write a figure as one <svg> element of a page.
 
     Args:
         figure: What to write; call within `style()`.
         name: A word unique in the page; every id starts with it.
         label: What a person who cannot see the picture is told.
         tips: From the gid of an artist to what hovering over it says.
-        standalone: Whether to make a file of its own, with namespaces and a fixed size, rather than a part of a page.
 
     Returns:
         The element as text.
@@ -84,13 +81,18 @@ def to_svg(
                 element.insert(0, title)
     for element in root.iter():
         element.attrib.pop("data-gid", None)
-    width, height = (float(value) for value in root.attrib["viewBox"].split()[2:])
-    root.attrib.update(role="img", **{"aria-label": label}, style="stroke-linejoin:round;stroke-linecap:butt")
-    if standalone:
-        root.attrib.update(xmlns="http://www.w3.org/2000/svg", width=f"{width:g}", height=f"{height:g}")
-    else:
-        root.attrib.pop("height", None)
-        root.attrib["width"] = f"{width:g}"
+    root.attrib.pop("height", None)
+    root.attrib["width"] = root.attrib["viewBox"].split()[2]
+    look = f"stroke-linejoin:round;stroke-linecap:butt;font-family:{_FONT}"
+    root.attrib.update(role="img", **{"aria-label": label}, style=look)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def as_file(svg: str) -> str:
+    """Make what `to_svg` gave a file of its own, with its namespace and a fixed size."""
+    root = ElementTree.fromstring(svg)
+    width, height = root.attrib["viewBox"].split()[2:]
+    root.attrib.update(xmlns="http://www.w3.org/2000/svg", width=width, height=height)
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -107,7 +109,12 @@ def _tidy(root: ElementTree.Element, name: str) -> None:
         element.attrib.clear()
         for key, value in attributes.items():
             if key == "style":
-                value = re.sub(r"font-family:[^;]*|(?<=px )'DejaVu Sans'[^;]*", f"font-family: {_FONT}", value)
+                value = re.sub(r"font-family:[^;]*;? ?", "", value)  # said once, at the root
+                value = re.sub(r"(?<=px )'DejaVu Sans'[^;]*", _FONT, value)  # older matplotlib's shorthand
+            elif key in ("d", "x", "y"):
+                value = re.sub(r"(\.\d\d)\d+", r"\1", value)  # a hundredth of a pixel is enough
+            elif key == "transform" and value.startswith("rotate(-0 "):
+                continue
             found = _REFERENCE.search(value)
             if found and key != "id":
                 used.add(found[1] or found[2])

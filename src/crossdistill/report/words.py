@@ -37,7 +37,7 @@ CONTROLS = (
     ),
     Control(
         "Target-only neighbourhood graph",
-        r"graph|neighbou?rhood",
+        r"\bgraph\b",
         "The student learns which samples are near each other in the poor modality itself. "
         "It excludes that any graph of neighbours helps, whatever it was computed on.",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -45,7 +45,8 @@ class Feed:
         seed: int,
     ) -> None:
         self.data, self.device, self.labels, self.batch_size = data, device, labels, batch_size
-        self.learner = method.facts.name if "labels" in method.facts.needs else ""
+        needs, name = method.facts.needs, method.facts.name
+        self.learner, self.paired = (name if need in needs else "" for need in ("labels", "pairs"))
         self.epochs = self.steps_per_epoch = 0  # the stage says, once it knows its loader's length
         self.stored: dict[str, StoredOutputs] = {}
         self.views = dict(method.inputs())
@@ -64,6 +65,7 @@ class Feed:
                 del self.views[modality]
         modalities = {modality_of(name) for name in self.stored}
         self._partners = {modality: torch.from_numpy(data.partners(modality)) for modality in modalities}
+        self._present = _masks(data, modalities)
 
     def __len__(self) -> int:
         """Give the number of samples."""
@@ -119,8 +121,14 @@ class Feed:
             raise DataError(f"a batch lacks {', '.join(missing)}; it has: {', '.join(sorted(batch))}")
         if "label" in batch and not self.labels:
             raise DataError("this stage takes no labels, but its batches carry them; leave them out of the loader")
-        label: object = batch.get("label")
-        if self.learner and isinstance(label, Tensor) and bool((label < 0).any()):
+        for key in ("label", "group") if self.paired else ():
+            if isinstance(batch.get(key), Mapping):
+                raise DataError(
+                    f"{self.paired} learns from pairs, and batches have '{key}' by modality: give one a row"
+                )
+        label: Tensor | Mapping[str, Tensor] = batch.get("label", {})
+        each = [label] if isinstance(label, Tensor) else [label.get(m) for m in (self.views if label else ())]
+        if self.learner and any(y is None or bool((y < 0).any()) for y in each):
             raise DataError(
                 f"{self.learner} learns from labels, and some rows have none; take the labelled ones alone: "
                 "data.subset(data.labelled)"
@@ -139,7 +147,7 @@ class Feed:
             m: _cut(whole[m], self.batch_size) if m in shuffled else self.data.samples(m, self.batch_size)
             for m in self.views
         }
-        label = self.data.label if self.labels else None
+        label, present = self.data.label if self.labels else None, _masks(self.data, self.views)
         for rows in _cut(torch.arange(len(self.data)), self.batch_size):
             batch: dict[str, Any] = {m: next(source) for m, source in sources.items()}
             batch |= {view(m, k): batch[m] for m, count in self.views.items() for k in range(1, count)}
@@ -147,10 +155,12 @@ class Feed:
             for name, column in (("label", label), ("group", self.data.group)):
                 if column is not None:
                     batch[name] = torch.from_numpy(column[rows.numpy()])
+            if present:
+                batch["present"] = {m: here[rows] for m, here in present.items()}
             yield self.ready(batch)
 
     def _look_up(self, batch: dict[str, Any]) -> dict[str, Outputs]:
-        """Give the stored rows of a batch, and complete its index by the modalities that were not read.
+        """Give the stored rows of a batch, and complete its `index` and `present` by the modalities that were not read.
 
         A loader that does not read a shuffled modality does not say whom it would have paired: partners do.
         """
@@ -165,11 +175,18 @@ class Feed:
         if isinstance(index, Mapping) or any(not torch.equal(rows, index) for rows in found.values()):
             read_index = dict(index) if isinstance(index, Mapping) else dict.fromkeys(self.views, index)
             batch["index"] = {**read_index, **found}
+        if self._present:
+            batch["present"] = {**batch.get("present", {}), **{m: h[found[m]] for m, h in self._present.items()}}
         return {name: stored.rows(found[modality_of(name)]) for name, stored in self.stored.items()}
 
     def _position(self, modality: str) -> Tensor:
         """Give the pair that each sample of a modality belongs to, (n,) int64: the inverse of its partners."""
         return torch.argsort(torch.from_numpy(self.data.partners(modality)))
+
+
+def _masks(data: TrainingData, modalities: Iterable[str]) -> dict[str, Tensor]:
+    """Give which pairs have a modality (n,) bool, of those that some pair lacks."""
+    return {m: torch.from_numpy(here) for m in modalities if (here := data.present(m)) is not None}
 
 
 def _has_student(method: Method, modality: str) -> bool:

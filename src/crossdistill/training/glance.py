@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,16 @@ def _describe(loader: Iterable[Any], named: Callable[[Any], Mapping[str, Any]]) 
     tell_epoch(loader, 0)
     with _seeded():
         batch = next(iter(loader), None)
-    return [] if batch is None else [[name, *_content(value)] for name, value in sorted(named(batch).items())]
+    return [] if batch is None else [[name, *_content(value)] for name, value in _members(named(batch))]
+
+
+def _members(batch: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Give everything in a batch with its name, what stands by modality in a dict as "name/modality"."""
+    for name, value in sorted(batch.items()):
+        if isinstance(value, Mapping):
+            yield from _members(cast("Mapping[str, Any]", value), f"{within}{name}/")
+        else:
+            yield f"{within}{name}", value
 
 
 def tell_epoch(loader: Iterable[Any], epoch: int) -> None:

@@ -56,8 +56,15 @@ class TrainingData(Protocol):
         """Give which sample of `modality` belongs to each pair, (n,) int64: 0..n-1, unless pairs are shuffled."""
         ...
 
+    def present(self, modality: str) -> np.ndarray | None:
+        """Say which pairs have a sample of `modality`, (n,) bool; None where all have, or only the batches know.
+
+        Shuffled pairs too: a pair that lacks the modality gets nobody's sample.
+        """
+        ...
+
     def samples(self, modality: str, batch_size: int = 512) -> Iterator[Tensor]:
-        """Give all samples of a modality (b, ...), prepared, not augmented, in the order of positions."""
+        """Give a modality's samples (b, ...), prepared, not augmented, in the order of positions; zeros if absent."""
         ...
 
     def loader(

@@ -56,6 +56,7 @@ def load_state(method: Method, state: Mapping[str, Any], *, extra: bool, where: 
     Raises:
         TrainingError: If the two do not fit.
     """
+    method.make_room(state)
     fit_buffers(method, state, dtypes=True)
     frozen = _frozen(method)
     own = method.state_dict(keep_vars=True)

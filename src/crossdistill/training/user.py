@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crossdistill.data.modality import blanked
 from crossdistill.errors import DataError, suggest
 from crossdistill.files import digest
-from crossdistill.methods.base import RESERVED, view
+from crossdistill.methods.base import RESERVED, modality_of, view
 from crossdistill.training.glance import first_batch, tell_epoch
 
 
@@ -28,7 +29,9 @@ class UserData:
     so a run that is resumed on other data is refused where these differ there, and only there.
 
     Args:
-        loader: Gives dicts from modality (or reserved key: label, index, group) to tensors (b, ...), or tuples.
+        loader: Gives dicts from modality to tensors (b, ...), beside `label`, `group`, `index` (b,) int64 and, where
+            samples may lack a modality, `present`, a dict from modality to bool (b,): what is absent is zeros from
+            here on. Streams that are not paired have label, group and index as dicts by modality. Or tuples.
         names: What the members of a tuple are, in order, e.g. ("image", "audio", "label").
         batches: Batches an epoch, where `len(loader)` does not say.
 
@@ -87,6 +90,9 @@ class UserData:
     def partners(self, modality: str) -> np.ndarray:
         """Row i belongs to row i."""
         return np.arange(len(self))
+
+    def present(self, modality: str) -> None:
+        """Batches say which of their rows have a modality; nobody knows before."""
 
     def samples(self, modality: str, batch_size: int = 512) -> Iterator[Tensor]:
         """Give the samples of a modality as the loader gives them, in its order and its batches."""
@@ -170,31 +176,108 @@ class UserLoader:
             if batch is None:
                 raise DataError(f"the loader said {self._batches} batches an epoch, but gave {number}")
             if number >= skip:
-                yield self._checked_batch(batch)
+                yield self._checked_batch(batch, number)
 
-    def _checked_batch(self, batch: Any) -> dict[str, Any]:
+    def _checked_batch(self, batch: Any, number: int) -> dict[str, Any]:
+        """Give what is wanted of a batch, zeros where something is absent; numbers are looked at in the first alone."""
         named = self._data.named(batch)
-        if not self._checked:
-            self._check(named)
-            self._checked = True
+        where = f"batch {number + 1}" if number else "the first batch"
         keep = RESERVED if self._labels else RESERVED - {"label"}
-        return {name: named[name] for name in (*self._wanted, *sorted(keep)) if name in named}
+        found = {name: _wanted(named, name, where) for name in self._wanted}
+        reserved = {key: _of_rows(named, key, found, where) for key in _KINDS if key in keep and key in named}
+        _check_lengths(found, reserved, where)
+        for name, x in found.items():
+            found[name] = blanked(x, reserved.get("present", {}).get(modality_of(name)))
+        if not self._checked:
+            for name, x in found.items():
+                _check_finite(name, x, where)
+            self._checked = True
+        if self._labels and "label" not in reserved:
+            raise DataError(f"{where} lacks 'label'{suggest('label', named)}")
+        return {**found, **reserved, **{key: named[key] for key in keep & named.keys() if key not in _KINDS}}
 
-    def _check(self, batch: dict[str, Any]) -> None:
-        wanted = [*self._wanted, *(["label"] if self._labels else [])]
-        for name in wanted:
-            if name not in batch:
-                raise DataError(f"the first batch lacks '{name}'{suggest(name, batch)}")
-            value = batch[name]
-            if not isinstance(value, Tensor):
-                raise DataError(f"'{name}' of the first batch is a {type(value).__name__}; a tensor (b, ...) is needed")
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                rows = (~torch.isfinite(value)).flatten(1).any(dim=1) if value.ndim > 1 else ~torch.isfinite(value)
-                raise DataError(f"'{name}' of the first batch is not finite, first in row {int(rows.nonzero()[0])}")
-        lengths = {name: len(batch[name]) for name in wanted}
+
+_KINDS = {
+    "label": "int64 (b,), (b, c), or real targets",
+    "group": "int64 (b,)",
+    "index": "int64 (b,)",
+    "present": "bool (b,)",
+}
+"""What a batch says of its rows, and what tensors of it are."""
+
+
+def _wanted(batch: Mapping[str, Any], name: str, where: str) -> Tensor:
+    """Give the tensor of a view."""
+    if name not in batch:
+        raise DataError(f"{where} lacks '{name}'{suggest(name, batch)}")
+    value = batch[name]
+    if not isinstance(value, Tensor) or not value.ndim:
+        raise DataError(f"'{name}' of {where} is a {type(value).__name__}; a tensor (b, ...) is needed")
+    return value
+
+
+def _of_rows(batch: Mapping[str, Any], key: str, found: Mapping[str, Tensor], where: str) -> Any:
+    """Give what a batch says of its rows under a reserved key; of a dict, what it says of the modalities wanted.
+
+    Raises:
+        DataError: If it is of another type, or of a modality that is not there.
+    """
+    value = batch[key]
+    if not isinstance(value, Mapping):
+        if key == "present":
+            raise DataError(f"'present' of {where} is a {type(value).__name__}; a dict from modality to bool is needed")
+        return _typed(value, key, key, where)
+    given = cast("Mapping[str, Any]", value)
+    modalities = {modality_of(name) for name in batch if name not in RESERVED}
+    for modality in given:
+        if modality not in modalities:
+            raise DataError(f"'{key}' of {where} is of '{modality}', no modality{suggest(modality, modalities)}")
+    wanted = dict.fromkeys(map(modality_of, found))
+    lacking = [modality for modality in wanted if modality not in given]
+    if key == "index" and lacking:
+        raise DataError(f"'index' of {where} is by modality, and lacks '{lacking[0]}'")
+    return {m: _typed(given[m], key, f"{key} of {m}", where) for m in wanted if m in given}
+
+
+def _typed(value: Any, key: str, name: str, where: str) -> Tensor:
+    """Refuse what is no tensor of the key's kind."""
+    if isinstance(value, Tensor):
+        dtype = torch.bool if key == "present" else torch.int64
+        real = key == "label" and value.is_floating_point() and value.ndim in (1, 2)
+        if real and bool(value.isinf().any()):  # a target that is not known is NaN
+            raise DataError(f"'{name}' in {where} holds an infinite number; NaN is a target that is not known")
+        if real or (value.ndim == 1 and value.dtype == dtype) or (key == "label" and value.ndim == 2):
+            return value
+    is_ = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise DataError(f"'{name}' in {where} is {is_}; a tensor {_KINDS[key]} is needed")
+
+
+def _check_lengths(found: Mapping[str, Tensor], reserved: Mapping[str, Any], where: str) -> None:
+    """Refuse rows that cannot belong to each other: of streams that are not paired, within each of them.
+
+    Label, group or index by modality say that streams are not paired.
+    """
+    streams: dict[str, dict[str, int]] = {}
+    for name, x in found.items():
+        streams.setdefault(modality_of(name), {})[name] = len(x)
+    for key, value in reserved.items():
+        if isinstance(value, Mapping):
+            for modality, rows in cast("Mapping[str, Tensor]", value).items():
+                streams[modality][f"{key} of {modality}"] = len(rows)
+    whole = {key: len(value) for key, value in reserved.items() if isinstance(value, Tensor)}
+    unpaired = any(isinstance(value, Mapping) for key, value in reserved.items() if key != "present")
+    together = {name: length for stream in streams.values() for name, length in stream.items()}
+    for stream in streams.values() if unpaired else [together]:
+        lengths = {**stream, **whole}
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            raise DataError(f"row i of all must be one thing, but the first batch has different lengths: {told}")
+            raise DataError(f"row i of all must be one thing, but {where} has different lengths: {told}")
+
+
+def _check_finite(name: str, x: Tensor, where: str) -> None:
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        rows = ~torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else ~torch.isfinite(x)
+        raise DataError(f"'{name}' of {where} is not finite, first in row {int(rows.nonzero()[0])}")
 
 
 def _rows(batch: Mapping[str, Any]) -> int:

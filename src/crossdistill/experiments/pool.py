@@ -1,0 +1,149 @@
+"""Work shared among processes: each sets itself up once, does task after task, tells its news, stops with all."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.managers import SyncManager
+from typing import Any, Self
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from crossdistill.errors import Interrupted, TrainingError
+from crossdistill.experiments.listening import LISTEN
+
+
+class WorkerLost(TrainingError):
+    """The worker that did one task is gone; the others are not."""
+
+
+class Workers:
+    """Processes that do tasks; use it as a context.
+
+    Args:
+        make: A function of a module, called once in each process with `arguments`, a listener and a question whether to
+            stop; it gives what does a task.
+        arguments: Of `make`, picklable.
+        jobs: Processes.
+        threads: Of each of them.
+        listen: Told here what the processes tell there.
+
+    Raises:
+        TrainingError: If a process dies, from within `finished`.
+        Interrupted: If the user stops it, from within `finished`.
+    """
+
+    def __init__(
+        self, make: Callable[..., Any], arguments: tuple[Any, ...], *, jobs: int, threads: int, listen: LISTEN
+    ) -> None:
+        self.make, self.arguments, self.jobs, self.threads, self.listen = make, arguments, jobs, threads, listen
+        self.running: dict[Future[Any], Any] = {}
+
+    def __enter__(self) -> Self:
+        context = multiprocessing.get_context("spawn")
+        self.manager = SyncManager(ctx=context)
+        with _deaf_children():
+            self.manager.start(_serve)
+        self.news, self.stop = self.manager.Queue(), self.manager.Event()
+        setting = (self.make, self.arguments, self.threads, self.news, self.stop)
+        self.pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_enter, initargs=setting)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        try:
+            if error is not None:
+                with contextlib.suppress(EOFError, ConnectionError):  # the manager may be what was killed
+                    self.stop.set()
+            self.pool.shutdown(wait=True, cancel_futures=error is not None)
+        finally:
+            self.manager.shutdown()
+        if isinstance(error, (BrokenProcessPool, ConnectionError)):
+            raise TrainingError(
+                "a process was killed, perhaps for want of memory; start again with fewer --jobs, it goes on"
+            ) from None
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("stopped; everything finished is kept") from None
+
+    def submit(self, task: Any) -> None:
+        """Hand a task over."""
+        with _deaf_children():  # the pool may start a process now
+            self.running[self.pool.submit(_perform, task)] = task
+
+    def finished(self) -> Iterator[tuple[Any, Future[Any]]]:
+        """Give each task when it is done, until none is left; more may be submitted meanwhile."""
+        while self.running:
+            done, _ = wait(self.running, timeout=0.2, return_when=FIRST_COMPLETED)
+            while not self.news.empty():
+                self.listen(*self.news.get())
+            for future in done:
+                yield self.running.pop(future), future
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Generator[None]:
+    """Hold Ctrl-C back while processes start: they inherit that, and the parent, which gets it after, answers it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_WORKER: dict[str, Any] = {}
+"""A worker process keeps what does its tasks here; pools have no other place."""
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, killed perhaps: nobody would gather what it makes.
+
+    What is half done stays on disk as a checkpoint, and the next start goes on from it.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    handle = parent.sentinel
+
+    def watch() -> None:
+        multiprocessing.connection.wait([handle])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def _serve() -> None:
+    """Set the manager's process up: it ends with its parent, and not before, when a whole group is told to stop."""
+    _end_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _enter(make: Callable[..., Any], arguments: tuple[Any, ...], threads: int, news: Any, stop: Any) -> None:
+    """Set a worker process up: its share of the cores, and deaf to Ctrl-C, which the parent answers."""
+    _end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit_threads(threads)
+
+    def tell(word: str, facts: Mapping[str, Any]) -> None:
+        news.put((word, dict(facts)))
+
+    _WORKER["do"] = make(*arguments, tell, stop.is_set)
+
+
+def limit_threads(threads: int) -> None:
+    """Let this process use so many cores: torch, and numpy's and scipy's libraries, which have threads of their own."""
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+
+
+def _perform(task: Any) -> Any:
+    return _WORKER["do"](task)

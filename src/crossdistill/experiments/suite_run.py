@@ -1,0 +1,231 @@
+"""Running a suite: every experiment, row and seed once, on as many processes as are asked for, never twice the same.
+
+DIR/results.json                  all rows that are there, rewritten whole while the suite runs
+DIR/runs.csv                      one line a run: status, time, accuracy
+DIR/suite.yaml                    the suite file, with its seeds
+DIR/runs/EXPERIMENT/ROW-SEED.json what one run gave; a run that is there is not done again
+DIR/predictions/EXPERIMENT/ROW-SEED.npz   predicted classes of every test row
+DIR/stages, DIR/store             trained networks and teachers' outputs, shared by all experiments
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from crossdistill.errors import TrainingError
+from crossdistill.experiments.listening import LISTEN
+from crossdistill.experiments.pool import WorkerLost, Workers
+from crossdistill.experiments.schema import parse_experiment, to_yaml
+from crossdistill.experiments.suite_book import Book
+from crossdistill.experiments.suite_job import failed, perform
+from crossdistill.experiments.suite_plan import Hall, Job, Record, plan
+from crossdistill.experiments.suite_tuning import with_trials, with_tuned
+from crossdistill.experiments.suites import Entry, Shelf, Suite
+from crossdistill.files import write_text
+
+ATTEMPTS = 2
+"""How often a run is tried whose process dies."""
+
+
+def run_suite(
+    suite: Suite,
+    folder: str | Path,
+    *,
+    shelf: Shelf | None = None,
+    jobs: int | None = 1,
+    on: Literal["", "ray"] = "",
+    listen: LISTEN | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Run a suite, and write its results into a folder while it runs.
+
+    Started again in the same folder it goes on where it was: what is done is kept, and more seeds, methods or
+    experiments add their own runs alone. A run that fails is recorded with its reason, and tried again at the next
+    start.
+
+    Args:
+        suite: Checked.
+        folder: DIR; made if it is not there.
+        shelf: Data sets that are at hand.
+        jobs: Processes; None takes one a core.
+        on: "ray" shares the runs among a Ray cluster, one core each; `jobs` then bounds how many run at once.
+        listen: Told what happens.
+        command: What the user typed, for the record.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        CrossDistillError: If something does not fit; `Interrupted` if the user stops it.
+    """
+    folder, shelf, listen = Path(folder), shelf or Shelf(), listen or _nobody
+    started, clock = datetime.now(UTC), time.monotonic()
+    planned = plan(suite, folder, shelf)
+    if suite.trials:
+        planned = with_trials(suite, planned, folder, shelf)
+    book = Book(suite, folder, shelf, {"started": started.isoformat(timespec="seconds"), "command": command})
+    waiting = book.open(planned)
+    write_text(folder / "suite.yaml", yaml.safe_dump(dict(suite.values), sort_keys=False, allow_unicode=True))
+
+    def go_on() -> None:
+        listen("planned", {"plan": book.planned, "left": waiting, "seconds": time.monotonic() - clock})
+        for job, record in _outcomes(suite, folder, shelf, waiting, book, jobs=jobs, on=on, listen=listen):
+            book.add(job, record)
+            listen("run", {"job": job, "record": record, "seconds": time.monotonic() - clock})
+
+    try:
+        go_on()
+        if suite.trials:
+            waiting = book.open(with_tuned(suite, planned, book.records, folder, shelf))
+            go_on()
+    finally:
+        book.environment["seconds"] = round(time.monotonic() - clock, 1)
+        book.write()
+    return book.results()
+
+
+def _outcomes(
+    suite: Suite,
+    folder: Path,
+    shelf: Shelf,
+    waiting: Sequence[Job],
+    book: Book,
+    *,
+    jobs: int | None,
+    on: str,
+    listen: LISTEN,
+) -> Iterator[tuple[Job, Record]]:
+    """Do the jobs that wait, here, in processes or on a cluster."""
+    cores, most = os.cpu_count() or 1, max(1, len(waiting))
+    workers: Callable[..., Any] = Workers
+    if on == "ray":
+        from crossdistill.experiments.ray_workers import RayWorkers, slots
+
+        width, threads, workers = min(jobs or slots(1), most), 1, RayWorkers
+    else:
+        width = min(jobs or cores, most)
+        threads = max(1, cores // width)
+    book.environment |= {"jobs": width, "threads": threads, "on": on or "processes"}
+    if width == 1 and not on:
+        yield from _alone(Hall(suite.entries, folder, shelf), waiting, listen)
+        return
+    texts = [(e.name, e.family, e.track, e.labels_per_class, to_yaml(e.experiment)) for e in suite.entries]
+    setting = (texts, str(folder.resolve()))
+    crew = functools.partial(workers, _worker, setting, jobs=width, threads=threads, listen=listen)
+    yield from _shared(crew, waiting, width)
+
+
+def _nobody(word: str, facts: Mapping[str, Any]) -> None:
+    del word, facts
+
+
+def _alone(hall: Hall, jobs: Sequence[Job], listen: LISTEN) -> Iterator[tuple[Job, Record]]:
+    """Do all jobs in this process, one after the other; teachers stand before those who need them."""
+    line = _Line(jobs, 1)
+    for job in jobs:
+        reason = line.broken.get(job.needs)
+        record = failed(job, f"its teacher failed: {reason}") if reason else perform(hall, job, listen=listen)
+        line.finish(job, record)
+        yield job, record
+
+
+def _worker(
+    texts: Sequence[tuple[Any, ...]], folder: str, tell: LISTEN, stop: Callable[[], bool]
+) -> Callable[[Job], Record]:
+    """Set up what a worker process does with each job."""
+    entries = [
+        Entry(name, family, track, ks, parse_experiment(text, name=name)) for name, family, track, ks, text in texts
+    ]
+    return functools.partial(perform, Hall(entries, Path(folder), Shelf()), listen=tell, stop=stop)
+
+
+def _shared(crew: Callable[[], Any], jobs: Sequence[Job], width: int) -> Iterator[tuple[Job, Record]]:
+    """Share jobs among workers, a few ahead.
+
+    Where a process dies, those that were in flight are tried again one by one, so that the next death has one suspect;
+    it is recorded as failed when it has had its attempts.
+    """
+    line = _Line(jobs, width)
+    while line.waiting:
+        try:
+            with crew() as workers:
+                yield from line.refused()
+                line.fill(workers)
+                for job, future in workers.finished():
+                    try:
+                        record = future.result()
+                    except WorkerLost as lost:
+                        record = failed(job, str(lost))
+                    line.finish(job, record)
+                    yield job, record
+                    yield from line.refused()
+                    line.fill(workers)
+        except TrainingError as error:  # a process died, and took the pool with it
+            if not line.flying:
+                raise
+            for job in sorted(line.flying, key=jobs.index, reverse=True):
+                line.tried[job] += 1
+                if line.tried[job] < ATTEMPTS:
+                    line.waiting.insert(0, job)
+                else:
+                    record = failed(job, str(error).partition(";")[0])
+                    line.finish(job, record)
+                    yield job, record
+            line.flying.clear()
+
+
+class _Line:
+    """Jobs that wait for their turn: for their teacher, and for whoever trains one of their stages just now.
+
+    Args:
+        jobs: In order.
+        width: Workers.
+    """
+
+    def __init__(self, jobs: Sequence[Job], width: int) -> None:
+        self.waiting, self.width = list(jobs), width
+        self.flying: set[Job] = set()
+        self.tried: Counter[Job] = Counter()
+        self.broken: dict[str, str] = {}
+        self.open = Counter(key for job in jobs for key in job.makes)
+
+    def finish(self, job: Job, record: Record) -> None:
+        """Note how a job ended."""
+        self.flying.discard(job)
+        self.open.subtract(job.makes)
+        if record["status"] == "failed":
+            self.broken.update((key, str(record["reason"])) for key in job.makes)
+
+    def refused(self) -> Iterator[tuple[Job, Record]]:
+        """Give the jobs whose teacher failed."""
+        for job in [job for job in self.waiting if job.needs in self.broken]:
+            self.waiting.remove(job)
+            record = failed(job, f"its teacher failed: {self.broken[job.needs]}")
+            self.finish(job, record)
+            yield job, record
+
+    def fill(self, workers: Any) -> None:
+        """Submit what can go, until every worker has one to spare; a job that was tried before goes alone."""
+        busy = {key for job in self.flying for key in job.makes}
+        while job := self._next(busy):
+            self.waiting.remove(job)
+            self.flying.add(job)
+            busy |= job.makes
+            workers.submit(job)
+
+    def _next(self, busy: set[str]) -> Job | None:
+        if len(self.flying) >= 2 * self.width or any(self.tried[job] for job in self.flying):
+            return None
+        for job in self.waiting:
+            if (not job.needs or not self.open[job.needs]) and not busy & job.makes:
+                return job if not (self.tried[job] and self.flying) else None
+        return None

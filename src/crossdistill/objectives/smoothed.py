@@ -1,0 +1,253 @@
+"""Coordinates of all pairs in which a walk on their neighbourhoods has made alike what belongs together.
+
+Plain arrays in, plain arrays out; no label is read. See `focused` for what they are for, and the sources.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.nearest import Search, check_search
+from crossdistill.objectives._graph import Graph, Operator, components, deflated, leading, neighbour_graph
+from crossdistill.objectives.base import full_precision, unit
+
+LONGEST, STEP = 64.0, 0.5
+"""An automatic walk's length: its cap, and what it is a multiple of."""
+WALKED_TO = 10.0
+"""The participation that an automatic walk stops at where no number of classes is hoped for."""
+
+
+class SmoothedTarget:
+    """Coordinates whose cosines say how alike the walks from two pairs are; plain arrays in, plain arrays out.
+
+        S = (1 - beta) S_teacher + beta S_target                  "mix"
+        S = S_teacher S_target S_teacher, with t / 3 for t        "product"
+        S = U diag(w) U^T,   Y = U max(w, 0)^t                    without the trivial eigenvector
+
+    so Y Y^T = S^2t without its negative part. S_teacher and S_target are the graphs of `neighbour_graph`. The trivial
+    eigenvector of one graph is sqrt(D), which is deflated. A mix has none in closed form: its first one is dropped
+    where the graph is connected, and the mean of both sqrt(D) is deflated where it is not.
+
+    Args:
+        k: Neighbours; 10, and 20 was as good (measured).
+        target_share: beta in [0, 1], the share of the target's own graph: 0 is the teacher's alone, 1 the target's
+            alone. 0.25; 0.5 was better where the target's own graph is good (measured).
+        combine: "mix", or "product" (alternating diffusion), which has no beta.
+        walk: t, at least 0; 8. "auto" is the smallest multiple of 0.5 whose participation is at most 10.
+        n_coords: m at most; 128.
+        seed: Of the eigenvector solver's start.
+        n_classes_hint: Classes that one hopes to tell apart: the walk is made no longer than keeps the participation
+            (sum f)^2 / sum f^2, f = w^2t, at that number, or at half of the coordinates where that is less, and "auto"
+            is the longest such. None knows of none.
+        affinity: "linear" is the limit S = Z Z^T of the teacher's raw rows, nothing centred and nothing dropped: with
+            walk 0.5 the cosines of Y are the teacher's own.
+        search: How neighbours are looked for: "exact", "approximate" (needs faiss), or "auto", which is exact up to
+            50,000 pairs and on an accelerator.
+
+    Attributes:
+        coordinates: Y (n, m).
+        eigenvalues: w of the coordinates (m,).
+        participation: About how many coordinates count after the walk.
+        n_components: Connected components of the graph.
+        walk: t, chosen where it was "auto".
+
+    Raises:
+        ConfigError: If a parameter is out of range.
+    """
+
+    coordinates: Tensor
+    eigenvalues: Tensor
+    participation: float
+    n_components: int
+    walk: float
+
+    def __init__(
+        self,
+        k: int = 10,
+        target_share: float = 0.25,
+        *,
+        combine: Literal["mix", "product"] = "mix",
+        walk: float | Literal["auto"] = 8.0,
+        n_coords: int = 128,
+        seed: int = 0,
+        n_classes_hint: int | None = None,
+        affinity: Literal["local", "linear"] = "local",
+        search: Search = "auto",
+    ) -> None:
+        check_search(search)
+        if k < 1 or n_coords < 1:
+            raise ConfigError(f"k and n_coords must be at least 1; received {k} and {n_coords}")
+        if not 0 <= target_share <= 1:
+            raise ConfigError(f"target_share must be in [0, 1]; received {target_share}")
+        if combine not in ("mix", "product"):
+            raise ConfigError(f"combine must be 'mix' or 'product'; received '{combine}'")
+        if walk != "auto" and not (math.isfinite(walk) and walk >= 0):
+            raise ConfigError(f"walk must be a number at least 0, or 'auto'; received {walk!r}")
+        if n_classes_hint is not None and n_classes_hint < 2:
+            raise ConfigError(f"n_classes_hint must be at least 2; received {n_classes_hint}")
+        if affinity not in ("local", "linear"):
+            raise ConfigError(f"affinity must be 'local' or 'linear'; received '{affinity}'")
+        self.k, self.target_share, self.combine, self._asked = k, float(target_share), combine, walk
+        self.n_coords, self.seed, self.n_classes_hint = n_coords, seed, n_classes_hint
+        self.affinity: Literal["local", "linear"] = affinity
+        self.search: Search = search
+        self._graphs: dict[str, Graph] = {}
+
+    @full_precision
+    @torch.no_grad()
+    def fit(
+        self, z_teacher: Tensor | None, features_target: Tensor | None = None, group: Tensor | None = None
+    ) -> SmoothedTarget:
+        """Compute the coordinates of n pairs; twice the same on the same machine.
+
+        Args:
+            z_teacher: (n, d_t) the teacher's features; None is for target_share 1 alone, which does not read them.
+            features_target: (n, d_h) generic features of the target's samples, see `generic_features`. None takes the
+                teacher's graph alone, with a warning where a share was asked for.
+            group: (n,) int64; pairs of one group are no neighbours.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ObjectiveError: If rows are fewer than 4 k, not finite, all the same, or no pairs; or have too few
+                neighbours outside their group.
+        """
+        needs_teacher = self.target_share < 1 or self.combine == "product"
+        shared = self.target_share > 0 or self.combine == "product"
+        if features_target is None and shared and self.affinity == "local":
+            if z_teacher is None:
+                raise ObjectiveError("a target of no features at all: give z_teacher, features_target, or both")
+            warnings.warn("no features of the target: the teacher's graph stands alone", stacklevel=2)
+            shared, needs_teacher = False, True
+        if z_teacher is None and needs_teacher:
+            raise ObjectiveError("z_teacher may be left out with target_share 1 alone")
+        if z_teacher is not None and features_target is not None and len(z_teacher) != len(features_target):
+            raise ObjectiveError(
+                f"rows must be pairs; received {len(z_teacher)} of the teacher, {len(features_target)} of the target"
+            )
+        if self.affinity == "linear":
+            assert z_teacher is not None
+            return self._fit_linear(z_teacher)
+        some = z_teacher if needs_teacher else features_target
+        assert some is not None
+        if len(some) < 4 * self.k:
+            raise ObjectiveError(
+                f"k={self.k} neighbours need at least {4 * self.k} pairs; received {len(some)}; lower k"
+            )
+        self._graphs = {}
+        if needs_teacher:
+            assert z_teacher is not None
+            self._graphs["teacher"] = neighbour_graph(z_teacher, self.k, group=group, search=self.search)
+        if shared:
+            assert features_target is not None
+            self._graphs["target"] = neighbour_graph(
+                features_target, self.k, standardise=True, group=group, search=self.search
+            )
+        self._solve()
+        return self
+
+    def _fit_linear(self, z: Tensor) -> SmoothedTarget:
+        """Decompose Z Z^T, whose eigenvectors are the left singular ones of Z; kept at unit length."""
+        left, singular, _ = cast("tuple[Tensor, Tensor, Tensor]", torch.linalg.svd(unit(z), full_matrices=False))
+        self.n_components = 1
+        self._keep(left[:, : self.n_coords], singular[: self.n_coords].square(), exponent=1.0)
+        return self
+
+    def _solve(self) -> None:
+        graphs = self._graphs
+        first = next(iter(graphs.values()))
+        n, single = len(first.degree), len(graphs) == 1
+        self.n_components = components(*graphs.values())
+        apply, wanted = self._operator(), min(self.n_coords, n - 1)
+        if single or self.n_components > 1:
+            apply = deflated(apply, self._trivial())
+            values, vectors = leading(apply, n, wanted, example=first.degree, seed=self.seed)
+        else:
+            values, vectors = leading(apply, n, wanted + 1, example=first.degree, seed=self.seed)
+            values, vectors = values[1:], vectors[:, 1:]
+        self._keep(vectors, values, exponent=1 / 3 if self.combine == "product" and not single else 1.0)
+
+    def _operator(self) -> Operator:
+        graphs = self._graphs
+        if len(graphs) == 1:
+            return next(iter(graphs.values()))
+        teacher, target, share = graphs["teacher"], graphs["target"], self.target_share
+        if self.combine == "product":
+            return lambda v: teacher(target(teacher(v)))
+        return lambda v: (1 - share) * teacher(v) + share * target(v)
+
+    def _shares(self) -> dict[str, float]:
+        """Say how much each graph counts in the trivial direction, and for new pairs."""
+        if len(self._graphs) == 1:
+            return dict.fromkeys(self._graphs, 1.0)
+        if self.combine == "product":
+            return {"teacher": 1.0, "target": 0.0}
+        return {"teacher": 1 - self.target_share, "target": self.target_share}
+
+    def _trivial(self) -> Tensor:
+        """Give the direction that says nothing: sqrt(D), of a mix the shares' mean of both."""
+        share, roots = self._shares(), {name: graph.degree.sqrt() for name, graph in self._graphs.items()}
+        return torch.stack([share[name] * root / root.norm() for name, root in roots.items()]).sum(dim=0)
+
+    def _keep(self, vectors: Tensor, values: Tensor, *, exponent: float) -> None:
+        """Choose the walk, and weigh the eigenvectors by it."""
+        positive = values.clamp(min=0)
+
+        def participation(t: float) -> float:
+            f = positive.double() ** (2 * t * exponent)
+            return float(f.sum() ** 2 / f.square().sum().clamp(min=torch.finfo(torch.float64).tiny))
+
+        lengths = [STEP * number for number in range(1, int(LONGEST / STEP) + 1)]
+        wanted = min(self.n_classes_hint or 0, len(values) / 2)  # more than that leaves the walk nothing to do
+        longest = [t for t in lengths if participation(t) >= wanted]
+        if self._asked != "auto":
+            self.walk = float(self._asked)
+        elif self.n_classes_hint is None:
+            self.walk = next((t for t in lengths if participation(t) <= WALKED_TO), LONGEST)
+        else:
+            self.walk = LONGEST
+        if self.n_classes_hint is not None:
+            self.walk = min(self.walk, max(longest, default=STEP))
+        power = self.walk * exponent
+        self.eigenvalues, self.participation = values, participation(self.walk)
+        self.coordinates = vectors * positive**power
+        # Nyström: a new row of S, times U w^(power - 1); a walk below one step counts as one.
+        self._landing = torch.where(positive > 0, vectors * positive ** max(power - 1, 0.0), 0.0)
+        if len(self._graphs) == 2 and self.combine == "product":
+            self._landing = self._graphs["target"](self._graphs["teacher"](self._landing))
+
+    @full_precision
+    @torch.no_grad()
+    def extend(self, z_teacher: Tensor | None, features_target: Tensor | None = None) -> Tensor:
+        """Place new pairs among those that were fitted, by their neighbours there (Nyström's extension).
+
+        Args:
+            z_teacher: (b, d_t) the teacher's features of new pairs.
+            features_target: (b, d_h) generic features of their targets; where they, or the teacher's, are not known,
+                the other graph alone places them.
+
+        Returns:
+            Coordinates (b, m); only their directions mean something.
+
+        Raises:
+            ObjectiveError: If nothing was fitted, or neither side can be placed.
+        """
+        if not self._graphs:
+            raise ObjectiveError("nothing was fitted with neighbours, so new pairs cannot be placed: call fit first")
+        share = self._shares()
+        given = {"teacher": z_teacher, "target": features_target}
+        landed = [
+            share[name] * graph.landing(rows, self._landing)
+            for name, graph in self._graphs.items()
+            if share[name] and (rows := given[name]) is not None
+        ]
+        if not landed:
+            raise ObjectiveError(f"new pairs are placed by the features of {' or '.join(self._graphs)}; none are given")
+        return torch.stack(landed).sum(dim=0)

@@ -1,0 +1,127 @@
+"""The suite file: what it expands to, and that its errors say where."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from crossdistill.errors import ConfigError, CrossDistillError
+from crossdistill.experiments import parse_experiment, to_yaml
+from crossdistill.experiments.suites import SCALED, Shelf, expand, standard
+from crossdistill.experiments.yaml_lines import parse_document
+from crossdistill.registry import discover
+
+
+def suite(text, **how):
+    return expand(parse_document(text, name="s.yaml"), Shelf(), **how)
+
+
+SMALL = """
+methods: [similarity, l2, {{mine: {{cosine: {{weight: 2.0}}}}}}]
+budget: {{steps: 10, teacher_steps: 20, batch_size: 32}}
+experiments:
+  toy: {{data: {{name: {path}, source: rich, target: poor}}}}
+labels_per_class: [1, null]
+seeds: 2
+"""
+
+
+def test_every_entry_is_an_experiment_like_one_of_a_file_of_its_own(toy_npz):
+    (entry,) = suite(SMALL.format(path=toy_npz)).entries
+    again = parse_experiment(to_yaml(entry.experiment))
+    assert again == entry.experiment
+    assert list(entry.experiment.compare) == ["l2", "mine"]
+    assert entry.experiment.compare["mine"].objectives[0].weight == 2.0
+    assert entry.at(None).evaluate.labels_per_class is None
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(10, 32), (1, 32), (7, 50), (10, 4096)])
+def test_the_budget_in_steps_becomes_epochs_of_full_batches(toy_npz, steps, batch):
+    text = SMALL.format(path=toy_npz).replace("steps: 10", f"steps: {steps}", 1).replace("size: 32", f"size: {batch}")
+    settings = suite(text).entries[0].experiment.student.settings
+    fits = min(batch, 160 // 2)
+    assert settings["batch_size"] == fits
+    taken = settings["epochs"] * (160 // fits)
+    assert steps <= taken < steps + 160 // fits
+
+
+def test_between_makes_all_ordered_pairs_and_pairs_make_a_family(toy_npz):
+    text = SMALL.format(path=toy_npz).replace(
+        "{data: {name: " + str(toy_npz) + ", source: rich, target: poor}}",
+        "{data: {name: " + str(toy_npz) + "}, between: [rich, poor], pairs: [null, 64]}",
+    )
+    entries = suite(text).entries
+    names = [f"toy-{a}-{b}" for a, b in itertools.permutations(["rich", "poor"], 2)]
+    assert [e.name for e in entries] == [f"{n}{limit}" for n in names for limit in ("", "-64")]
+    assert {e.family for e in entries} == set(names)
+    assert [e.experiment.data.pairs for e in entries] == [None, 64, None, 64]
+
+
+def test_what_an_experiment_says_goes_over_the_base(toy_npz):
+    text = SMALL.format(path=toy_npz) + "base: {evaluate: {ways: [linear], c: 1.0}, stages: {student: {lr: 0.5}}}\n"
+    text = text.replace("target: poor}}", "target: poor}, stages: {student: {lr: 0.25}}}")
+    experiment = suite(text).entries[0].experiment
+    assert experiment.student.settings["lr"] == 0.25
+    assert experiment.evaluate.ways == ("linear",)
+    assert experiment.evaluate.c == 1.0
+
+
+def test_in_the_labelled_track_losses_stand_beside_cross_entropy_and_the_teacher_reads_labels(toy_npz):
+    text = SMALL.format(path=toy_npz).replace("l2,", "l2, mfh, cross_entropy, mla,") + "track: labelled\n"
+    experiment = suite(text).entries[0].experiment
+    assert experiment.stages["teacher"].method == "supervised"
+    assert [o.name for o in experiment.student.objectives] == ["cross_entropy", "similarity"]
+    assert [o.name for o in experiment.compare["l2"].objectives] == ["cross_entropy", "l2"]
+    assert [o.name for o in experiment.compare["mfh"].objectives] == ["mfh"]
+    assert [o.name for o in experiment.compare["cross_entropy"].objectives] == ["cross_entropy"]
+    assert experiment.compare["mla"].method == "mla"
+    assert [o.name for o in experiment.compare["mine"].objectives] == ["cosine"]
+
+
+def test_all_names_every_objective_and_every_method_of_several_networks(toy_npz):
+    document = standard(str(toy_npz), "rich", "poor", seeds=1)
+    rows = expand(document, Shelf()).entries[0].experiment.compare
+    methods = set(discover("crossdistill.methods")) - {"simclr", "supervised", "distillation"}
+    assert {*rows, "similarity"} == {*discover("crossdistill.objectives"), *methods}
+    assert all(rows[name].objectives[0].parameters.items() >= own.items() for name, own in SCALED.items())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("l2,", "l22,", r"s\.yaml, line 2, methods\.1: no objective or method is called 'l22'.*l2"),
+        ("methods:", "method:", r"unknown key.*methods"),
+        ("steps: 10", "stepz: 10", r"budget\.stepz: unknown key.*steps"),
+        ("source: rich", "source: ritch", r"s\.yaml, experiments\.toy, line 5, data\.source: .*did you mean 'rich'"),
+        ("seeds: 2", "seeds: 0", r"seeds: give a number above 0"),
+        ("labels_per_class: [1, null]", "labels_per_class: [0]", r"labels_per_class\.0"),
+        ("[similarity, l2,", "[similarity, similarity,", r"'similarity' is the name of another row"),
+        (
+            "{cosine: {weight: 2.0}}",
+            "{cosine: {wait: 2.0}}",
+            r"s\.yaml, experiments\.toy, line 2, compare\.1\.mine\.cosine\.wait: unknown key.*weight",
+        ),
+        ("target: poor}}", "target: poor}, betwen: [rich, poor]}", r"experiments\.toy\.betwen: unknown key.*between"),
+    ],
+)
+def test_errors_say_where_and_what_is_right(toy_npz, old, new, message):
+    text = SMALL.format(path=toy_npz)
+    assert old in text
+    with pytest.raises(CrossDistillError, match=message):
+        suite(text.replace(old, new, 1))
+
+
+def test_two_experiments_of_one_name_are_refused(toy_npz):
+    text = SMALL.format(path=toy_npz).replace(
+        "target: poor}}",
+        f"target: poor}}, pairs: [64]}}\n  toy-64: {{data: {{name: {toy_npz}, source: rich, target: poor}}}}",
+    )
+    with pytest.raises(ConfigError, match=r"two experiments are called 'toy-64'"):
+        suite(text)
+
+
+def test_a_data_set_is_loaded_once(toy_npz):
+    shelf = Shelf()
+    first = shelf.get(str(toy_npz), {})
+    assert shelf.get(str(toy_npz), {}) is first
+    assert np.array_equal(first.columns.arrays["rich"], shelf.get(str(toy_npz), {}).columns.arrays["rich"])

@@ -1,4 +1,4 @@
-"""Skeleton CMD as it is meant: modalities teach each other; `python -m benchmarks.fidelity.cmd_mutual [--seeds 3]`.
+"""Skeleton CMD as it is meant: modalities teach each other; `python -m benchmarks.fidelity.cmd_mutual [--seeds 5]`.
 
 Two worlds of three modalities, none with labels, all encoders trained from scratch. Digits of 8 x 8 pixels: left half,
 right half, vertical differences, none much better than the others. Skeletons made up: six joints on a chain whose pose,
@@ -11,7 +11,7 @@ place and size differ from clip to clip and say nothing, while how it moves says
     motion teaches       skeletons: the best modality teaches the two others, and learns from none
 
 Views are noise of 0.3 standard deviations drawn anew, queues of 512, momentum 0.99 (900 steps), batches of 64, SGD at
-0.05, 45 epochs. Read-out on the hidden layer (128) of clean samples: nearest neighbours among the 1280 of training.
+0.05, 45 epochs. Read-out on the hidden layer (128), without that noise: nearest neighbours among the 1280 of training.
 
 Our prototype saw no gain on digits in 30 to 60 epochs, and on a set of skeletons that was not kept the good modality
 was pulled down. Its seeds and its noise were not kept either: it cannot be judged by its figures. Bars, set before the
@@ -24,6 +24,7 @@ of reach.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -69,6 +70,10 @@ FIGURES = {
     (ALONE, "10-NN"): (76.7, 82.1, 61.9),
     (MUTUAL, "10-NN"): (76.9, 81.7, 61.1),
 }
+NOTE = (
+    "The seeds and the noise of our prototype were not kept, so its figures are shown and not judged. Nor were its "
+    "skeletons described; these are made up, and `motion` is the good modality."
+)
 
 
 def paired(arrays: Mapping[str, np.ndarray], label: np.ndarray, name: str) -> PairedDataset:
@@ -141,7 +146,7 @@ def run(seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    seeds = seeds_from(__doc__ or "", 3)
+    seeds = seeds_from(__doc__ or "", 5)
     found = run_seeds(run, seeds)
     known = {f"digits, {what} {view}: {name}": Reference(value, seeds=1) for (name, what), values in FIGURES.items()
              for view, value in zip(VIEWS, values, strict=True)}  # fmt: skip
@@ -150,16 +155,19 @@ def main() -> None:
         for view in VIEWS:
             add_difference(found, known, f"digits, {k}-NN {view}: {MUTUAL}", f"digits, {k}-NN {view}: {ALONE}",
                            f"digits, {k}-NN {view}: {MUTUAL} less alone")  # fmt: skip
+    for m, k, name in itertools.product(("joint", "motion", "bone"), (1, 10), (MUTUAL, "motion teaches")):
+        what = f"skeletons, {k}-NN {m}"
+        found[f"{what}: {name} less alone"] = list(difference(found, f"{what}: {name}", f"{what}: {ALONE}"))
     moved = [mean(found[f"digits, 10-NN {view}: {MUTUAL} less alone"]) for view in VIEWS]
-    lost = difference(found, f"skeletons, 10-NN motion: {ALONE}", f"skeletons, 10-NN motion: {MUTUAL}")
     checks = [
         Check("digits: mutual changes no 10-NN score by more than 2", ", ".join(f"{m:+.2f}" for m in moved),
               max(map(abs, moved)) <= 2),
-        at_least("skeletons: what mutual costs motion, 10-NN", lost, 2),
+        at_least("skeletons: what mutual costs motion, 10-NN",
+                 np.negative(found[f"skeletons, 10-NN motion: {MUTUAL} less alone"]), 2),
     ]  # fmt: skip
     rows = [row(name, values, known.get(name)) for name, values in found.items()]
     title = "Skeleton CMD, mutual: three views of digits, and made-up skeletons; nearest neighbours, accuracy, %"
-    keep("fidelity", "cmd_mutual", title, seeds, rows, checks, about=["cmd_skeleton"])
+    keep("fidelity", "cmd_mutual", title, seeds, rows, checks, about=["cmd_skeleton"], note=NOTE)
 
 
 if __name__ == "__main__":

@@ -27,22 +27,30 @@ FINE = ("TV", "rank correlation", "largest excess", "least accuracy")
 """How rows begin that are no percentages, and are printed with three digits."""
 
 BINDING = 3
-"""Seeds from which on checks decide: single seeds may miss them."""
+"""Seeds from which on checks decide, and rows are judged: single seeds may miss them."""
+
+MARGIN = 3.0
+"""Points that a measured figure and a claimed one may lie apart and still agree; a hundredth of it for `FINE` rows."""
+
+PAPER, CODE, OURS = "paper", "released code, run by us", "our prototype"
+"""Whose figure a reference is; the last is an earlier implementation of ours, with other random numbers."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A figure of our earlier prototype, in another implementation and with other random numbers.
+    """A claimed figure, of another implementation and of other random numbers.
 
     Attributes:
         value: Mean over its seeds.
         sd: Standard deviation over its seeds; None where it was not kept.
         seeds: How many.
+        source: Whose it is: `PAPER`, `CODE`, `OURS`, or one's own words.
     """
 
     value: float
     sd: float | None = None
     seeds: int = 3
+    source: str = OURS
 
 
 @dataclass(frozen=True)
@@ -61,24 +69,6 @@ def at_least(says: str, values: Sequence[float] | np.ndarray, bar: float) -> Che
     return Check(f"{says} >= {bar:g}", f"{interval.value:.2f}{span}", interval.value >= bar)
 
 
-def agreement(values: Sequence[float], reference: Reference | None) -> str:
-    """Say whether mean and reference can be told apart: "yes" (agrees) unless a t test at 95 % says otherwise.
-
-    Welch's test; where the reference's spread was not kept, the measured one is taken for both, with its own degrees of
-    freedom.
-    """
-    if reference is None or len(values) < 2:
-        return "-"
-    sd, n, apart = float(np.std(values, ddof=1)), len(values), abs(float(np.mean(values)) - reference.value)
-    if reference.sd is None:
-        error, freedom = sd * (1 / n + 1 / reference.seeds) ** 0.5, n - 1.0
-    else:
-        ours, theirs = sd**2 / n, reference.sd**2 / reference.seeds
-        error = (ours + theirs) ** 0.5
-        freedom = (ours + theirs) ** 2 / (ours**2 / (n - 1) + theirs**2 / (reference.seeds - 1))
-    return "yes" if apart <= float(stats.t.ppf(0.975, freedom)) * error else "no"
-
-
 def row(name: str, values: Sequence[float], reference: Reference | None) -> dict[str, Any]:
     """Give one row of the table, ready for JSON; values in the order of the seeds."""
     interval = mean_interval(values)
@@ -87,22 +77,71 @@ def row(name: str, values: Sequence[float], reference: Reference | None) -> dict
         "reference": None if reference is None else reference.value,
         "reference_sd": None if reference is None else reference.sd,
         "reference_seeds": None if reference is None else reference.seeds,
+        "reference_source": None if reference is None else reference.source,
         "mean": round(interval.value, 4),
         "low": None if interval.low is None else round(interval.low, 4),
         "high": None if interval.high is None else round(interval.high, 4),
         "values": [round(float(v), 4) for v in values],
-        "agrees": agreement(values, reference),
     }
 
 
+def apart(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Give measured less claimed of a kept row, and half the width of its 95 % interval (Welch's).
+
+    Where the claim's spread was not kept, the measured one is taken for both, with its own degrees of freedom. None
+    where nothing is claimed, one side has less than `BINDING` seeds, or neither's spread is known (measured values that
+    are all the same, at 100 % say): then it cannot be judged.
+    """
+    n, seeds = len(row["values"]), row["reference_seeds"]
+    if row["reference"] is None or min(n, seeds) < BINDING:
+        return None
+    sd = float(np.std(row["values"], ddof=1))
+    if row["reference_sd"] is None and not sd:
+        return None
+    if row["reference_sd"] is None:
+        error, freedom = sd * (1 / n + 1 / seeds) ** 0.5, n - 1.0
+    else:
+        ours, theirs = sd**2 / n, row["reference_sd"] ** 2 / seeds
+        error = (ours + theirs) ** 0.5
+        spread = ours**2 / (n - 1) + theirs**2 / (seeds - 1)
+        freedom = (ours + theirs) ** 2 / spread if spread else n - 1.0
+    return float(np.mean(row["values"])) - row["reference"], float(stats.t.ppf(0.975, freedom)) * error
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Judge a kept row.
+
+    "differs": zero lies outside the 95 % interval of measured less claimed. "agrees": zero lies inside, and the whole
+    interval within `MARGIN` of it. "open": the interval is too wide for either. "-": it cannot be judged, see `apart`.
+    """
+    found = apart(row)
+    if found is None:
+        return "-"
+    difference, half = found
+    if abs(difference) > half:
+        return "differs"
+    return "agrees" if abs(difference) + half <= MARGIN / (100 if row["row"].startswith(FINE) else 1) else "open"
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lay rows out as a Markdown table."""
-    lines = ["| row | reference | measured | 95 % t interval | seeds | agrees |", "| --- " * 6 + "|"]
+    """Lay kept rows out as a Markdown table."""
+    heads = ("row", "claimed", "by", "measured", "95 % interval", "seeds", "measured - claimed", "verdict")
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for r in rows:
-        digits = 3 if r["row"].startswith(FINE) else 1
-        known = "-" if r["reference"] is None else f"{r['reference']:.{digits}f}"
+        digits = 3 if r["row"].startswith(FINE) else 2
+        claimed = ("-", "-") if r["reference"] is None else (f"{r['reference']:g}", r["reference_source"])
         span = "-" if r["low"] is None else f"{r['low']:.{digits}f} to {r['high']:.{digits}f}"
-        lines.append(f"| {r['row']} | {known} | {r['mean']:.{digits}f} | {span} | {len(r['values'])} | {r['agrees']} |")
+        found = apart(r)
+        difference = "-" if found is None else f"{found[0]:+.{digits}f} ± {found[1]:.{digits}f}"
+        cells = (r["row"], *claimed, f"{r['mean']:.{digits}f}", span, len(r["values"]), difference, verdict(r))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def checked(checks: Sequence[Mapping[str, Any]]) -> str:
+    """Lay kept checks out as a Markdown table."""
+    lines = ["| expected of the mean over seeds | measured | |", "| --- " * 3 + "|"]
+    lines += [f"| {c['says']} | {c['measured']} | {'held' if c['holds'] else '**missed**'} |" for c in checks]
     return "\n".join(lines)
 
 
@@ -182,11 +221,12 @@ def keep(
         seeds: On which.
         rows: As `row` gives them.
         checks: The expected figures.
-        more: Further facts to keep.
+        more: Further facts to keep: `about`, other losses and methods on whose pages the table stands; `note`, what a
+            reader of the table must know.
     """
     print(f"\n{title}\n\n{table(rows)}\n")
     for check in checks:
-        print(f"{'holds' if check.holds else 'FAILS'}  {check.says}: {check.measured}")
+        print(f"{'held  ' if check.holds else 'MISSED'}  {check.says}: {check.measured}")
     if len(seeds) < BINDING:
         print(f"\n{len(seeds)} seeds decide nothing: checks are binding from {BINDING} on, and nothing was kept")
         return
@@ -211,6 +251,26 @@ def keep(
 def difference(found: Mapping[str, Sequence[float]], first: str, second: str) -> np.ndarray:
     """Give the difference of two rows, seed by seed."""
     return np.subtract(found[first], found[second])
+
+
+def add_difference(
+    found: dict[str, list[float]], known: dict[str, Reference], first: str, second: str, name: str | None = None
+) -> None:
+    """Add a row that is one row less another, seed by seed; what is claimed of it is the difference of their claims.
+
+    Levels hang on how hard a world is, which a description may leave open; differences between methods do so less.
+
+    Args:
+        found: Rows; gets one more.
+        known: Claims; gets one more, without spread, as that of a difference is not known from those of its parts.
+        first: A row of both.
+        second: Another.
+        name: What the new row is called; "first less second" if nothing is said.
+    """
+    name = name or f"{first} less {second}"
+    found[name] = list(difference(found, first, second))
+    a, b = known[first], known[second]
+    known[name] = Reference(a.value - b.value, None, min(a.seeds, b.seeds), a.source)
 
 
 def mean(values: Sequence[float]) -> float:

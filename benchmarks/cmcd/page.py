@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks.record import results_of, table
+from benchmarks.record import checked, results_of, table
 
 from crossdistill.files import write_text
 
@@ -24,9 +24,7 @@ def section(name: str) -> str:
         f"`{kept['command']}`: {kept['cpu_seconds']} CPU seconds, {kept['date']}, commit {kept['commit']}; "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread, torch {machine['torch']}."
     )
-    checks = ["| expected, mean over seeds | measured | holds |", "| --- " * 3 + "|"]
-    checks += [f"| {c['says']} | {c['measured']} | {'yes' if c['holds'] else 'no'} |" for c in kept["checks"]]
-    return "\n\n".join([where, table(kept["rows"]), "\n".join(checks)])
+    return "\n\n".join([where, table(kept["rows"]), checked(kept["checks"])])
 
 
 def main() -> None:

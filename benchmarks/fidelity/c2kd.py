@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from benchmarks.record import Check, Reference, difference, keep, mean, row, run_seeds, seeds_from
+from benchmarks.record import Check, Reference, add_difference, difference, keep, mean, row, run_seeds, seeds_from
 from sklearn.datasets import load_digits
 
 from crossdistill.data import Modality, PairedDataset
@@ -28,6 +28,10 @@ REFERENCE = {
     "right: CE": Reference(36.1, 0.6, 6),
     "right: C2KD": Reference(34.2, 1.2, 6),
 }
+NOTE = (
+    "Levels differ by up to 4 points: budget and widths of our prototype's networks were not kept. What C2KD adds to "
+    "labels alone on the same seed is compared by rows of its own."
+)
 KINDS = {
     "C2KD": {},
     "C2KD, own class removed": {"removal": "removed"},
@@ -89,14 +93,17 @@ def run(seed: int) -> dict[str, float]:
 def main() -> None:
     seeds = seeds_from(__doc__ or "", 6)
     found = run_seeds(run, seeds)
+    known = dict(REFERENCE)
+    for source in ("full", "right"):
+        add_difference(found, known, f"{source}: C2KD", f"{source}: CE", f"{source}: C2KD less CE")
     full, right = (mean(difference(found, f"{s}: C2KD", f"{s}: CE")) for s in ("full", "right"))
     checks = [
         Check("full image teaches: C2KD within 2 points of CE", f"{full:.2f}", bool(abs(full) <= 2)),
         Check("right half teaches: C2KD is no gain (below 1)", f"{right:.2f}", bool(right < 1)),
     ]
-    rows = [row(name, values, REFERENCE.get(name)) for name, values in found.items()]
+    rows = [row(name, values, known.get(name)) for name, values in found.items()]
     title = "C2KD: 8 x 8 digits, 300 labelled pairs, student on the noisy left half; test accuracy, %"
-    keep("fidelity", "c2kd", title, seeds, rows, checks)
+    keep("fidelity", "c2kd", title, seeds, rows, checks, note=NOTE)
 
 
 if __name__ == "__main__":

@@ -77,12 +77,12 @@ class Hidden(nn.Module):
 
     dim = 128
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(32, 128), nn.ReLU())
+        self.layers = nn.Sequential(nn.Linear(width, 128), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode (b, 32)."""
+        """Encode (b, width)."""
         return self.layers(x)
 
 

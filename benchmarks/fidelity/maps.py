@@ -67,7 +67,7 @@ def halves(seed: int) -> PairedDataset:
 
 
 def objectives() -> dict[str, dict[str, Objective]]:
-    """Give the losses that are compared: on the deepest maps, 4 x 4 with 16 channels; fsp between the two blocks."""
+    """Give the losses that are compared: on the deepest maps, 4 x 4 with 16 channels, or on those of both blocks."""
     blocks = (("stages.0.0", "stages.0.0"), ("stages.0.1", "stages.0.1"))
     return {
         "l2": {"l2": L2()},
@@ -80,6 +80,10 @@ def objectives() -> dict[str, dict[str, Objective]]:
         "ab": {"ab": ActivationBoundaries()},
         "ab, connector": {"ab": ActivationBoundaries(connector="always")},
         "vid": {"vid": VariationalInformation("maps")},
+        "nst, both blocks": {"nst": NeuronSelectivity(layers=blocks)},
+        "at, both blocks": {"at": Attention(blocks)},
+        "ab, both blocks": {"ab": ActivationBoundaries(layers=blocks)},
+        "vid, both blocks": {"vid": VariationalInformation("maps", layers=blocks)},
         "l2 + nst": {"l2": L2(), "nst": NeuronSelectivity()},
         "l2 + at": {"l2": L2(), "at": Attention()},
     }

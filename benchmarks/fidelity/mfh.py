@@ -14,10 +14,11 @@ same 40 seeds, run by us; data are drawn in its order, so they are nearly the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.record import Check, Reference, difference, keep, mean, row, seeds_from
+from benchmarks.record import CODE, Check, Reference, difference, keep, mean, row, seeds_from
 from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -59,7 +60,7 @@ def exceeding(random: np.random.RandomState, a: np.ndarray, rows: int, specific:
     return teacher, student, (latent @ a[:50] > 0).astype(np.int64)
 
 
-def worlds(draw: Callable[..., World], points: Sequence[int], seeds: Sequence[int]) -> list[list[Tensor]]:
+def worlds(draw: Callable[..., World], points: Sequence[Any], seeds: Sequence[int]) -> list[list[Tensor]]:
     """Draw training and test pairs of all points and seeds: (teacher, student, label) with worlds first, twice."""
     drawn: list[list[World]] = [[], []]
     for point in points:
@@ -133,12 +134,12 @@ def sweep(
 
 def references() -> dict[str, Reference]:
     """Give the released code's figures by row."""
-    known = {f"{name} no KD": Reference(value, seeds=40) for name, value in NO_KD.items()}
+    known = {f"{name} no KD": Reference(value, None, 40, CODE) for name, value in NO_KD.items()}
     for name, figures in (("E1", E1), ("E2", E2)):
         for at, (teacher, student, gain, error) in figures.items():
-            known[f"{name} teacher at {at:g}"] = Reference(teacher, seeds=40)
-            known[f"{name} KD at {at:g}"] = Reference(student, seeds=40)
-            known[f"{name} gain at {at:g}"] = Reference(gain, error * 40**0.5, seeds=40)
+            known[f"{name} teacher at {at:g}"] = Reference(teacher, None, 40, CODE)
+            known[f"{name} KD at {at:g}"] = Reference(student, None, 40, CODE)
+            known[f"{name} gain at {at:g}"] = Reference(gain, error * 40**0.5, 40, CODE)
     return known
 
 

@@ -1,4 +1,4 @@
-"""MIND on two views; run it with `python -m benchmarks.fidelity.mind [--seeds 5]`.
+"""MIND on two views; run it with `python -m benchmarks.fidelity.mind [--seeds 10]`.
 
 300 pairs of six classes for the student (20-32-16, linear heads, Adam 2e-3, decay 1e-4, batches of 64, 60 epochs), and
 2000 more samples of each view for its three teachers (two hidden layers of 64, 128 or 256, 25 epochs). Compared with
@@ -178,7 +178,7 @@ def run(seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    seeds = seeds_from(__doc__ or "", 5)
+    seeds = seeds_from(__doc__ or "", 10)
     found = run_seeds(run, seeds)
     reference = {f"{name}: {what}": Reference(value, seeds=5) for name, scores in REFERENCE.items()
                  for what, value in scores.items()}  # fmt: skip

@@ -1,4 +1,4 @@
-"""MLA on two views, one easy; run it with `python -m benchmarks.fidelity.mla [--seeds 5]`.
+"""MLA on two views, one easy; run it with `python -m benchmarks.fidelity.mla [--seeds 10]`.
 
 600 pairs of six classes, encoders 20-64-32, SGD 0.05 with momentum 0.9 and decay 1e-4, batches of 64, 40 epochs; 4000
 test pairs, and the same with V replaced by noise in half of them. Training both at once starves the hard view;
@@ -91,7 +91,7 @@ def run(seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    seeds = seeds_from(__doc__ or "", 5)
+    seeds = seeds_from(__doc__ or "", 10)
     found = run_seeds(run, seeds)
     reference = {f"{name}: {what}": Reference(value, seeds=5) for name, scores in REFERENCE.items()
                  for what, value in scores.items()}  # fmt: skip

@@ -32,6 +32,18 @@ REFERENCE = {
     "plain": dict(zip(STUDENTS, (54.4, 55.4, 63.0, 61.8, 61.6, 55.3), strict=True)) | {"teacher": 83.1},
 }
 SPREAD = {"CE": 2.7, "KD": 3.5}
+# over KD on the same seed, of 8: mean, and standard error where kept
+GAINS = {
+    "dropout": {"MSD uniform": (4.7, 0.4), "MSD saliency": (4.6, None), "MSD teacher loss": (4.7, None),
+                "control: true labels": (-0.7, None)},
+    "plain": {"MSD uniform": (7.6, 0.9), "MSD saliency": (6.5, None), "MSD teacher loss": (6.3, None),
+              "control: true labels": (-0.1, None)},
+}  # fmt: skip
+NOTE = (
+    "Levels differ, by 10 to 14 points for students: the scale of the world's matrices was not kept with our "
+    "prototype's figures, and how hard the task is hangs on it. What the method is about, the gain over KD on the same "
+    "seed, is compared by rows of its own."
+)
 ALONE = {
     "teacher": (54.5, 41.0),
     "CE": (49.2, 36.0),
@@ -121,6 +133,10 @@ def main() -> None:
     reference |= {f"{m} alone: {name}": Reference(v, seeds=3) for name, pair in ALONE.items()
                   for m, v in zip("ab", pair, strict=True)}  # fmt: skip
     reference |= {f"6000 labels: {name}": Reference(value, seeds=2) for name, value in MANY.items()}
+    for kind, gains in GAINS.items():
+        for name, (gain, error) in gains.items():
+            found[f"{kind}: {name} less KD"] = list(difference(found, f"{kind}: {name}", f"{kind}: KD"))
+            reference[f"{kind}: {name} less KD"] = Reference(gain, error and error * 8**0.5, seeds=8)
     checks: list[Check] = []
     for kind in REFERENCE:
         gain = difference(found, f"{kind}: MSD uniform", f"{kind}: KD")
@@ -139,7 +155,7 @@ def main() -> None:
     checks.append(Check("6000 labels: MSD uniform is no better than KD", f"{many:.2f}", many <= 0))
     rows = [row(name, values, reference.get(name)) for name, values in found.items()]
     title = "MSD: 200 labels for the student unless said, teacher with modality dropout or plain; test accuracy, %"
-    keep("fidelity", "msd", title, seeds, rows, checks)
+    keep("fidelity", "msd", title, seeds, rows, checks, note=NOTE)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from benchmarks.record import Check, Reference, at_least, difference, keep, row, run_seeds, seeds_from
+from benchmarks.record import CODE, Check, Reference, at_least, difference, keep, row, run_seeds, seeds_from
 from scipy.stats import spearmanr
 from sklearn.datasets import make_classification
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ def main() -> None:
         Check("the shares' gains fall as their divergences rise: rank correlation < -0.8", f"{follows:.2f}",
               follows < -0.8),
     ]  # fmt: skip
-    references = {f"gain, {k} shared": Reference(GAINS[k], seeds=2) for k in SHARED}
+    references = {f"gain, {k} shared": Reference(GAINS[k], None, 2, CODE) for k in SHARED}
     rows = [row(name, values, references.get(name)) for name, values in found.items()]
     title = "NTDH: four classes, 20 columns each, k shared; accuracy, %, gains in points"
     keep("fidelity", "ntdh", title, seeds, rows, checks)

@@ -1,1 +1,8 @@
-"""Estimates before any training: distances of modalities, shared information, a forecast of the gain; to come."""
+"""Estimates about transfer, arrays in and numbers out: which of a teacher's channels the student's modality shares.
+
+Distances of modalities, shared information and a forecast of the gain are to come.
+"""
+
+from crossdistill.diagnostics.venn import Generality, Ratios, modality_generality, nullify, venn_ratios
+
+__all__ = ["Generality", "Ratios", "modality_generality", "nullify", "venn_ratios"]

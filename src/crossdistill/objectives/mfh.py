@@ -2,6 +2,8 @@
 
 Source: Xue et al. 2023. The mixture with rho is from memory, unverified (the paper's body was not available); its
 released code, which was, uses free weights: for those take `cross_entropy` and `kd` (T = 1) with weights of their own.
+The hypothesis's other half, a teacher without the channels that its student cannot follow, starts with a ranking:
+`crossdistill.diagnostics.modality_generality`.
 """
 
 from __future__ import annotations

@@ -61,6 +61,12 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def filed(name: str) -> str:
+    """Make any name one part of a path: what a path may not hold becomes "_", with a hash so that no two names meet."""
+    plain = "".join(c if c.isalnum() or c in "+-_.@ " else "_" for c in name).strip(". ")
+    return plain if plain == name else f"{plain[:80]}-{digest(name)[:8]}"
+
+
 def digest(*parts: Any) -> str:
     """Hash JSON-like values and bytes into 16 hexadecimal digits; equal parts give equal digests, on any machine."""
     state = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -49,7 +50,14 @@ def embed(encoder: nn.Module, samples: Iterable[Tensor]) -> NDArray[np.float32]:
     return features
 
 
-def few_labels(label: ArrayLike, k: int | None, seed: int, names: Sequence[str] = ()) -> Whole:
+def few_labels(
+    label: ArrayLike,
+    k: int | None,
+    seed: int,
+    names: Sequence[str] = (),
+    *,
+    fewer: Literal["refuse", "take"] = "refuse",
+) -> Whole:
     """Choose k labelled samples of each class: a pure function of (label, k, seed).
 
     One permutation of all labelled samples decides, so that with one seed the choice for k = 1 lies inside the one for
@@ -60,12 +68,13 @@ def few_labels(label: ArrayLike, k: int | None, seed: int, names: Sequence[str] 
         k: Samples of each class, >= 1; None takes all that are labelled.
         seed: >= 0.
         names: Name of class c at place c, for the message.
+        fewer: Whether a class that has fewer is refused, or gives all it has; some class must have k.
 
     Returns:
         Positions (k * classes,), ascending.
 
     Raises:
-        DataError: If a class has fewer than k labelled samples, or there are none at all.
+        DataError: If a class (with "take": every class) has fewer than k labelled samples, or there are none at all.
         ConfigError: If k or the seed is out of range.
     """
     column = label_column("label", label)
@@ -77,7 +86,7 @@ def few_labels(label: ArrayLike, k: int | None, seed: int, names: Sequence[str] 
     if k is None:
         return known.astype(np.int64)
     classes, code, count = np.unique(column[known], return_inverse=True, return_counts=True)
-    if count.min() < k:
+    if (count.max() if fewer == "take" else count.min()) < k:
         poor = int(count.argmin())
         name = str(classes[poor])
         if column.dtype.kind in "iu" and 0 <= classes[poor] < len(names):

@@ -116,7 +116,7 @@ class Bench:
         if label is None or not train.labelled.any():
             raise DataError(f"'{self.data.name}' has no labels to evaluate with; add a label column or array")
         try:
-            rows = few_labels(label, evaluate.labels_per_class, seed, names=self.data.class_names)
+            rows = few_labels(label, evaluate.labels_per_class, seed, names=self.data.class_names, fewer=evaluate.fewer)
         except DataError as error:
             where = self.experiment.document.where(("evaluate", "labels_per_class"))
             raise DataError(f"{where}: {error}") from None

@@ -98,7 +98,8 @@ class Judge:
         y, truth = labelled.label, held_out.label
         assert y is not None
         assert truth is not None
-        probe = linear_probe(features(network, labelled, arm.modality), y, c=self.spec.c)
+        x = features(network, labelled, arm.modality)
+        probe = linear_probe(x, y, c=self.spec.c, normalise=network is not None)
         return float(accuracy(probe.predict(features(network, held_out, arm.modality)), truth))
 
     def _row(self, arm: Arm, seed: int, way: str, metric: str, value: float) -> Row:
@@ -136,7 +137,7 @@ class Judge:
         if "test" not in seen:
             seen["test"] = features(network, test, arm.modality)
         train_x, test_x = features(network, labelled, arm.modality), seen["test"]
-        probe = linear_probe(train_x, y, c=spec.c)
+        probe = linear_probe(train_x, y, c=spec.c, normalise=network is not None)  # raw inputs have lengths that count
         if "linear" in spec.ways:
             yield "linear", probe.predict(test_x)
         if "knn" in spec.ways:

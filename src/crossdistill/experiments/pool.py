@@ -145,5 +145,17 @@ def limit_threads(threads: int) -> None:
     threadpool_limits(threads)
 
 
+@contextlib.contextmanager
+def limited_threads(threads: int) -> Generator[None]:
+    """Let this process use so many cores inside, and as many as before after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _perform(task: Any) -> Any:
     return _WORKER["do"](task)

@@ -61,6 +61,7 @@ _DATA: dict[str, tuple[Any, Any]] = {
 _positive = Field(gt=0)
 _EVALUATE: dict[str, tuple[Any, Any]] = {
     "labels_per_class": (int | None, Field(default=5, gt=0)),
+    "fewer": (Literal["refuse", "take"], "refuse"),
     "ways": (list[Literal["linear", "knn", "fine_tune"]], Field(default=["linear", "knn", "fine_tune"], min_length=1)),
     "c": (Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["cv"], 10.0),
     "neighbours": (int, Field(default=5, gt=0)),

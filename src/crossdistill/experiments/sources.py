@@ -30,7 +30,7 @@ MAKING = (
 )
 """The sources that decide what a stage makes: a changed loss makes a new product."""
 
-JUDGING = (*MAKING, "evaluation", "experiments/judge.py")
+JUDGING = (*MAKING, "evaluation", "experiments/judge.py", "experiments/suite_job.py")
 """Those that decide its scores too."""
 
 

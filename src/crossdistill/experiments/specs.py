@@ -122,6 +122,7 @@ class EvaluateSpec:
     """How few labels there are, and what judges the frozen encoders."""
 
     labels_per_class: int | None = 5
+    fewer: Literal["refuse", "take"] = "refuse"
     ways: tuple[str, ...] = ("linear", "knn", "fine_tune")
     c: float | Literal["cv"] = 10.0
     neighbours: int = 5

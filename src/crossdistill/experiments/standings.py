@@ -10,7 +10,7 @@ from crossdistill.experiments.bench_file import AGAIN, BenchResults, parse_bench
 from crossdistill.experiments.results import METRIC
 from crossdistill.experiments.standings_cells import Scores, experiment_cells, mean_costs
 from crossdistill.experiments.standings_leagues import LEVEL, label_curves, leagues, pair_curves
-from crossdistill.files import write_json
+from crossdistill.files import filed, write_json
 
 
 def standings(results: Mapping[str, Any] | BenchResults, folder: Path) -> dict[str, Any]:
@@ -45,7 +45,9 @@ def standings(results: Mapping[str, Any] | BenchResults, folder: Path) -> dict[s
     class_gains: list[dict[str, Any]] = []
     notes: list[str] = []
     for name in bench.experiments:
-        mine, gains, lost = experiment_cells(bench, name, scores, second, costs, Path(folder) / "predictions" / name)
+        mine, gains, lost = experiment_cells(
+            bench, name, scores, second, costs, Path(folder) / "predictions" / filed(name)
+        )
         cells += mine
         class_gains += gains
         if lost:

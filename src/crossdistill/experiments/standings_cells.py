@@ -22,6 +22,7 @@ from crossdistill.evaluation import (
 )
 from crossdistill.experiments.bench_file import BenchResults, BenchRun
 from crossdistill.experiments.results import LEAST_GROUPS, METRIC
+from crossdistill.files import filed
 
 DISTILLATION = ("method", "baseline")
 """Roles that distil: they are compared; a control is what they must beat, a ceiling no rival."""
@@ -88,7 +89,7 @@ class Answers:
         """Read predictions/<experiment>/<method>-<seed>.npz of each run (method, seed)."""
         answers, rows = cls(), None
         for method, seed in runs:
-            path = folder / f"{method.replace('/', '_')}-{seed}.npz"
+            path = folder / f"{filed(method)}-{seed}.npz"
             try:
                 with np.load(path, allow_pickle=False) as arrays:
                     stored = {name: arrays[name] for name in arrays.files}

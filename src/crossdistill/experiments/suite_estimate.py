@@ -63,7 +63,7 @@ def estimate(suite: Suite, planned: Plan, folder: Path, shelf: Shelf, left: froz
         benches = hall.benches(job.entry)
         bench = next(iter(benches.values()))
         arms = {arm.name: arm for arm in planned.rows[job.entry]}
-        arm = bench.teaching() if job.teaching else arms[job.arm]
+        arm = bench.teacher_arm(bench.experiment.stages[job.arm]) if job.teaching else arms[job.arm]
         spec = bench.experiment.data
         shapes = [str(bench.data.modality(m).shape) for m in (spec.source, spec.target)]
         key = (bench.data.name, *shapes, job.arm, str(job.teaching))

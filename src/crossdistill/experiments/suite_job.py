@@ -30,7 +30,7 @@ def perform(hall: Hall, job: Job, *, listen: LISTEN | None = None, stop: Callabl
         rows, training, value = _judged(hall, job, listen, stop)
     except Interrupted:
         raise
-    except (CrossDistillError, MemoryError, RuntimeError, OSError, ArithmeticError, ValueError, TypeError) as error:
+    except Exception as error:
         if os.environ.get("CROSSDISTILL_TRACEBACK"):
             traceback.print_exception(error)
         reason = str(error) if isinstance(error, CrossDistillError) else told(error)
@@ -57,8 +57,7 @@ def _judged(
     benches = hall.benches(job.entry)
     first = next(iter(benches.values()))
     if job.teaching:
-        arm = first.teaching()
-        assert arm is not None
+        arm = first.teacher_arm(first.experiment.stages[job.arm])
         first.product(arm, job.seed, listen=listen, stop=stop)
         return [], 0.0, 0.0
     arm = varied(next(arm for arm in list_arms(first.experiment) if arm.name == job.arm), job.changes)
@@ -67,7 +66,7 @@ def _judged(
         return [], first.seconds(arm, job.seed), Judge(first).validation(arm, job.seed, network)
     rows: list[dict[str, Any]] = []
     test = first.test.having(arm.modality)
-    arrays: dict[str, Any] = {"label": test.label, "rows": test.rows}
+    arrays: dict[str, Any] = {"key": np.array(job.key), "label": test.label, "rows": test.rows}
     if test.group is not None:
         arrays["group"] = test.group
     network, made, seen = None, "", dict[str, np.ndarray]()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from crossdistill.errors import DataError
 from crossdistill.experiments.arms import Arm, list_arms
@@ -17,7 +19,7 @@ from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.needs import find_unmet
 from crossdistill.experiments.sources import JUDGING, code_version
 from crossdistill.experiments.suites import Entry, Shelf, Suite
-from crossdistill.files import digest
+from crossdistill.files import digest, filed
 
 HELD = 64
 """Experiments that a process keeps at hand; more would only take memory."""
@@ -100,6 +102,7 @@ class Hall:
     def __init__(self, entries: Sequence[Entry], folder: Path, shelf: Shelf) -> None:
         self.entries, self.folder, self.shelf = {entry.name: entry for entry in entries}, folder, shelf
         self.made: OrderedDict[str, dict[int | None, Bench]] = OrderedDict()
+        self.lacking: dict[tuple[str, int | None], str] = {}
 
     def benches(self, name: str) -> dict[int | None, Bench]:
         """Give the benches of an experiment by the number of labels a class, those that the data serve."""
@@ -110,9 +113,11 @@ class Hall:
         for k in entry.labels_per_class:
             spec = entry.experiment.data
             bench = Bench(entry.at(k), self.folder, data=self.shelf.get(spec.name, spec.options))
-            with contextlib.suppress(DataError):
+            try:
                 bench.label_rows(0)
                 found[k] = bench
+            except DataError as error:
+                self.lacking[name, k] = str(error)
         self.made[name] = found
         while len(self.made) > HELD:
             self.made.popitem(last=False)
@@ -139,7 +144,7 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
     for seed in suite.seeds:  # seed by seed, so that a suite that is stopped has something of every experiment
         for entry in suite.entries:
             benches = list(hall.benches(entry.name).values())
-            for job in teaching(entry, benches[0], seed, made):
+            for job in teaching(entry, benches[0], rows[entry.name], seed, made):
                 jobs.append(job)
                 made |= job.makes
             for job in judging(entry, benches, rows[entry.name], steps[entry.name], seed, made):
@@ -149,14 +154,18 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
     return Plan(tuple(jobs), rows, tuple(skipped), kept)
 
 
-def teaching(entry: Entry, bench: Bench, seed: int, made: set[str]) -> Iterator[Job]:
-    """Give the job that trains the teacher, unless there is none to train or another experiment has it."""
-    arm = bench.teaching()
-    if arm is None or arm.stage is None or arm.stage.module is not None:
-        return
-    key = bench.key(arm, seed)
-    if key not in made:
-        yield Job(entry.name, arm.name, arm.name, seed, frozenset([key]), "", bench.steps(arm, seed), key, True)
+def teaching(entry: Entry, bench: Bench, arms: Sequence[Arm], seed: int, made: set[str]) -> Iterator[Job]:
+    """Give the jobs that train the rows' teachers, but for those that another experiment has or that are ready made."""
+    taught = [arm.stage.teacher for arm in arms if arm.stage is not None and not arm.random_teacher]
+    main = bench.experiment.student.teacher
+    for name in dict.fromkeys(stage for stage in (main, *taught) if stage):
+        stage = bench.experiment.stages[name]
+        if stage.module is not None:
+            continue
+        arm = bench.teacher_arm(stage)
+        key = bench.key(arm, seed)
+        if key not in made:
+            yield Job(entry.name, arm.name, name, seed, frozenset([key]), "", bench.steps(arm, seed), key, True)
 
 
 def judging(
@@ -169,7 +178,7 @@ def judging(
 ) -> Iterator[Job]:
     """Give the job of each row."""
     for arm in arms:
-        makes, judged = _keys(benches, arm, seed)
+        makes, judged = _keys(f"{entry.track} {entry.name}", benches, arm, seed)
         needs = ""
         if arm.role == "ceiling":
             needs = benches[0].ceiling_key(seed)
@@ -211,15 +220,16 @@ def varied(arm: Arm, changes: Changes) -> Arm:
     return dataclasses.replace(arm, stage=stage)
 
 
-def _keys(benches: Sequence[Bench], arm: Arm, seed: int) -> tuple[frozenset[str], str]:
+def _keys(name: str, benches: Sequence[Bench], arm: Arm, seed: int) -> tuple[frozenset[str], str]:
     """Give the keys of an arm's stages, one for each number of labels where it reads them, and of its verdicts."""
     own = [arm.stage is not None and arm.stage.module is None]
     reads = arm.labels or (arm.stage is not None and own[0] and benches[0].reads_labels(arm.stage))
     stages = [b.key(arm, seed) for b in (benches if reads else benches[:1])] if own[0] else []
-    spec = benches[0].experiment
+    spec, held_out = benches[0].experiment, benches[0].held_out
     judged = digest(
         code_version(JUDGING),
-        stages or benches[0].train.fingerprint,
+        [name, arm.name, stages, benches[0].train.fingerprint],
+        "" if held_out is None else held_out.fingerprint,
         benches[0].ceiling_key(seed) if arm.role == "ceiling" else "",
         arm.modality,
         [vars(b.experiment.evaluate) for b in benches],
@@ -234,12 +244,12 @@ def _arms(entry: Entry, hall: Hall) -> tuple[tuple[Arm, ...], list[tuple[str, st
     """Give the rows of an experiment, and what cannot be served with the reason."""
     benches = hall.benches(entry.name)
     skipped = [
-        (entry.name, "", f"{k} labels per class: the data have fewer in some class")
+        (entry.name, "", f"{k} labels per class: {hall.lacking[entry.name, k]}")
         for k in entry.labels_per_class
         if k not in benches
     ]
     if not benches:
-        raise DataError(f"experiment '{entry.name}': no number of labels in labels_per_class can be served by the data")
+        raise DataError(f"experiment '{entry.name}': {next(iter(hall.lacking.values()))}")
     bench = next(iter(benches.values()))
     if bench.data.classes < 2 or not len(bench.test):
         raise DataError(
@@ -266,11 +276,10 @@ def kept_record(folder: Path, job: Job) -> Record | None:
     path = folder / "runs" / f"{job.record}.json"
     try:
         record: Record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if job.trial is None:
+            with np.load(folder / "predictions" / f"{job.record}.npz", allow_pickle=False) as arrays:
+                if str(arrays["key"]) != job.key:  # of another setting that was here
+                    return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     return record if record.get("key") == job.key and record.get("status") == "done" else None
-
-
-def filed(name: str) -> str:
-    """Make a name one part of a path."""
-    return "".join(c if c.isalnum() or c in "+-_.@ " else "_" for c in name).strip(". ") or "_"

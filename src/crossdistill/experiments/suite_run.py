@@ -23,7 +23,7 @@ import yaml
 
 from crossdistill.errors import TrainingError
 from crossdistill.experiments.listening import LISTEN
-from crossdistill.experiments.pool import WorkerLost, Workers
+from crossdistill.experiments.pool import WorkerLost, Workers, limited_threads
 from crossdistill.experiments.schema import parse_experiment, to_yaml
 from crossdistill.experiments.suite_book import Book
 from crossdistill.experiments.suite_job import failed, perform
@@ -112,11 +112,14 @@ def _outcomes(
 
         width, threads, workers = min(jobs or slots(1), most), 1, RayWorkers
     else:
-        width = min(jobs or cores, most)
-        threads = max(1, cores // width)
+        width, threads = (
+            min(jobs or cores, most),
+            max(1, cores // (jobs or cores)),
+        )  # whatever is left: sums depend on it
     book.environment |= {"jobs": width, "threads": threads, "on": on or "processes"}
     if width == 1 and not on:
-        yield from _alone(Hall(suite.entries, folder, shelf), waiting, listen)
+        with limited_threads(threads):
+            yield from _alone(Hall(suite.entries, folder, shelf), waiting, listen)
         return
     texts = [(e.name, e.family, e.track, e.labels_per_class, to_yaml(e.experiment)) for e in suite.entries]
     setting = (texts, str(folder.resolve()))

@@ -83,7 +83,7 @@ def with_trials(suite: Suite, planned: Plan, folder: Path, shelf: Shelf) -> Plan
         bench = benches[0]
         if bench.held_out is None or not bench.held_out.labelled.any():
             raise DataError(f"experiment '{entry.name}': tune needs validation rows with labels, and there are none")
-        for job in teaching(entry, bench, TRIAL_SEED, made):
+        for job in teaching(entry, bench, planned.rows[entry.name], TRIAL_SEED, made):
             jobs.append(job)
             made |= job.makes
         for arm in (arm for arm in planned.rows[entry.name] if tunable(arm)):

@@ -50,6 +50,9 @@ SCALED: Mapping[str, dict[str, Any]] = {
 set that they are from, SEED's queue of 65,536 a twentieth, and all angles of a batch cost its cube. {row: {crd: {}}}
 has the defaults."""
 
+DEMANDING = frozenset({"labels", "teacher_logits", "feature_maps"})
+"""Needs that not every teacher and track can serve."""
+
 SELF_LABELLED = ("cross_entropy", "mfh")
 """Objectives with a cross-entropy of their own; the others get one beside them in the labelled track."""
 
@@ -212,6 +215,7 @@ def _entries(
     place = ("experiments", name)
     base = check({part: (dict[str, Any], {}) for part in _PARTS}, top["base"], document, ("base",))
     parts: dict[str, Any] = {part: _merged(base[part], raw.get(part, {})) for part in _PARTS}
+    parts["evaluate"] = {"fewer": "take", **parts["evaluate"]}  # a rare class is no reason to leave k out
     budget = check(_BUDGET, top["budget"], document, ("budget",))
     budget |= {
         k: v for k, v in check(_BUDGET, own["budget"], document, (*place, "budget")).items() if k in own["budget"]
@@ -248,7 +252,7 @@ def _experiment(
     """Write one experiment as its own file would say it, with the lines of the suite file, and check it."""
     lines = {p[len(place) :]: line for p, line in document.lines.items() if p[: len(place)] == place and p != place}
     lines = {p[1:]: line for p, line in document.lines.items() if p[:1] == ("base",) and len(p) > 1} | lines
-    main = MAIN if MAIN in rows else next(iter(rows))
+    main = _main(rows)
     others = [row for row in rows if row != main]
     for p, line in document.lines.items():
         if p[0] == "methods" and len(p) > 1 and (row := _row_of(document, p)) in others:
@@ -267,7 +271,7 @@ def _experiment(
     pairs = len(data.split("train"))
     limit = values["data"].get("pairs")
     stages = _stages(values, rows, track, budget, pairs, pairs if limit is None else min(limit, pairs))
-    compare = [{row: _row(rows[row])} for row in others]
+    compare = [{row: _row(rows[row], plain="objectives" in rows[main])} for row in others]
     experiment = check_experiment(
         Document(known.name, {**values, "stages": stages, "compare": compare, "seeds": [0]}, known.lines)
     )
@@ -292,7 +296,7 @@ def _stages(
     learns = "simclr" if track == "label-free" else "supervised"
     teacher = {"method": learns, "modality": values["data"]["source"], **_loop(budget["teacher_steps"], budget, pairs)}
     teacher = dict(of_teacher) if "module" in of_teacher else {**teacher, **of_teacher}
-    main = rows[MAIN if MAIN in rows else next(iter(rows))]
+    main = rows[_main(rows)]
     student = {**_distils(main), **main, **_loop(budget["steps"], budget, limit), **of_student}
     others = {key: value for key, value in said.items() if key not in ("teacher", "student")}
     return {"teacher": teacher, **others, "student": student}
@@ -309,9 +313,28 @@ def _distils(row: Mapping[str, Any]) -> dict[str, Any]:
     return {} if "method" in row else {"method": "distillation", "teacher": "teacher"}
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """Give a row as `compare` has it: objectives alone, or a stage with its method."""
-    return row if "method" in row else row["objectives"]
+def _row(row: dict[str, Any], *, plain: bool) -> dict[str, Any]:
+    """Give a row as `compare` has it: objectives alone where the main stage takes some, or a stage with its method."""
+    if "method" in row:
+        return row
+    return row["objectives"] if plain else {**_distils(row), **row}
+
+
+def _main(rows: Rows) -> str:
+    """Choose the row whose random teacher and shuffled pairs are the controls: CMCD's, or one that a teacher can serve.
+
+    Of the others the first is taken that distils and needs neither labels nor more than features.
+    """
+    if MAIN in rows:
+        return MAIN
+    known = discover("crossdistill.objectives")
+    easy = [
+        row
+        for row, what in rows.items()
+        if "objectives" in what
+        and all(name in known and not known[name].facts.needs & DEMANDING for name in what["objectives"])
+    ]
+    return next(iter([*easy, *(row for row, what in rows.items() if "objectives" in what), *rows]))
 
 
 def _merged(below: Any, above: Any) -> Any:

@@ -2,16 +2,17 @@
 
 import pytest
 import torch
-from stages import SHORT, check_resumes, train
+from stages import SHORT, check_resumes, same, train
 from torch import nn
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, NetworkError
+from crossdistill.errors import ConfigError, DataError, NetworkError
 from crossdistill.methods.cmkd import CMKD, CMKDClusters
 from crossdistill.networks import MLP, Network
 from crossdistill.objectives.base import unit
 from crossdistill.objectives.cmkd import HardLabels
 from crossdistill.registry import discover
+from crossdistill.training import load_product
 
 
 class Batches(list):
@@ -122,6 +123,24 @@ def test_it_learns_what_the_teacher_says_and_resumes_with_the_same_bits(cls, toy
         scores, start = longer.held_out_step(batch), begun(batch, cls, **how).held_out_step(batch)
     assert scores["labels"] < 0.7 * start["labels"]
     assert scores["agreement"] > start["agreement"] + 0.2
+
+
+@pytest.mark.parametrize("cls", [CMKD, CMKDClusters])
+def test_a_finished_stage_is_loaded_with_its_heads(cls, toy, tmp_path):
+    how = {} if cls is CMKD else {"clusters": 8}
+    whole = train(lambda: built(cls, **how), toy.split("train"), folder=tmp_path)
+    alone = built(cls, **how)
+    alone.load_state_dict(whole.state_dict())
+    x = torch.randn(5, 8)
+    for other in (train(lambda: built(cls, **how), toy.split("train"), folder=tmp_path), alone):
+        assert same(other, whole)
+        assert torch.equal(other.eval().as_teacher("poor")(x).logits, whole.eval().as_teacher("poor")(x).logits)
+    assert same(load_product(built(cls, **how), tmp_path), whole)
+
+
+def test_a_stage_without_pairs_is_refused():
+    with pytest.raises(DataError, match="no row has both 'rich' and 'poor'"):
+        begun({**some(), "present": {"rich": torch.zeros(12, dtype=torch.bool)}})
 
 
 def test_the_facts_say_what_each_needs():

@@ -12,6 +12,8 @@ from crossdistill.data import build_transforms
 from crossdistill.errors import DataError
 from crossdistill.experiments.signatures import parameters_of
 from crossdistill.methods import Distillation, SimCLR, Supervised, label_of
+from crossdistill.methods.cmkd import CMKD, CMKDClusters
+from crossdistill.methods.neighbour_graph import NeighbourGraph
 from crossdistill.networks import MLP, Network
 from crossdistill.objectives import SimilarityDistillation
 from crossdistill.registry import discover
@@ -100,6 +102,66 @@ def test_a_batch_with_less_than_two_pairs_gives_no_term(poor):
     with pytest.raises(DataError, match="no batch holds two rows that have both 'rich' and 'poor'"):
         method.before_stage(Data([absent]))
     method.before_stage(Data([absent, batch_of()]))
+
+
+def several_students(cls, **how):
+    torch.manual_seed(3)
+    teacher = Network(network("rich"), head=nn.Linear(6, 4))
+    return cls(network("poor"), teacher=teacher, source="rich", target="poor", **how)
+
+
+@pytest.mark.parametrize(("cls", "how"), [(CMKD, {}), (CMKDClusters, {"clusters": 3})])
+def test_several_students_see_the_rows_that_have_both_and_no_others(cls, how):
+    batch = batch_of()
+    absent = with_absent(batch, rich=[*range(10), 15], poor=[*range(3, 14)])
+    nothing = with_absent(batch, rich=[0], poor=[5])
+    method, other = several_students(cls, **how), several_students(cls, **how)
+    for one, rows in ((method, [nothing, absent]), (other, [rows_of(batch, list(range(3, 10)))])):
+        torch.manual_seed(5)
+        one.eval().before_stage(Data(rows))
+        one.train()
+    terms, grads, scores = gradients(method, absent)
+    alone, expected, held_out = gradients(other, rows_of(batch, list(range(3, 10))))
+    assert len(terms) == 2
+    assert all(torch.equal(terms[term], alone[term]) for term in terms)
+    assert all(torch.equal(scores[term], held_out[term]) for term in scores)
+    for one, two in zip(grads, expected, strict=True):
+        assert one is two is None or torch.equal(one, two)
+    assert method.training_step(nothing).terms == {}
+    assert method.held_out_step(nothing) == {}
+    assert method.training_step(with_absent(batch, rich=[4], poor=[4])).terms == {}  # too few for the batch norm
+
+
+def test_a_neighbourhood_is_of_the_rows_that_are_there():
+    batch, rows = batch_of(), [0, 1, 3, 4, 5, 8, 9, 12]
+    absent = with_absent(batch, poor=rows)
+    found = []
+    for one in (absent, rows_of(batch, rows)):
+        torch.manual_seed(0)
+        method = NeighbourGraph(network("poor"), modality="poor")
+        gone = {name: value + 16 if name == "index" else value for name, value in with_absent(batch, poor=[]).items()}
+        method.before_stage(Data([gone, one]))
+        found.append((method.objective.coordinates[rows], *gradients(method, one)[:2]))
+        assert method.training_step(gone).terms == {}
+        assert method.training_step(with_absent(batch, poor=[3])).terms == {}
+    (y, terms, grads), (y_alone, alone, expected) = found
+    assert torch.equal(y, y_alone)
+    assert torch.equal(terms["focused"], alone["focused"])
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
+
+
+def test_a_single_pair_of_a_batch_is_studied_too():
+    """Training leaves it out, but the neighbourhoods are of all pairs, and another batch may hold it."""
+    whole = [
+        {name: value + 16 * k if name == "index" else value for name, value in batch_of().items()} for k in range(3)
+    ]
+    whole[1] = with_absent(whole[1], rich=[2], poor=list(range(16)))
+    method = distillation({"focused": OBJECTIVES["focused"]()})
+    method.eval().before_stage(Data(whole))
+    known = ~method.objectives["focused"].coordinates.isnan().any(dim=1)
+    assert known.nonzero().flatten().tolist() == [*range(16), 18, *range(32, 48)]
+    mixed = {name: torch.cat([whole[0][name][:5], whole[1][name][2:3]]) for name in (*SIZES, "index")}
+    assert torch.isfinite(method.train().training_step(mixed).total)
 
 
 def test_a_stored_teacher_is_taken_for_the_same_rows_as_a_live_one(toy, tmp_path):

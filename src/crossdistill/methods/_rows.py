@@ -48,6 +48,15 @@ def chosen(batch: Batch, mask: Tensor | None) -> Batch:
     return batch if mask is None else {name: _chosen(value, mask) for name, value in batch.items()}
 
 
+def complete(batch: Batch, *modalities: str, least: int = 1) -> Batch | None:
+    """Give the rows of a paired batch that lack none of some modalities; None where those left are below `least`.
+
+    A batch of which no row is left out is given as it is, however small.
+    """
+    mask = shared_rows(batch, *modalities)
+    return None if mask is not None and int(mask.sum()) < least else chosen(batch, mask)
+
+
 def _chosen(value: Any, mask: Tensor) -> Any:
     if isinstance(value, Outputs):
         return value.each(lambda tensor: tensor[mask])

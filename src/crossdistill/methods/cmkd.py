@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, NetworkError
+from crossdistill.errors import ConfigError, DataError, NetworkError
+from crossdistill.methods._rows import complete
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
 from crossdistill.methods.multihead import TeacherEnsemble
-from crossdistill.networks.base import Network, redrawn
+from crossdistill.networks.base import Network, least_rows, redrawn
 from crossdistill.objectives.cmkd import check_clusters, cluster_features, cluster_of, mutual_divergence
 from crossdistill.registry import Facts
 
@@ -79,18 +80,35 @@ class _Students(Method):
         return TeacherEnsemble(self._each(), reduce="probs")
 
     def before_stage(self, data: StageData) -> None:
-        """Make the students' heads, once, and learn what labels are."""
+        """Make the students' heads, once, and learn what labels are.
+
+        Raises:
+            DataError: If there are no pairs.
+        """
+        if next(self._pairs(data), None) is None:
+            raise DataError(f"no row has both '{self.source}' and '{self.target}'")
         classes = self._study(data)
         for network in self._each():
             if network.head is None:
                 network.head = nn.Linear(network.dim, classes)
 
+    def make_room(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Make the heads that a stored state has, before a stage or without one."""
+        for k, network in enumerate(self._each()):
+            weight = state.get(f"{prefix}networks.{k}.head.weight")
+            if network.head is None and isinstance(weight, Tensor):
+                classes, dim = weight.shape
+                network.head = nn.Linear(dim, classes, device=next(network.parameters()).device)
+
     def training_step(self, batch: Batch) -> Losses:
         """Cross-entropies with the teacher's label, summed over the students, and what they learn from each other.
 
-        In a loop of one's own `before_stage` comes first.
+        Rows that lack a modality are left out. In a loop of one's own `before_stage` comes first.
         """
-        logits, label = self._said(batch)
+        said = self._said(batch)
+        return Losses({}) if said is None else self._losses(*said)
+
+    def _losses(self, logits: list[Tensor], label: Tensor) -> Losses:
         terms = {"labels": torch.stack([F.cross_entropy(one, label) for one in logits]).sum()}
         if len(logits) > 1 and self.mutual_weight:
             terms["mutual"] = self.mutual_weight * mutual_divergence(logits).sum()
@@ -98,19 +116,33 @@ class _Students(Method):
 
     def held_out_step(self, batch: Batch) -> Mapping[str, Tensor]:
         """The loss, and how often one student and the mean of all say what the teacher says."""
-        losses = self.training_step(batch)
-        logits, label = self._said(batch)
+        given = self._said(batch)
+        if given is None:
+            return {}
+        logits, label = given
+        losses = self._losses(logits, label)
         mean = torch.stack(logits).softmax(dim=2).mean(dim=0)
         agree = {"agreement": mean, "agreement_of_one": logits[0]}
         said = {name: (p.argmax(dim=1) == label).float().mean() for name, p in agree.items()}
         return {**losses.terms, "loss": losses.total, **said}
 
-    def _said(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """Give the students' logits, K of (b, c) in full precision, and the teacher's label (b,)."""
+    def _said(self, batch: Batch) -> tuple[list[Tensor], Tensor] | None:
+        """Give the students' logits, K of (b, c) in full precision, and the teacher's label (b,), of the pairs.
+
+        None where too few are left for a batch norm.
+        """
         if any(network.head is None for network in self._each()):
             raise NetworkError("the students' heads are not made yet; call before_stage first")
-        given = [network(batch[self.target]).read("logits") for network in self._each()]
-        return [z.float() if z.itemsize < 4 else z for z in given], self._label(batch)
+        pairs = complete(batch, self.source, self.target, least=least_rows(self.networks))
+        if pairs is None:
+            return None
+        given = [network(pairs[self.target]).read("logits") for network in self._each()]
+        return [z.float() if z.itemsize < 4 else z for z in given], self._label(pairs)
+
+    def _pairs(self, data: StageData) -> Iterator[Batch]:
+        """Give the rows of each batch that have both modalities, where there are any."""
+        found = (complete(batch, self.source, self.target) for batch in data.batches())
+        return (pairs for pairs in found if pairs is not None)
 
     def _each(self) -> list[Network]:
         return [network for network in self.networks if isinstance(network, Network)]
@@ -167,7 +199,7 @@ class CMKD(_Students):
         )
 
     def _study(self, data: StageData) -> int:
-        return self._choice(next(iter(data.batches()))).shape[1]
+        return self._choice(next(self._pairs(data))).shape[1]
 
     def _label(self, batch: Batch) -> Tensor:
         return self._choice(batch).argmax(dim=1)
@@ -222,7 +254,7 @@ class CMKDClusters(_Students):
         self.register_buffer("centres", torch.zeros(0, 0))
 
     def _study(self, data: StageData) -> int:
-        every = (self.teacher_outputs(batch, self.source).features for batch in data.batches())
+        every = (self.teacher_outputs(batch, self.source).features for batch in self._pairs(data))
         self.centres = cluster_features(every, self.clusters)
         return self.clusters
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from crossdistill.errors import ConfigError, CrossDistillError, DataError, NetworkError, ObjectiveError
 from crossdistill.methods._clock import Clock
-from crossdistill.methods._rows import chosen, shared_rows
+from crossdistill.methods._rows import complete
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
 from crossdistill.networks.base import Network, Outputs
 from crossdistill.networks.taps import Mapped, Maps
@@ -272,8 +272,7 @@ class Distillation(Method):
 
     def _pairs(self, batch: Batch) -> Batch | None:
         """Give the rows that have both modalities; None where they are too few for a batch norm, or to be compared."""
-        mask = shared_rows(batch, self.source, self.target)
-        return None if mask is not None and int(mask.sum()) < 2 else chosen(batch, mask)
+        return complete(batch, self.source, self.target, least=2)
 
     def _context(self, batch: Batch) -> Context:
         return Context(
@@ -341,9 +340,12 @@ class _Teacher:
 
     def __iter__(self) -> Iterator[tuple[Any, Context]]:
         method = self.method
-        for batch in filter(None, map(method._pairs, self.data.batches())):  # pyright: ignore[reportPrivateUsage]
-            outputs = method.teacher_outputs(batch, method.source)
-            yield method._of_teacher(self.objective, outputs), method._context(batch)  # pyright: ignore[reportPrivateUsage]
+        for batch in self.data.batches():
+            pairs = complete(batch, method.source, method.target)  # a single one too: objectives know all pairs by it
+            if pairs is None:
+                continue
+            outputs = method.teacher_outputs(pairs, method.source)
+            yield method._of_teacher(self.objective, outputs), method._context(pairs)  # pyright: ignore[reportPrivateUsage]
 
 
 def _leaves(outputs: Outputs) -> tuple[Outputs, list[Tensor]]:

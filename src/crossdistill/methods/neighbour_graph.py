@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import NetworkError
+from crossdistill.methods._rows import present_rows, take
 from crossdistill.methods.base import Batch, Losses, Method, StageData, index_of
 from crossdistill.nearest import Search
 from crossdistill.networks.base import Network
@@ -87,15 +88,18 @@ class NeighbourGraph(Method):
 
     def training_step(self, batch: Batch) -> Losses:
         """CMD between the student's features and the samples' coordinates; what is held out is placed among them."""
-        features = self.network(batch[self.modality]).features
-        if len(features) < 2:  # one sample has no similarities
+        here = present_rows(batch, self.modality)
+        rows = len(batch[self.modality]) if here is None else int(here.sum())
+        if rows < 2:  # one sample has no similarities
             return Losses({})
+        features = self.network(take(batch[self.modality], here)).features
         return Losses(self.objective.terms(features, *self.own(batch)))
 
     def own(self, batch: Batch) -> tuple[Tensor, Context]:
-        """Give what stands for a teacher, which is the inputs themselves, and what else is known of the rows."""
-        x = batch[self.modality]
-        return x.flatten(1), Context(index=index_of(batch, self.modality), inputs=x)
+        """Give what stands for a teacher, the inputs themselves, of the rows that have them, and what else is known."""
+        here = present_rows(batch, self.modality)
+        x = take(batch[self.modality], here)
+        return x.flatten(1), Context(index=take(index_of(batch, self.modality), here), inputs=x)
 
 
 class _Own:
@@ -105,4 +109,5 @@ class _Own:
         self.method, self.data = method, data
 
     def __iter__(self) -> Iterator[tuple[Tensor, Context]]:
-        return map(self.method.own, self.data.batches())
+        found = (self.method.own(batch) for batch in self.data.batches() if self.method.modality in batch)
+        return (rows for rows in found if len(rows[0]))

@@ -138,6 +138,14 @@ def test_a_finished_stage_is_loaded_with_its_heads(cls, toy, tmp_path):
     assert same(load_product(built(cls, **how), tmp_path), whole)
 
 
+@pytest.mark.parametrize(("cls", "how"), [(CMKD, {}), (CMKDClusters, {"clusters": 3})])
+def test_a_teacher_that_fails_makes_the_loss_no_number(cls, how):
+    batch = some()
+    method = begun(batch, cls, **how)
+    batch["rich"][4] = torch.nan
+    assert method.training_step(batch).terms["labels"].isnan()
+
+
 def test_a_stage_without_pairs_is_refused():
     with pytest.raises(DataError, match="no row has both 'rich' and 'poor'"):
         begun({**some(), "present": {"rich": torch.zeros(12, dtype=torch.bool)}})

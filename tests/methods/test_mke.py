@@ -304,6 +304,16 @@ def test_a_stage_that_cannot_have_a_teacher_is_refused(toy):
         fit(make(teacher=given())(), _user(rows), SHORT, seed=0, accelerator="cpu")
 
 
+def test_a_teacher_that_fails_or_has_other_classes_is_refused(toy):
+    broken = given()
+    with torch.no_grad():
+        broken.head.bias[2] = float("nan")
+    with pytest.raises(NetworkError, match="teacher of 'rich' says what is no finite number"):
+        train(make(teacher=broken), few(toy))
+    with pytest.raises(NetworkError, match="teacher of 'rich' gives 6 outputs, the student 4"):
+        train(make(teacher=Network(MLP((12,), dim=4), head=torch.nn.Linear(4, 6))), few(toy))
+
+
 def _user(rows):
     from crossdistill.training import UserData
 

@@ -33,10 +33,10 @@ def test_the_loss_equals_a_loop_written_from_the_equation(shape, margin, dtype, 
 
 
 def test_defaults_are_the_released_ones():
-    s, t = maps(), maps()
+    s, t = maps(b=5), maps(b=5)
     assert boundary_distance(s, t) == boundary_distance(s, t, margin=1.0, average="samples")
     beyond = torch.where(s > -1, s + 1, 0) ** 2 * (t <= 0) + torch.where(s <= 1, s - 1, 0) ** 2 * (t > 0)
-    assert boundary_distance(s, t).item() == pytest.approx(beyond.sum().item() / 3 / 1000 * 3)
+    assert boundary_distance(s, t).item() == pytest.approx(3 / 1000 * beyond.sum().item() / 5)
 
 
 def test_only_the_side_of_zero_counts():
@@ -48,6 +48,14 @@ def test_only_the_side_of_zero_counts():
     assert boundary_distance(-t.sign(), t).item() == pytest.approx(0.003 * 4 * 24)  # of 24 neurons
     for other in (t, torch.zeros_like(t)):  # 0 is off
         assert boundary_distance(torch.zeros_like(t), other, average="neurons").item() == pytest.approx(1)
+
+
+def test_a_teacher_that_is_no_number_makes_the_loss_none():
+    s, t = maps(h=2, w=2), maps(h=6, w=4)
+    t[1, 2, 3, 1] = torch.nan
+    for average in ("samples", "neurons"):
+        assert boundary_distance(s, t, average=average).isnan()
+    assert boundary_distance(s, t.nan_to_num(torch.inf)).isfinite()
 
 
 def test_a_student_value_is_held_against_each_teachers_value_that_it_stands_for():

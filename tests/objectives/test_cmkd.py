@@ -60,6 +60,18 @@ def test_half_precision_and_sizes():
         assert one.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_teacher_that_fails_makes_the_loss_no_number(bad):
+    s, t = torch.randn(12, 3), blobs(each=3)[0]
+    objective = studied(4, s, t)
+    t[5, 2] = bad
+    assert objective(s, t).isnan()
+    logits = torch.randn(12, 3)
+    logits[5, 1] = float("nan")
+    assert HardLabels()(s, logits).isnan()
+    assert HardLabels()(s, logits.nan_to_num(-float("inf"))).isfinite()  # a class that is ruled out is no failure
+
+
 def test_what_is_read_and_needed():
     assert (HardLabels.reads, HardLabels().needs) == ("logits", {"pairs", "teacher_logits"})
     assert (HardClusters.reads, HardClusters(5).needs) == ("features", {"pairs"})

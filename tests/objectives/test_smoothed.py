@@ -93,9 +93,8 @@ def test_the_gram_matrix_is_the_positive_part_of_the_walk_without_the_trivial_di
     expected = (vectors * values.clamp(min=0) ** (2 * walk)) @ vectors.T
     root = matrix.new_tensor(slow_graph(z, 10)[1].tolist()).sqrt()
     trivial = root / root.norm()
-    torch.testing.assert_close(
-        target.coordinates @ target.coordinates.T, expected - trivial[:, None] * trivial, rtol=0, atol=1e-12
-    )
+    gram = target.eigenvalues[0] ** (2 * walk) * target.coordinates @ target.coordinates.T
+    torch.testing.assert_close(gram, expected - trivial[:, None] * trivial, rtol=0, atol=1e-12)
     assert target.coordinates.shape == (60, 59)
 
 
@@ -147,7 +146,19 @@ def test_the_product_is_the_three_matrices_and_a_third_of_the_walk():
     values, vectors = torch.linalg.eigh(a @ b @ a)
     expected = vectors[:, :-1] * values[:-1].clamp(min=0) ** (6 / 3)
     target = SmoothedTarget(combine="product", walk=6).fit(z, h)
-    torch.testing.assert_close(target.coordinates @ target.coordinates.T, expected @ expected.T, rtol=0, atol=1e-12)
+    gram = values[-2] ** (2 * 6 / 3) * target.coordinates @ target.coordinates.T
+    torch.testing.assert_close(gram, expected @ expected.T, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("combine", ["mix", "product"])
+def test_an_endless_walk_ends_on_the_first_coordinate_and_not_at_zero(combine):
+    z, h = draw(60, 6).float(), draw(60, 5, 1).float()
+    target = SmoothedTarget(walk=20000, combine=combine).fit(z, h)
+    side = target.coordinates[:, 0].sign()
+    assert side.all()
+    torch.testing.assert_close(cosines(target.coordinates), side[:, None] * side)
+    assert target.participation == pytest.approx(1)
+    assert target.extend(z[:9], h[:9]).any(dim=1).all()
 
 
 def test_broken_pairs_leave_no_common_neighbourhoods():

@@ -19,14 +19,20 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, DataError, NetworkError
 from crossdistill.methods._rows import complete
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
 from crossdistill.methods.multihead import TeacherEnsemble
 from crossdistill.networks.base import Network, least_rows, redrawn
-from crossdistill.objectives.cmkd import check_clusters, cluster_features, cluster_of, mutual_divergence
+from crossdistill.objectives.base import unit
+from crossdistill.objectives.cmkd import (
+    check_clusters,
+    cluster_features,
+    label_cross_entropy,
+    mutual_divergence,
+    nearest_centre,
+)
 from crossdistill.registry import Facts
 
 
@@ -108,8 +114,8 @@ class _Students(Method):
         said = self._said(batch)
         return Losses({}) if said is None else self._losses(*said)
 
-    def _losses(self, logits: list[Tensor], label: Tensor) -> Losses:
-        terms = {"labels": torch.stack([F.cross_entropy(one, label) for one in logits]).sum()}
+    def _losses(self, logits: list[Tensor], label: Tensor, teacher: Tensor) -> Losses:
+        terms = {"labels": torch.stack([label_cross_entropy(one, label, teacher) for one in logits]).sum()}
         if len(logits) > 1 and self.mutual_weight:
             terms["mutual"] = self.mutual_weight * mutual_divergence(logits).sum()
         return Losses(terms)
@@ -119,15 +125,15 @@ class _Students(Method):
         given = self._said(batch)
         if given is None:
             return {}
-        logits, label = given
-        losses = self._losses(logits, label)
+        logits, label, _ = given
+        losses = self._losses(*given)
         mean = torch.stack(logits).softmax(dim=2).mean(dim=0)
         agree = {"agreement": mean, "agreement_of_one": logits[0]}
         said = {name: (p.argmax(dim=1) == label).float().mean() for name, p in agree.items()}
         return {**losses.terms, "loss": losses.total, **said}
 
-    def _said(self, batch: Batch) -> tuple[list[Tensor], Tensor] | None:
-        """Give the students' logits, K of (b, c) in full precision, and the teacher's label (b,), of the pairs.
+    def _said(self, batch: Batch) -> tuple[list[Tensor], Tensor, Tensor] | None:
+        """Give the pairs' logits, K of (b, c) in full precision, the teacher's label (b,), and what it was made of.
 
         None where too few are left for a batch norm.
         """
@@ -137,7 +143,8 @@ class _Students(Method):
         if pairs is None:
             return None
         given = [network(pairs[self.target]).read("logits") for network in self._each()]
-        return [z.float() if z.itemsize < 4 else z for z in given], self._label(pairs)
+        teacher = self._read(pairs)
+        return [z.float() if z.itemsize < 4 else z for z in given], self._label(teacher), teacher
 
     def _pairs(self, data: StageData) -> Iterator[Batch]:
         """Give the rows of each batch that have both modalities, where there are any."""
@@ -152,8 +159,12 @@ class _Students(Method):
         """Learn what labels are, and give the number of classes."""
 
     @abstractmethod
-    def _label(self, batch: Batch) -> Tensor:
-        """Give the teacher's label of each pair, (b,) int64."""
+    def _read(self, batch: Batch) -> Tensor:
+        """Give what of the teacher's outputs labels are made of, (b, ...)."""
+
+    @abstractmethod
+    def _label(self, teacher: Tensor) -> Tensor:
+        """Give the label (b,) int64 of each row of what is read of the teacher."""
 
 
 class CMKD(_Students):
@@ -199,12 +210,12 @@ class CMKD(_Students):
         )
 
     def _study(self, data: StageData) -> int:
-        return self._choice(next(self._pairs(data))).shape[1]
+        return self._read(next(self._pairs(data))).shape[1]
 
-    def _label(self, batch: Batch) -> Tensor:
-        return self._choice(batch).argmax(dim=1)
+    def _label(self, teacher: Tensor) -> Tensor:
+        return teacher.argmax(dim=1)
 
-    def _choice(self, batch: Batch) -> Tensor:
+    def _read(self, batch: Batch) -> Tensor:
         return self.teacher_outputs(batch, self.source).read("logits")
 
 
@@ -258,5 +269,8 @@ class CMKDClusters(_Students):
         self.centres = cluster_features(every, self.clusters)
         return self.clusters
 
-    def _label(self, batch: Batch) -> Tensor:
-        return cluster_of(self.teacher_outputs(batch, self.source).features, self.centres)
+    def _label(self, teacher: Tensor) -> Tensor:
+        return nearest_centre(teacher, self.centres.to(teacher))
+
+    def _read(self, batch: Batch) -> Tensor:
+        return unit(self.teacher_outputs(batch, self.source).features)

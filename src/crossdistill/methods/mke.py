@@ -321,6 +321,8 @@ class MKE(Method):
         pseudo: Tensor | None = None
         for batch in self._data.batches():
             said, counts = self._label(batch)
+            if not bool(said[counts].isfinite().all()):
+                raise NetworkError(f"mke: the teacher of '{self.source}' says what is no finite number of some rows")
             if pseudo is None:
                 pseudo = said.new_full((len(self._data), said.shape[1]), math.nan)
             pseudo[index_of(batch, self.source)] = torch.where(counts[:, None], said, math.nan)
@@ -334,7 +336,13 @@ class MKE(Method):
             return torch.zeros(len(here), self.fused.classes, device=here.device), here
         # one that was trained here is in eval mode by now
         given = self.teacher_outputs(batch, self.source) if self.given else encoded(self.teacher, batch[self.source])
-        return prediction(given.read("logits"), self.task), here
+        logits = given.read("logits")
+        if logits.shape[1] != self.fused.classes:
+            raise NetworkError(
+                f"mke: the teacher of '{self.source}' gives {logits.shape[1]} outputs, the student "
+                f"{self.fused.classes}; give a teacher of the same classes"
+            )
+        return prediction(logits, self.task), here
 
     def _stored(self, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self.pseudo is not None

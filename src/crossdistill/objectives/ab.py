@@ -65,7 +65,7 @@ def boundary_distance(student: Tensor, teacher: Tensor, *, margin: float = 1.0, 
             f"{teacher.shape[1]}. Bring the student's to the teacher's by a 1 x 1 convolution, as ActivationBoundaries "
             "does"
         )
-    on = (teacher.detach() > 0).to(student.dtype)
+    on = torch.where(teacher.isnan(), torch.nan, (teacher.detach() > 0).to(student.dtype))  # what is no number is told
     s, rho = match_places(student, on, name="ab")
     short = rho * (margin - s).relu().square() + (1 - rho) * (margin + s).relu().square()
     loss = short.mean() if average == "neurons" else RELEASED * short.sum() / len(short)

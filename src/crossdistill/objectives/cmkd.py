@@ -35,7 +35,17 @@ def hard_label_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
         ObjectiveError: If shapes do not fit.
     """
     check_logits(student, teacher, name="cmkd")
-    return finite(F.cross_entropy(student, teacher.argmax(dim=1)), student, teacher, name="cmkd")
+    loss = label_cross_entropy(student, teacher.argmax(dim=1), teacher)
+    return finite(loss, student, teacher, name="cmkd")
+
+
+@full_precision
+def label_cross_entropy(student: Tensor, label: Tensor, teacher: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (b, c) with labels (b,), nats; NaN if what they were made of, (b, ...), has a NaN.
+
+    A label is a class whatever it was made of, and would hide that the teacher fails.
+    """
+    return F.cross_entropy(student, label).masked_fill(teacher.isnan().any(), torch.nan)
 
 
 @full_precision
@@ -79,12 +89,6 @@ def cluster_features(features: Iterable[Tensor], clusters: int) -> Tensor:
     if not bool(points.isfinite().all()):
         raise ObjectiveError("cmkd: the teacher's features are not all finite numbers, and cannot be clustered")
     return k_means(points, clusters)
-
-
-def cluster_of(features: Tensor, centres: Tensor) -> Tensor:
-    """Give the cluster (b,) int64 that each row of a teacher's features (b, d) falls into."""
-    points = unit(features.detach())
-    return nearest_centre(points, centres.to(points))
 
 
 @full_precision
@@ -219,8 +223,9 @@ class HardClusters(Objective):
         if self.head is None or self.centres.shape != (self.clusters, teacher.shape[1]):
             raise ObjectiveError("cmkd_clusters: call prepare, and study with the teacher's features, before the loss")
         logits = F.linear(student, self.head.weight.to(student), self.head.bias.to(student))
-        loss = F.cross_entropy(logits, cluster_of(teacher, self.centres))
-        return {"cmkd_clusters": finite(loss, student, name="cmkd_clusters")}
+        points = unit(teacher.detach())
+        loss = label_cross_entropy(logits, nearest_centre(points, self.centres.to(points)), points)
+        return {"cmkd_clusters": finite(loss, student, points, name="cmkd_clusters")}
 
 
 def check_clusters(clusters: int) -> None:

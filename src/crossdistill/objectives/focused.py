@@ -36,7 +36,7 @@ class Focused(Objective):
 
         d_ij = 1 - cos(z_i, z_j),  s_i = d to the k-th neighbour,  W_ij = exp(-d_ij / sqrt(s_i s_j)) between neighbours
         S_g = D^-1/2 W D^-1/2 of a graph g,   S = (1 - target_share) S_teacher + target_share S_target
-        S = U diag(w) U^T,   Y = U max(w, 0)^walk,   the trivial eigenvector left out
+        S = U diag(w) U^T,   Y = U (max(w, 0) / w_1)^walk,   the trivial eigenvector left out
 
     The target's graph is made of its plain inputs, centred and standardised: pictures blurred a little, series with the
     moduli of their Fourier transform beside them. In eval mode rows are other pairs than those studied: they are placed

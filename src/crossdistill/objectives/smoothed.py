@@ -28,11 +28,12 @@ class SmoothedTarget:
 
         S = (1 - beta) S_teacher + beta S_target                  "mix"
         S = S_teacher S_target S_teacher, with t / 3 for t        "product"
-        S = U diag(w) U^T,   Y = U max(w, 0)^t                    without the trivial eigenvector
+        S = U diag(w) U^T,   Y = U (max(w, 0) / w_1)^t            without the trivial eigenvector
 
-    so Y Y^T = S^2t without its negative part. S_teacher and S_target are the graphs of `neighbour_graph`. The trivial
-    eigenvector of one graph is sqrt(D), which is deflated. A mix has none in closed form: its first one is dropped
-    where the graph is connected, and the mean of both sqrt(D) is deflated where it is not.
+    so Y Y^T = S^2t without its negative part, up to the factor w_1^-2t, w_1 the largest w: without it a long walk would
+    underflow to zero, and cosines do not depend on it. S_teacher and S_target are the graphs of `neighbour_graph`. The
+    trivial eigenvector of one graph is sqrt(D), which is deflated. A mix has none in closed form: its first one is
+    dropped where the graph is connected, and the mean of both sqrt(D) is deflated where it is not.
 
     Args:
         k: Neighbours; 10, and 20 was as good (measured).
@@ -199,9 +200,10 @@ class SmoothedTarget:
     def _keep(self, vectors: Tensor, values: Tensor, *, exponent: float) -> None:
         """Choose the walk, and weigh the eigenvectors by it."""
         positive = values.clamp(min=0)
+        relative = positive / positive.max().clamp(min=torch.finfo(values.dtype).tiny)
 
         def participation(t: float) -> float:
-            f = positive.double() ** (2 * t * exponent)
+            f = relative.double() ** (2 * t * exponent)
             return float(f.sum() ** 2 / f.square().sum().clamp(min=torch.finfo(torch.float64).tiny))
 
         lengths = [STEP * number for number in range(1, int(LONGEST / STEP) + 1)]
@@ -217,9 +219,9 @@ class SmoothedTarget:
             self.walk = min(self.walk, max(longest, default=STEP))
         power = self.walk * exponent
         self.eigenvalues, self.participation = values, participation(self.walk)
-        self.coordinates = vectors * positive**power
-        # Nyström: a new row of S, times U w^(power - 1); a walk below one step counts as one.
-        self._landing = torch.where(positive > 0, vectors * positive ** max(power - 1, 0.0), 0.0)
+        self.coordinates = vectors * relative**power
+        # Nyström: a new row of S, times U w^(power - 1) up to a factor; a walk below one step counts as one.
+        self._landing = torch.where(positive > 0, vectors * relative ** max(power - 1, 0.0), 0.0)
         if len(self._graphs) == 2 and self.combine == "product":
             self._landing = self._graphs["target"](self._graphs["teacher"](self._landing))
 

@@ -12,7 +12,7 @@ from stages import labelled_batch as batch
 from torch import nn
 from torch.nn import functional as F
 
-from crossdistill.errors import ConfigError, DataError, NetworkError
+from crossdistill.errors import ConfigError, DataError, NetworkError, ObjectiveError
 from crossdistill.methods._rows import label_loss
 from crossdistill.methods.mind import DIVERGENCES, MIND, bce, kl, mse
 from crossdistill.methods.multihead import MultiHeadFusion, TeacherEnsemble
@@ -95,6 +95,39 @@ def test_divergences_are_least_at_the_teacher(name):
         value.backward()
         assert value.isfinite()
         assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_teachers_of_other_classes_are_refused(divergence):
+    method = method_of(teachers=teachers(outputs=5), divergence=divergence).eval()
+    with pytest.raises(ObjectiveError, match=r"over the same classes .* received \(9, 4\) and \(9, 5\)"):
+        method.training_step(batch())
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_without_labels_the_teachers_alone_are_learnt_from(task):
+    method = method_of(teachers=teachers(), task=task).eval()
+    rows = {m: x for m, x in batch().items() if m in WIDTHS}
+    terms = method.training_step(rows).terms
+    assert all((value != 0) == name.endswith("/teacher") for name, value in terms.items())
+    assert method.held_out_step(rows)["loss"] == 0
+    own = method_of(task=task).eval()
+    own.clock.length = 10
+    assert own.training_step(rows).total == 0
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (torch.tensor([0, 3, 4]), "must be classes 0 to 3, or -1 .* received 0 to 4"),
+        (torch.tensor([0, -2, 1]), "received -2 to 1"),
+        (torch.tensor([0.0, 1, 2]), r"integers \(3,\), one a row; received \(3,\) torch.float32"),
+        (torch.tensor([0, 1]), r"received \(2,\) torch.int64"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(label, message):
+    with pytest.raises(DataError, match=message):
+        label_loss(torch.randn(3, 4), label)
 
 
 def test_one_label_is_two_classes():

@@ -314,6 +314,14 @@ def test_a_teacher_that_fails_or_has_other_classes_is_refused(toy):
         train(make(teacher=Network(MLP((12,), dim=4), head=torch.nn.Linear(4, 6))), few(toy))
 
 
+def test_targets_of_another_width_are_refused():
+    method = make(task="regression")().train()
+    method.clock.length = 10
+    rows = {m: torch.randn(6, n) for m, n in SIZES.items()} | {"label": torch.randn(6, 3)}
+    with pytest.raises(DataError, match=r"targets must be \(6, 4\) as the outputs; received \(6, 3\)"):
+        method.training_step(rows)
+
+
 def _user(rows):
     from crossdistill.training import UserData
 

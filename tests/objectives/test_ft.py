@@ -204,6 +204,20 @@ def test_what_was_not_prepared_or_studied_is_told():
         factor_distance(s, t)
 
 
+def test_what_cannot_be_studied_is_told():
+    objective = prepared()
+    with pytest.raises(ObjectiveError, match="several times: give a list of its maps, no iterator"):
+        objective.study(iter(batches()))
+    with pytest.raises(ObjectiveError, match="prepared for 1 layers and is to work on 2"):
+        objective.study([([correlated(4), correlated(4)], None)])
+    with pytest.raises(ObjectiveError, match="prepared for 6 channels of the teacher; received 5 in study"):
+        objective.study([([correlated(4)[:, :5]], None)])
+    with pytest.raises(ObjectiveError, match="not all finite numbers"):
+        objective.study([([correlated(4) * float("nan")], None)])
+    with pytest.raises(ObjectiveError, match=r"study diverges at study_lr 1e\+30; lower it"):
+        prepared(study_lr=1e30).study(batches())
+
+
 def test_prepare_keeps_what_was_learnt_for_these_channels():
     objective = prepared()
     objective.study(batches())

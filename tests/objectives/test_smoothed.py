@@ -311,6 +311,9 @@ def test_parameters_are_checked(how, message):
         (torch.ones(40, 4) / 3, draw(40, 4), {}, "features that differ; all 40 rows are the same"),
         (draw(40, 4), torch.ones(40, 4) / 3, {}, "features that differ; all 40 rows are the same"),
         (None, draw(40, 4), {}, "z_teacher may be left out with target_share 1 alone"),
+        (None, draw(40, 4), {"target_share": 1.0, "affinity": "linear"}, "and never of affinity 'linear'"),
+        (torch.full((40, 4), torch.nan), None, {"affinity": "linear"}, "finite features; 40 of 40 rows are not"),
+        (torch.arange(40)[:, None], None, {"affinity": "linear"}, r"features \(n, d\); received \(40, 1\) torch.int64"),
         (None, None, {"target_share": 1.0}, "no features at all"),
         (draw(40, 4)[:, 0], draw(40, 4), {}, r"features \(n, d\); received \(40,\)"),
     ],
@@ -318,6 +321,26 @@ def test_parameters_are_checked(how, message):
 def test_rows_that_make_no_target_are_refused(z, h, how, message):
     with pytest.raises(ObjectiveError, match=message):
         SmoothedTarget(**how).fit(z, h)
+
+
+@pytest.mark.parametrize("combine", ["mix", "product"])
+def test_the_more_precise_of_both_sides_is_computed_in(combine):
+    z, h = draw(60, 5).float(), draw(60, 4, 1)
+    for one, other in ((z, h), (h, z)):
+        mixed = SmoothedTarget(combine=combine).fit(one, other)
+        assert torch.equal(
+            mixed.coordinates, SmoothedTarget(combine=combine).fit(one.double(), other.double()).coordinates
+        )
+        assert mixed.extend(one[:5], other[:5]).dtype == DOUBLE
+    assert SmoothedTarget(target_share=0).fit(z, h).coordinates.dtype == torch.float32  # of what is read alone
+
+
+def test_new_pairs_of_another_width_are_refused():
+    known = SmoothedTarget().fit(draw(60, 5), draw(60, 4, 1))
+    with pytest.raises(ObjectiveError, match=r"as wide as the graph's, \(b, 5\); received \(7, 6\)"):
+        known.extend(draw(7, 6))
+    with pytest.raises(ObjectiveError, match=r"\(b, 4\); received \(7,\)"):
+        known.extend(draw(7, 5), draw(7, 1)[:, 0])
 
 
 def test_as_many_neighbours_as_rows_are_refused():

@@ -111,10 +111,19 @@ def label_rows(logits: Tensor, label: Tensor, task: Task = "multiclass") -> Tens
     What is unknown (-1) adds 0, with the graph kept.
 
     Raises:
-        DataError: If many labels are not as many as the logits.
+        DataError: If labels do not fit the logits, or (on the CPU, where looking costs no wait) a class is none of them.
     """
     if task == "multiclass":
-        return F.cross_entropy(logits, label, ignore_index=-1, reduction="none")
+        if label.shape != logits.shape[:1] or label.is_floating_point():
+            raise DataError(
+                f"labels must be integers ({len(logits)},), one a row; received {tuple(label.shape)} {label.dtype}"
+            )
+        if label.device.type == "cpu" and bool(((label < -1) | (label >= logits.shape[1])).any()):
+            raise DataError(
+                f"labels must be classes 0 to {logits.shape[1] - 1}, or -1 where none is known; received "
+                f"{int(label.min())} to {int(label.max())}"
+            )
+        return F.cross_entropy(logits, label.long(), ignore_index=-1, reduction="none")
     target = label.view(len(label), -1).to(logits.dtype)
     if target.shape != logits.shape:
         raise DataError(

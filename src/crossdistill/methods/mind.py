@@ -24,6 +24,7 @@ from crossdistill.methods._rows import Task, enough, label_hits, label_loss, pre
 from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze
 from crossdistill.methods.multihead import FusionOutput, MultiHeadFusion, Predicting, TeacherEnsemble
 from crossdistill.networks.base import Network, Outputs, Widens, redrawn
+from crossdistill.objectives._logits import check_logits
 from crossdistill.objectives.base import full_precision
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.msd import divergence
@@ -48,6 +49,7 @@ def bce(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
 @full_precision
 def mse(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     """Mean squared difference of logits; over-confident teachers dominate it. The temperature is not used."""
+    check_logits(student, teacher, name="mse")
     return F.mse_loss(student, teacher.detach())
 
 
@@ -212,7 +214,7 @@ class MIND(Method):
         if self.alone:
             return Losses(self._members(batch))
         out: FusionOutput = self.network(batch)
-        label, terms = batch["label"], dict[str, Tensor]()
+        label, terms = self._label(batch), dict[str, Tensor]()
         taught = {m: self._teacher(batch, m, out.rows[m]) for m in out.unimodal if m in self.ensembles}
         for m, logits in out.unimodal.items():
             if w := self.unimodal_weights[m]:
@@ -233,10 +235,19 @@ class MIND(Method):
         heads = {m: (z, out.rows[m]) for m, z in out.unimodal.items()}
         if out.fused is not None:
             heads["fused"] = out.fused, out.full
-        known = {name: take(batch["label"], rows) for name, (_, rows) in heads.items()}
+        label = self._label(batch)
+        known = {name: take(label, rows) for name, (_, rows) in heads.items()}
         losses = {f"{name}/label": label_loss(z, known[name], self.task) for name, (z, _) in heads.items()}
         hits = {f"{name}/accuracy": label_hits(z, known[name], self.task) for name, (z, _) in heads.items()}
         return {**losses, **hits, "loss": torch.stack(list(losses.values())).sum()} if heads else {}
+
+    def _label(self, batch: Batch) -> Tensor:
+        """Give the labels, (b,) or (b, c); -1 where none is known."""
+        if "label" in batch:
+            return batch["label"]
+        x: Tensor = batch[next(m for m in self.network.encoders if m in batch)]
+        shape = (len(x),) if self.task == "multiclass" else (len(x), self.classes)
+        return torch.full(shape, -1, device=x.device)
 
     def _members(self, batch: Batch) -> dict[str, Tensor]:
         """Give the loss of all members of an ensemble, by modality; they share nothing but the batch."""
@@ -244,7 +255,7 @@ class MIND(Method):
         for m, ensemble in self.ensembles.items():
             mask = present_rows(batch, m)
             if enough(mask, ensemble):
-                label = take(batch["label"], mask)
+                label = take(self._label(batch), mask)
                 each = cast("TeacherEnsemble", ensemble).each(take(batch[m], mask))
                 terms[f"{m}/members"] = torch.stack([label_loss(z, label, self.task) for z in each]).sum()
         return terms

@@ -300,7 +300,12 @@ class MKE(Method):
 
     def _squared_error(self, outputs: Tensor, label: Tensor) -> Tensor:
         """Mean squared difference (b, c) to the targets that are known."""
-        known, target = self._known(label).view_as(outputs), label.view_as(outputs)
+        target = label.view(len(label), -1)
+        if target.shape != outputs.shape:
+            raise DataError(
+                f"mke: targets must be {tuple(outputs.shape)} as the outputs; received {tuple(label.shape)}"
+            )
+        known = self._known(target)
         return mean_over((outputs - target.where(known, 0.0)).square(), known)
 
     def _against(self, outputs: Tensor, batch: Batch) -> Tensor:

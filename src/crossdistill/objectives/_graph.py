@@ -63,6 +63,10 @@ class Graph:
 
     def landing(self, new: Tensor, values: Tensor) -> Tensor:
         """Give the rows of S that new rows (b, d) would have, times values (n, c) of the old ones (Nyström): (b, c)."""
+        if new.shape[1:] != self.rows.shape[1:]:
+            raise ObjectiveError(
+                f"new rows must be as wide as the graph's, (b, {self.rows.shape[1]}); received {tuple(new.shape)}"
+            )
         queries = unit((new.to(self.rows) - self.mean) / self.spread)
         near, similarity = nearest(self.rows, self.k, queries=queries, search=self.search)
         away = (1 - similarity).clamp(min=0)
@@ -96,12 +100,7 @@ def neighbour_graph(
     Raises:
         ObjectiveError: If features are not finite, or the same in all rows, or k is n or more.
     """
-    n = len(features)
-    if features.ndim != 2 or not features.is_floating_point():
-        raise ObjectiveError(f"a graph is made of features (n, d); received {tuple(features.shape)} {features.dtype}")
-    if not bool(features.isfinite().all()):
-        bad = int((~features.isfinite().all(dim=1)).sum())
-        raise ObjectiveError(f"a graph needs finite features; {bad} of {n} rows are not")
+    n = len(check_features(features))
     if not 1 <= k < n:
         raise ObjectiveError(f"k must be at least 1 and below the number of rows; received k={k} and {n} rows")
     scaled, mean, spread = _centred(features, standardise)
@@ -125,6 +124,20 @@ def neighbour_graph(
     both = torch.stack([torch.cat([low, high]), torch.cat([high, low])])
     matrix = torch.sparse_coo_tensor(both, torch.cat([weight, weight]), (n, n), check_invariants=False).coalesce()
     return Graph(matrix, degree, scale, rows, mean, spread, k, search)
+
+
+def check_features(features: Tensor) -> Tensor:
+    """Give features (n, d) as they are.
+
+    Raises:
+        ObjectiveError: If they are of another shape, no floating point numbers, or not finite.
+    """
+    if features.ndim != 2 or not features.is_floating_point():
+        raise ObjectiveError(f"a graph is made of features (n, d); received {tuple(features.shape)} {features.dtype}")
+    if not bool(features.isfinite().all()):
+        bad = int((~features.isfinite().all(dim=1)).sum())
+        raise ObjectiveError(f"a graph needs finite features; {bad} of {len(features)} rows are not")
+    return features
 
 
 def _centred(features: Tensor, standardise: bool) -> tuple[Tensor, Tensor, Tensor]:

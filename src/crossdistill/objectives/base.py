@@ -111,7 +111,8 @@ class Objective(nn.Module, ABC):
     def prepare(self, student: Any, teacher: Any, *, pairs: int) -> None:
         """Make what depends on shapes or the number of pairs (queues, memories, projections), before training.
 
-        It may be called again, with other rows of the same shapes, and must then keep what it made.
+        It may be called again, with other rows of the same shapes, and must then keep what it made. As parts of an
+        objective's own are made here, it comes before `load_state_dict` too: what is stored of them has no place else.
 
         Args:
             student: What `parts` will be given, for a few rows, without gradient; its shapes count, not its values.

@@ -40,7 +40,8 @@ class Focused(Objective):
 
     The target's graph is made of its plain inputs, centred and standardised: pictures blurred a little, series with the
     moduli of their Fourier transform beside them. In eval mode rows are other pairs than those studied: they are placed
-    by their neighbours among them.
+    by their neighbours among them. The graphs for that are not in the state: after `load_state_dict` call
+    `study`, or the method's `before_stage`, once more before such rows come.
 
     With hundreds of labels a class expect nothing of it: the gain is at few labels. The walk's length is the one
     dangerous knob, as a long walk merges small classes: of ten classes 8 gained 7.5 points over CMD where 2 gained 1.1

@@ -171,7 +171,8 @@ class FactorTransfer(Objective):
         """Learn the paraphrasers by reproducing the teacher's maps, and freeze them.
 
         Raises:
-            ObjectiveError: If `prepare` has not made them.
+            ObjectiveError: If `prepare` has not made them, `teacher` can be read only once, its maps are not those that
+                were prepared for or not finite, or learning diverges.
         """
         self._check_prepared(len(self._made), studied=False)
         self.scale = self._root_mean_square(teacher)
@@ -187,7 +188,11 @@ class FactorTransfer(Objective):
                     optimiser.step()  # pyright: ignore[reportUnknownMemberType]
                     lost += len(maps[0]) * torch.stack(errors).detach()
                     rows += len(maps[0])
+                if not rows:
+                    raise ObjectiveError("ft studies the teacher several times: give a list of its maps, no iterator")
                 self.unexplained = lost / rows
+        if not bool(self.unexplained.isfinite().all()):
+            raise ObjectiveError(f"ft: study diverges at study_lr {self.study_lr:g}; lower it")
         optimiser.zero_grad()
         learners.requires_grad_(False)
 
@@ -223,11 +228,20 @@ class FactorTransfer(Objective):
         """Give the root mean square of each layer's maps, (layers,); of maps that are 0, 1."""
         total, rows = torch.zeros_like(self.scale), 0
         for maps, _ in teacher:
+            self._check_prepared(len(maps), studied=False)
+            for (_, channels), x in zip(self._made, maps, strict=True):
+                check_maps(x, x, name="ft", sides=("teacher", "teacher"))
+                if x.shape[1] != channels:
+                    raise ObjectiveError(
+                        f"ft was prepared for {channels} channels of the teacher; received {x.shape[1]} in study"
+                    )
             lengths = [safe_norm(x.to(total.dtype)) / math.sqrt(x[0].numel()) for x in maps]
             total = torch.hypot(total, torch.stack(lengths))
             rows += len(maps[0])
         if not rows:
             raise ObjectiveError("ft: there is no pair to study the teacher on")
+        if not bool(total.isfinite().all()):
+            raise ObjectiveError("ft: the teacher's maps are not all finite numbers, and cannot be studied")
         return torch.where(total == 0, 1.0, total / math.sqrt(rows))
 
     def _check_prepared(self, layers: int, *, studied: bool) -> None:

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from crossdistill.objectives._logits import binary_kl_rows, kl_rows
+from crossdistill.objectives._logits import binary_kl_rows, check_logits, kl_rows
 from crossdistill.objectives.base import full_precision
 
 Parameters = dict[str, Tensor]
@@ -26,7 +26,11 @@ def divergence(student: Tensor, teacher: Tensor, *, tau: float = 2.0, multilabel
     """Give tau^2 KL(softmax(teacher / tau) || softmax(student / tau)) of each row, (b, c) logits to (b,), nats.
 
     With `multilabel` the sum over labels of tau^2 KL of Bernoullis sigmoid(z / tau).
+
+    Raises:
+        ObjectiveError: If shapes do not fit.
     """
+    check_logits(student, teacher, name="divergence")
     rows = binary_kl_rows if multilabel else kl_rows
     return tau**2 * rows(student, teacher, tau=tau)
 

@@ -5,6 +5,7 @@ Plain arrays in, plain arrays out; no label is read. See `focused` for what they
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from typing import Literal, cast
@@ -14,7 +15,15 @@ from torch import Tensor
 
 from crossdistill.errors import ConfigError, ObjectiveError
 from crossdistill.nearest import Search, check_search
-from crossdistill.objectives._graph import Graph, Operator, components, deflated, leading, neighbour_graph
+from crossdistill.objectives._graph import (
+    Graph,
+    Operator,
+    check_features,
+    components,
+    deflated,
+    leading,
+    neighbour_graph,
+)
 from crossdistill.objectives.base import full_precision, unit
 
 LONGEST, STEP = 64.0, 0.5
@@ -127,8 +136,8 @@ class SmoothedTarget:
                 raise ObjectiveError("a target of no features at all: give z_teacher, features_target, or both")
             warnings.warn("no features of the target: the teacher's graph stands alone", stacklevel=2)
             shared, needs_teacher = False, True
-        if z_teacher is None and needs_teacher:
-            raise ObjectiveError("z_teacher may be left out with target_share 1 alone")
+        if z_teacher is None and (needs_teacher or self.affinity == "linear"):
+            raise ObjectiveError("z_teacher may be left out with target_share 1 alone, and never of affinity 'linear'")
         if z_teacher is not None and features_target is not None and len(z_teacher) != len(features_target):
             raise ObjectiveError(
                 f"rows must be pairs; received {len(z_teacher)} of the teacher, {len(features_target)} of the target"
@@ -136,27 +145,25 @@ class SmoothedTarget:
         if self.affinity == "linear":
             assert z_teacher is not None
             return self._fit_linear(z_teacher)
-        some = z_teacher if needs_teacher else features_target
-        assert some is not None
-        if len(some) < 4 * self.k:
-            raise ObjectiveError(
-                f"k={self.k} neighbours need at least {4 * self.k} pairs; received {len(some)}; lower k"
+        given = {"teacher": z_teacher if needs_teacher else None, "target": features_target if shared else None}
+        read = {name: check_features(rows) for name, rows in given.items() if rows is not None}
+        n = len(next(iter(read.values())))
+        if n < 4 * self.k:
+            raise ObjectiveError(f"k={self.k} neighbours need at least {4 * self.k} pairs; received {n}; lower k")
+        precise = functools.reduce(torch.promote_types, (rows.dtype for rows in read.values()))
+        self._graphs = {
+            name: neighbour_graph(
+                rows.to(precise), self.k, standardise=name == "target", group=group, search=self.search
             )
-        self._graphs = {}
-        if needs_teacher:
-            assert z_teacher is not None
-            self._graphs["teacher"] = neighbour_graph(z_teacher, self.k, group=group, search=self.search)
-        if shared:
-            assert features_target is not None
-            self._graphs["target"] = neighbour_graph(
-                features_target, self.k, standardise=True, group=group, search=self.search
-            )
+            for name, rows in read.items()
+        }
         self._solve()
         return self
 
     def _fit_linear(self, z: Tensor) -> SmoothedTarget:
         """Decompose Z Z^T, whose eigenvectors are the left singular ones of Z; kept at unit length."""
-        left, singular, _ = cast("tuple[Tensor, Tensor, Tensor]", torch.linalg.svd(unit(z), full_matrices=False))
+        rows = unit(check_features(z))
+        left, singular, _ = cast("tuple[Tensor, Tensor, Tensor]", torch.linalg.svd(rows, full_matrices=False))
         self.n_components = 1
         self._keep(left[:, : self.n_coords], singular[: self.n_coords].square(), exponent=1.0)
         return self
@@ -239,7 +246,7 @@ class SmoothedTarget:
             Coordinates (b, m); only their directions mean something.
 
         Raises:
-            ObjectiveError: If nothing was fitted, or neither side can be placed.
+            ObjectiveError: If nothing was fitted, neither side can be placed, or rows are not as wide as those fitted.
         """
         if not self._graphs:
             raise ObjectiveError("nothing was fitted with neighbours, so new pairs cannot be placed: call fit first")

@@ -111,7 +111,7 @@ def label_rows(logits: Tensor, label: Tensor, task: Task = "multiclass") -> Tens
     What is unknown (-1) adds 0, with the graph kept.
 
     Raises:
-        DataError: If labels do not fit the logits, or (on the CPU, where looking costs no wait) a class is none of them.
+        DataError: If labels do not fit the logits or, on the CPU where looking costs no wait, a class is out of range.
     """
     if task == "multiclass":
         if label.shape != logits.shape[:1] or label.is_floating_point():

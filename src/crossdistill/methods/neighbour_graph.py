@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import NetworkError
-from crossdistill.methods._rows import present_rows, take
+from crossdistill.methods._rows import enough, present_rows, take
 from crossdistill.methods.base import Batch, Losses, Method, StageData, index_of
 from crossdistill.nearest import Search
 from crossdistill.networks.base import Network
@@ -89,10 +89,11 @@ class NeighbourGraph(Method):
     def training_step(self, batch: Batch) -> Losses:
         """CMD between the student's features and the samples' coordinates; what is held out is placed among them."""
         here = present_rows(batch, self.modality)
-        rows = len(batch[self.modality]) if here is None else int(here.sum())
-        if rows < 2:  # one sample has no similarities
+        if not enough(here, self.network):
             return Losses({})
         features = self.network(take(batch[self.modality], here)).features
+        if len(features) < 2:  # one sample has no similarities
+            return Losses({})
         return Losses(self.objective.terms(features, *self.own(batch)))
 
     def own(self, batch: Batch) -> tuple[Tensor, Context]:

@@ -50,6 +50,28 @@ def whole_file(path: str | Path) -> Generator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def only_one(path: str | Path) -> Generator[bool]:
+    """Hold a lock on `path` inside, which ends with the process; yields False where another process has it.
+
+    Where the system knows no such locks (Windows) everybody gets it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with whole_file(path) as temporary:

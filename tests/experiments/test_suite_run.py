@@ -13,9 +13,11 @@ import pytest
 import yaml
 from sklearn.linear_model import LogisticRegression
 
+from crossdistill.errors import ConfigError
 from crossdistill.experiments.suite_run import run_suite
 from crossdistill.experiments.suites import Shelf, expand
 from crossdistill.experiments.yaml_lines import Document
+from crossdistill.files import only_one
 
 BUDGET = {"steps": 6, "teacher_steps": 6, "batch_size": 32}
 
@@ -218,6 +220,13 @@ def test_the_tuned_column_is_chosen_on_validation_with_as_many_trials_for_every_
         assert {r["method"] for r in results["rows"]} >= {"similarity@tuned", "similarity"}
         seen.append([(t["method"], t["changes"], t["value"]) for t in trials])
     assert seen[0] == seen[1]
+
+
+def test_two_processes_cannot_run_a_suite_in_one_folder(toy_npz, tmp_path):
+    with only_one(tmp_path / "out" / ".lock") as ours:
+        assert ours
+        with pytest.raises(ConfigError, match=r"another process runs a suite in '.*out'; wait for it"):
+            go(described(toy_npz), tmp_path / "out")
 
 
 SCRIPT = """

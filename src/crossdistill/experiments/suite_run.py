@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from crossdistill.errors import TrainingError
+from crossdistill.errors import ConfigError, TrainingError
 from crossdistill.experiments.listening import LISTEN
 from crossdistill.experiments.pool import WorkerLost, Workers, limited_threads
 from crossdistill.experiments.schema import parse_experiment, to_yaml
@@ -30,7 +30,7 @@ from crossdistill.experiments.suite_job import failed, perform
 from crossdistill.experiments.suite_plan import Hall, Job, Record, plan
 from crossdistill.experiments.suite_tuning import with_trials, with_tuned
 from crossdistill.experiments.suites import Entry, Shelf, Suite
-from crossdistill.files import write_text
+from crossdistill.files import only_one, write_text
 
 ATTEMPTS = 2
 """How often a run is tried whose process dies."""
@@ -68,6 +68,22 @@ def run_suite(
         CrossDistillError: If something does not fit; `Interrupted` if the user stops it.
     """
     folder, shelf, listen = Path(folder), shelf or Shelf(), listen or _nobody
+    with only_one(folder / ".lock") as ours:
+        if not ours:
+            raise ConfigError(f"another process runs a suite in '{folder}'; wait for it, or choose another folder")
+        return _run(suite, folder, shelf, jobs=jobs, on=on, listen=listen, command=command)
+
+
+def _run(
+    suite: Suite,
+    folder: Path,
+    shelf: Shelf,
+    *,
+    jobs: int | None,
+    on: Literal["", "ray"],
+    listen: LISTEN,
+    command: str,
+) -> dict[str, Any]:
     started, clock = datetime.now(UTC), time.monotonic()
     planned = plan(suite, folder, shelf)
     if suite.trials:

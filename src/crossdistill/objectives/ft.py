@@ -241,7 +241,9 @@ class FactorTransfer(Objective):
         if not rows:
             raise ObjectiveError("ft: there is no pair to study the teacher on")
         if not bool(total.isfinite().all()):
-            raise ObjectiveError("ft: the teacher's maps are not all finite numbers, and cannot be studied")
+            raise ObjectiveError(
+                "ft: the teacher's maps are not all finite numbers, or their size overflows; they cannot be studied"
+            )
         return torch.where(total == 0, 1.0, total / math.sqrt(rows))
 
     def _check_prepared(self, layers: int, *, studied: bool) -> None:

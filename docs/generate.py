@@ -148,6 +148,9 @@ def fidelity() -> str:
         "*Bars* are what an experiment was expected to show, mostly differences on the same seeds, which are far "
         "sharper than levels. A missed bar stays missed.",
         "",
+        "A command gives the same numbers again on the same kind of processor. On another, rounding differs and "
+        "training magnifies it: figures move within their intervals, and a bar that lies close may be crossed.",
+        "",
         "| experiment | command | claims of | rows: agree, differ, open, not judged | bars held | bars missed |",
         "| --- " * 6 + "|",
     ]

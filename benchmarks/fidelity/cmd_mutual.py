@@ -1,4 +1,4 @@
-"""Skeleton CMD as it is meant: modalities teach each other; `python -m benchmarks.fidelity.cmd_mutual [--seeds 5]`.
+"""Skeleton CMD as it is meant: modalities teach each other; `python -m benchmarks.fidelity.cmd_mutual [--seeds 4]`.
 
 Two worlds of three modalities, none with labels, all encoders trained from scratch. Digits of 8 x 8 pixels: left half,
 right half, vertical differences, none much better than the others. Skeletons made up: six joints on a chain whose pose,
@@ -146,7 +146,7 @@ def run(seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    seeds = seeds_from(__doc__ or "", 5)
+    seeds = seeds_from(__doc__ or "", 4)
     found = run_seeds(run, seeds)
     known = {f"digits, {what} {view}: {name}": Reference(value, seeds=1) for (name, what), values in FIGURES.items()
              for view, value in zip(VIEWS, values, strict=True)}  # fmt: skip

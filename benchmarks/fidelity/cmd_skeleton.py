@@ -193,7 +193,7 @@ def run(seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    seeds = seeds_from(__doc__ or "", 3)
+    seeds = seeds_from(__doc__ or "", 5)
     torch.set_num_threads(1)
     found = run_seeds(run, seeds)
     reference = {

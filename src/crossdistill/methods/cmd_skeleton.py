@@ -7,9 +7,10 @@ Source: the released code and the abstract; the paper's body was not read. It is
     modality   key encoder   ──► k ──┘                                 (same columns: one pointer for all queues)
 
 The momentum encoder of one modality, sharper in temperature and on the other view, teaches the query encoder of
-another, so a good modality may be pulled down by poor ones: weigh the directions. Mutual distillation was not measured
-here. What one direction with a frozen teacher gains (`objectives/neighbours.py`) hangs on how good the contrast is
-already: much over two equal views, little over augmented ones (`python -m benchmarks.fidelity.cmd_skeleton`).
+another, so a good modality may be pulled down by poor ones: weigh the directions. What all directions at once gain and
+cost in two small worlds is measured (`python -m benchmarks.fidelity.cmd_mutual`); so is one direction with a frozen
+teacher (`objectives/neighbours.py`), whose gain hangs on how good the contrast is already: much over two equal views,
+little over augmented ones (`python -m benchmarks.fidelity.cmd_skeleton`).
 
 Ours, where the released code does otherwise: queues wrap around, so that a batch need not divide them; of several
 processes each queue takes all keys, in one order; distillation waits for full queues (`warm_up`).

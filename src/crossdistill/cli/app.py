@@ -174,7 +174,7 @@ def options(
 
 @app.command()
 def demo(out: Out = Path("runs/demo"), jobs: Jobs = None) -> None:
-    """Teach a student on real data that come with the package, and prove whether it helped; under three minutes."""
+    """Teach a student on real data that come with the package, and prove whether it helped; in two to three minutes."""
     from crossdistill.experiments.files import shipped
 
     _run(shipped("demo"), [], out, jobs)

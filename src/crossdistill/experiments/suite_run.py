@@ -128,10 +128,8 @@ def _outcomes(
 
         width, threads, workers = min(jobs or slots(1), most), 1, RayWorkers
     else:
-        width, threads = (
-            min(jobs or cores, most),
-            max(1, cores // (jobs or cores)),
-        )  # whatever is left: sums depend on it
+        width = min(jobs or cores, most)
+        threads = max(1, cores // (jobs or cores))  # not by what is left: sums depend on it
     book.environment |= {"jobs": width, "threads": threads, "on": on or "processes"}
     if width == 1 and not on:
         with limited_threads(threads):

@@ -25,6 +25,10 @@ class DataError(CrossDistillError):
     """A data set, a file of one, or a batch is wrong."""
 
 
+class NotMeaningful(DataError):
+    """The data are in order, but too few or too degenerate for the number that was asked for; it is withheld."""
+
+
 class NetworkError(CrossDistillError):
     """A network, its weights or the name of one of its parts is wrong."""
 

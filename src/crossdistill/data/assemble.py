@@ -76,7 +76,7 @@ def assemble(
     kinds = {m: modality.kind for m, modality in modalities.items()}
     checks.check_sizes(split, problems)
     if label is not None:
-        checks.check_labels(label, class_names, split, table.rows, problems, made=made)
+        checks.check_labels(label, class_names, split, problems, made=made)
     leaks = np.zeros(len(split), dtype=bool)
     if duplicates == "drop" and (leaks := checks.find_leaks(contents, kinds, split)).any():
         problems.warn(f"{int(leaks.sum())} rows are left out, as the same samples are in a part held back for judging")

@@ -84,10 +84,6 @@ class Columns:
                 f"'{self.name}': labels must lie in 0..{self.classes - 1}, the {self.classes} class names, or be -1 "
                 "for none"
             )
-        tested = self.split == SPLITS.index("test") if self.split is not None else np.zeros(self.rows, dtype=bool)
-        lacking = np.flatnonzero((self.label < 0) & tested)
-        if len(lacking):
-            raise DataError(f"'{self.name}': row {lacking[0]}: a test row needs its label")
 
     def _check_present(self) -> None:
         for name, here in self.present.items():

@@ -1,4 +1,4 @@
-"""What every diagnostic gives: a number with its error, what it was made from, and how; or the reason why there is none."""
+"""What every diagnostic gives: a number with its error, what it was made from, and how."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Estimate:
     n: int
     level: float = 0.95
     kind: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     note: str = ""
 
     @property

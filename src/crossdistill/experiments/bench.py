@@ -20,7 +20,7 @@ from crossdistill.evaluation import few_labels
 from crossdistill.experiments.arms import Arm, list_arms, with_augmentation
 from crossdistill.experiments.listening import LISTEN, StageListener
 from crossdistill.experiments.rehearsal import named, seeded
-from crossdistill.experiments.rows import load_data, steps_an_epoch, told_of_absences, useful
+from crossdistill.experiments.rows import judged_rows, load_data, steps_an_epoch, told_of_absences, useful
 from crossdistill.experiments.signatures import check, parameters_of
 from crossdistill.experiments.sources import code_version, own_code
 from crossdistill.experiments.specs import Experiment, ModuleSpec, StageSpec
@@ -41,16 +41,20 @@ class Bench:
         experiment: Checked; its default augmentation and networks are filled in here.
         folder: Where products, logs and stores go.
         data: The data set, if it is at hand; else it is loaded by its name.
+        watched: Whether epochs are described by validation pairs, for whoever reads the curves; a stage that keeps its
+            best epoch sees them anyway.
 
     Raises:
         CrossDistillError: If data, augmentation or networks do not fit, naming file and key where there is one.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, *, data: PairedDataset | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, folder: Path, *, data: PairedDataset | None = None, watched: bool = True
+    ) -> None:
         self.data = told_of_absences(data if data is not None else load_data(experiment), experiment)
         self.experiment = with_augmentation(experiment, self.data)
-        self.folder = folder
-        self.train, self.test = self.data.split("train"), self.data.split("test").having(experiment.data.target)
+        self.folder, self.watched = folder, watched
+        self.train, self.test = self.data.split("train"), judged_rows(self.data, experiment)
         held_out = "validation" in self.data.splits and len(self.data.split("validation")) > 1
         self.held_out = self.data.split("validation") if held_out else None
         self.known_keys: dict[tuple[str, int], str] = {}
@@ -144,7 +148,8 @@ class Bench:
     def held_out_data(self, arm: Arm, seed: int) -> PairedDataset | None:
         """Give the validation pairs that describe an arm's epochs, or None; distillation sees them as they are."""
         assert arm.stage is not None
-        if self._labels_alone(arm) or self.held_out is None:
+        unseen = not self.watched and arm.stage.settings["keep"] != "best"
+        if unseen or self._labels_alone(arm) or self.held_out is None:
             return None
         rows = useful(self._readable(self.held_out, arm, None), arm.stage, self.experiment)
         shuffle_source = [self.experiment.data.source] if arm.shuffled else []

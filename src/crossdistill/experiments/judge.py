@@ -141,7 +141,8 @@ class Judge:
         if "linear" in spec.ways:
             yield "linear", probe.predict(test_x)
         if "knn" in spec.ways:
-            yield "knn", knn_predict(train_x, y, test_x, k=min(spec.neighbours, len(y)))
+            metric = "euclidean" if network is None else "cosine"
+            yield "knn", knn_predict(train_x, y, test_x, k=min(spec.neighbours, len(y)), metric=metric)
         if "fine_tune" in spec.ways and network is not None and arm.role != "ceiling":
             samples, column = everything(labelled, arm.modality), np.searchsorted(probe.classes, y)
             tuned, head = fine_tune(network, probe.head(), samples, column, steps=spec.fine_tune_steps, seed=seed)

@@ -139,6 +139,11 @@ def _enter(make: Callable[..., Any], arguments: tuple[Any, ...], threads: int, n
     _WORKER["do"] = make(*arguments, tell, stop.is_set)
 
 
+def usable_cores() -> int:
+    """Count the cores that this process may use: a scheduler may have given it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def limit_threads(threads: int) -> None:
     """Let this process use so many cores: torch, and numpy's and scipy's libraries, which have threads of their own."""
     torch.set_num_threads(threads)

@@ -46,12 +46,20 @@ def check_data(experiment: Experiment, data: PairedDataset) -> None:
             raise DataError(f"'{data.name}' has no {split} split; it has: {', '.join(data.splits) or 'none'}")
 
 
+def judged_rows(data: PairedDataset, experiment: Experiment) -> PairedDataset:
+    """Give the test rows that evaluation can count: those that have the target and a label."""
+    test = data.split("test").having(experiment.data.target)
+    return test if test.label is None or test.labelled.all() else test.subset(test.labelled)
+
+
 def told_of_absences(data: PairedDataset, experiment: Experiment) -> PairedDataset:
     """Give the data with a warning of the test rows that evaluation must leave out."""
     test, found = data.split("test"), list(data.warnings)
-    judged = test.having(experiment.data.target)
-    if left := len(test) - len(judged):
+    judged = judged_rows(data, experiment)
+    if left := len(test) - len(test.having(experiment.data.target)):
         found.append(f"evaluation leaves out {left} of {len(test)} test rows, which lack '{experiment.data.target}'")
+    if left := len(test.having(experiment.data.target)) - len(judged):
+        found.append(f"evaluation leaves out {left} of {len(test)} test rows, which have no label")
     if 0 < (count := len(judged.having(experiment.data.source))) < len(judged):
         found.append(f"the teacher is judged on the {count} of {len(judged)} that have '{experiment.data.source}'")
     return data.named(warnings=tuple(found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from crossdistill.experiments.evidence import write_evidence
 from crossdistill.experiments.judge import Judge, Row
 from crossdistill.experiments.listening import LISTEN
 from crossdistill.experiments.needs import find_unmet
-from crossdistill.experiments.pool import Workers
+from crossdistill.experiments.pool import Workers, usable_cores
 from crossdistill.experiments.rehearsal import check_loops, rehearse
 from crossdistill.experiments.results import summarise
 from crossdistill.experiments.schema import parse_experiment, to_yaml
@@ -78,8 +77,8 @@ def plan(bench: Bench) -> Plan:
     bench.label_rows(experiment.seeds[0])
     if bench.data.classes < 2 or not len(bench.test):
         raise DataError(
-            f"'{bench.data.name}' has {bench.data.classes} classes and {len(bench.test)} test rows; evaluation needs "
-            "two classes and one test row at least"
+            f"'{bench.data.name}' has {bench.data.classes} classes and {len(bench.test)} labelled test rows; "
+            "evaluation needs two classes and one labelled test row at least"
         )
     listed, teaching = list_arms(experiment), bench.teaching()
     reasons = find_unmet(bench, listed)
@@ -136,7 +135,7 @@ def run_experiment(
     _begin(folder, to_yaml(bench.experiment))
     news = {"tasks": len(tasks.tasks), "steps": tasks.total_steps, "data": bench.data.name}
     listen("planned", {**news, "warnings": list(bench.data.warnings)})
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     jobs = 1 if data is not None else min(jobs or cores, len(tasks.tasks))
     rows: dict[tuple[str, int], list[Row]] = {}
     execute = _here(bench, listen) if jobs == 1 else _pool(bench, jobs, max(1, cores // jobs), listen)

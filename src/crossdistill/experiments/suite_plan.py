@@ -112,7 +112,7 @@ class Hall:
         entry, found = self.entries[name], dict[int | None, Bench]()
         for k in entry.labels_per_class:
             spec = entry.experiment.data
-            bench = Bench(entry.at(k), self.folder, data=self.shelf.get(spec.name, spec.options))
+            bench = Bench(entry.at(k), self.folder, data=self.shelf.get(spec.name, spec.options), watched=False)
             try:
                 bench.label_rows(0)
                 found[k] = bench
@@ -253,8 +253,8 @@ def _arms(entry: Entry, hall: Hall) -> tuple[tuple[Arm, ...], list[tuple[str, st
     bench = next(iter(benches.values()))
     if bench.data.classes < 2 or not len(bench.test):
         raise DataError(
-            f"experiment '{entry.name}': {bench.data.classes} classes and {len(bench.test)} test rows; "
-            "evaluation needs two classes and one test row at least"
+            f"experiment '{entry.name}': {bench.data.classes} classes and {len(bench.test)} labelled test rows; "
+            "evaluation needs two classes and one labelled test row at least"
         )
     listed = list_arms(bench.experiment)
     reasons = find_unmet(bench, listed)

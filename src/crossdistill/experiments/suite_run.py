@@ -11,7 +11,6 @@ DIR/stages, DIR/store             trained networks and teachers' outputs, shared
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ import yaml
 
 from crossdistill.errors import ConfigError, TrainingError
 from crossdistill.experiments.listening import LISTEN
-from crossdistill.experiments.pool import WorkerLost, Workers, limited_threads
+from crossdistill.experiments.pool import WorkerLost, Workers, limited_threads, usable_cores
 from crossdistill.experiments.schema import parse_experiment, to_yaml
 from crossdistill.experiments.suite_book import Book
 from crossdistill.experiments.suite_job import failed, perform
@@ -121,7 +120,7 @@ def _outcomes(
     listen: LISTEN,
 ) -> Iterator[tuple[Job, Record]]:
     """Do the jobs that wait, here, in processes or on a cluster."""
-    cores, most = os.cpu_count() or 1, max(1, len(waiting))
+    cores, most = usable_cores(), max(1, len(waiting))
     workers: Callable[..., Any] = Workers
     if on == "ray":
         from crossdistill.experiments.ray_workers import RayWorkers, slots

@@ -66,6 +66,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(says, toy_npz, tmp_path):
         ([], "give a suite file, or --data, --source and --target; missing: --data, --source, --target"),
         (["--data", "toy.npz", "--source", "rich"], "missing: --target"),
         (["suite.yaml", "--data", "toy.npz"], "--data goes without a suite file"),
+        (["suite.yaml", "--tune", 3], "--tune goes without a suite file; write it into 'suite.yaml'"),
         (["nothing.yaml"], "there is no experiment file 'nothing.yaml'"),
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--track", "free"], "--track is 'free'"),
         (["--data", "toy.npz", "--source", "rich", "--target", "pour"], "did you mean 'poor'"),

@@ -2,6 +2,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from sklearn.neighbors import KNeighborsClassifier
 
 from crossdistill.errors import ConfigError, DataError
 from crossdistill.evaluation import knn, knn_predict
@@ -49,3 +50,25 @@ def test_what_does_not_fit_is_refused():
         knn_predict([[1.0]], [0], [[1.0, 2.0]])
     with pytest.raises(DataError, match="one entry for each"):
         knn_predict([[1.0]], [0, 1], [[1.0]])
+    with pytest.raises(ConfigError, match="did you mean 'euclidean'"):
+        knn_predict([[1.0]], [0], [[1.0]], metric="euclid")
+
+
+def test_euclidean_votes_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=80)
+    x = rng.normal(size=(80, 4)) * 10 + y[:, None]
+    asked = rng.normal(size=(50, 4)) * 10
+    for k in (1, 3):  # no vote of one or of three is tied between two classes but 1 : 1 : 1, which the nearest wins
+        model = KNeighborsClassifier(k).fit(x, y)
+        near = y[model.kneighbors(asked, return_distance=False)]
+        tied = np.array([len(set(row)) == k for row in near])
+        expected = np.where(tied, near[:, 0], model.predict(asked))
+        assert np.array_equal(knn_predict(x, y, asked, k=k, metric="euclidean"), expected)
+    assert not np.array_equal(knn_predict(x, y, asked, k=3), expected)
+
+
+def test_a_far_row_of_the_same_direction_is_near_by_cosine_alone():
+    train, y = [[10.0, 0.0], [1.0, 0.5]], [0, 1]
+    assert knn_predict(train, y, [[1.0, 0.0]], k=1).tolist() == [0]
+    assert knn_predict(train, y, [[1.0, 0.0]], k=1, metric="euclidean").tolist() == [1]

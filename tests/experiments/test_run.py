@@ -396,6 +396,21 @@ def test_what_does_not_fit_the_data_is_refused_before_anything_is_trained(case, 
     assert not (tmp_path / "out").exists()
 
 
+def test_test_rows_without_label_are_left_out_with_a_warning(toy, tmp_path):
+    columns = toy.columns
+    tested = np.flatnonzero(columns.split == 2)
+    label = columns.label.copy()
+    label[tested[:3]] = -1
+    data = PairedDataset(columns.arrays, toy.modalities, name="mine", label=label, split=columns.split)
+    bench = Bench(parse_experiment(SMALL, name="file"), tmp_path, data=data)
+    assert bench.test.rows.tolist() == tested[3:].tolist()
+    assert f"evaluation leaves out 3 of {len(tested)} test rows, which have no label" in bench.data.warnings
+    label[tested] = -1
+    data = PairedDataset(columns.arrays, toy.modalities, name="mine", label=label, split=columns.split)
+    with pytest.raises(DataError, match="0 labelled test rows"):
+        run(SMALL, tmp_path / "out", data)
+
+
 def test_data_without_labels_or_a_test_split_cannot_be_judged(toy, tmp_path):
     unlabelled = PairedDataset(toy.columns.arrays, toy.modalities, name="mine", split=toy.columns.split)
     with pytest.raises(DataError, match="'mine' has no labels to evaluate with"):

@@ -7,6 +7,7 @@ import pytest
 
 from crossdistill.errors import ConfigError, CrossDistillError
 from crossdistill.experiments import parse_experiment, to_yaml
+from crossdistill.experiments.suite_plan import plan
 from crossdistill.experiments.suites import SCALED, Shelf, expand, standard
 from crossdistill.experiments.yaml_lines import parse_document
 from crossdistill.registry import discover
@@ -127,3 +128,17 @@ def test_a_data_set_is_loaded_once(toy_npz):
     first = shelf.get(str(toy_npz), {})
     assert shelf.get(str(toy_npz), {}) is first
     assert np.array_equal(first.columns.arrays["rich"], shelf.get(str(toy_npz), {}).columns.arrays["rich"])
+
+def test_objectives_of_maps_run_on_the_deepest_ones_and_fsp_says_that_it_needs_two(tmp_path):
+    rng = np.random.default_rng(0)
+    views = {name: rng.normal(size=(90, 1, 12, 12)).astype(np.float32) for name in ("day", "night")}
+    np.savez(tmp_path / "views.npz", **views, label=np.arange(90) % 3, split=np.repeat([0, 1, 2], 30))
+    names = ["at", "nst", "cmst", "ft", "ab", "fsp"]
+    document = standard(str(tmp_path / "views.npz"), "day", "night", methods=names, seeds=1, tune=3)
+    suite = expand(document, Shelf())
+    assert suite.trials == 3
+    planned = plan(suite, tmp_path / "out", Shelf())
+    rows = {arm.name for arm in planned.rows["day-night"]}
+    assert rows >= set(names) - {"fsp"}
+    [reason] = [reason for _, name, reason in planned.skipped if name == "fsp"]
+    assert "needs two or more" in reason

@@ -211,6 +211,7 @@ def bench(
     methods: Annotated[str, typer.Option(help="Rows for --data, as a,b,c; all that apply if not said.")] = "",
     track: Annotated[str, typer.Option(help="For --data: label-free, or labelled.")] = "label-free",
     seeds: Annotated[int | None, typer.Option(min=1, help="How many; more of them later add their own runs.")] = None,
+    tune: Annotated[int, typer.Option(min=0, help="For --data: trials of each row, for the tuned table.")] = 0,
     jobs: Jobs = None,
     on: Annotated[str, typer.Option(help="ray: share the runs among a Ray cluster's machines.")] = "",
     dry: Annotated[bool, typer.Option("--dry-run", help="Show the plan with time and disk; train nothing.")] = False,
@@ -222,7 +223,8 @@ def bench(
     _import_from_here()
     from crossdistill.cli.bench import run_bench, suite_of
 
-    run_bench(suite_of(suite, data, source, target, methods, track, seeds), out, jobs=jobs, on=on, seeds=seeds, dry=dry)
+    document = suite_of(suite, data, source, target, methods, track, seeds, tune)
+    run_bench(document, out, jobs=jobs, on=on, seeds=seeds, dry=dry)
 
 
 @app.command()

@@ -26,7 +26,7 @@ MOST_SKIPPED = 12
 
 
 def suite_of(
-    file: Path | None, data: str, source: str, target: str, methods: str, track: str, seeds: int | None
+    file: Path | None, data: str, source: str, target: str, methods: str, track: str, seeds: int | None, tune: int
 ) -> Document:
     """Read the suite file, or write the standard suite of the user's own data.
 
@@ -38,7 +38,7 @@ def suite_of(
 
     given = {"--data": data, "--source": source, "--target": target, "--methods": methods}
     if file is not None:
-        if extra := [name for name, value in given.items() if value]:
+        if extra := [name for name, value in {**given, "--tune": tune}.items() if value]:
             raise ConfigError(f"{extra[0]} goes without a suite file; write it into '{file}'")
         return read_document(file)
     if missing := [name for name in ("--data", "--source", "--target") if not given[name]]:
@@ -46,7 +46,7 @@ def suite_of(
     if track not in TRACKS:
         raise ConfigError(f"--track is '{track}'{suggest(track, TRACKS)}")
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    return standard(data, source, target, methods=names, track=track, seeds=seeds or 5)
+    return standard(data, source, target, methods=names, track=track, seeds=seeds or 5, tune=tune)
 
 
 def run_bench(document: Document, out: Path, *, jobs: int | None, on: str, seeds: int | None, dry: bool) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crossdistill.errors import DataError, NetworkError
+import torch
+
+from crossdistill.errors import DataError, NetworkError, ObjectiveError
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.rehearsal import FEW, named, outputs_of, undrawn, untrained
@@ -73,7 +75,7 @@ def _unserved(bench: Bench, stage: StageSpec) -> str:
 
 
 def _no_maps(bench: Bench, arm: Arm, stage: StageSpec) -> str:
-    """Say which network gives no feature maps to an arm's objectives that look for the deepest; empty if all do."""
+    """Say why the deepest feature maps do not serve an arm's objectives that name no layers; empty if they do."""
     spec = bench.experiment.data
     for o in stage.objectives:
         objective = lookup("crossdistill.objectives", o.name)(**o.parameters)
@@ -86,6 +88,12 @@ def _no_maps(bench: Bench, arm: Arm, stage: StageSpec) -> str:
                 deepest_maps(network, next(bench.train.samples(modality, FEW)))
             except NetworkError as error:
                 return f"{o.name} needs feature maps: {error}"
+        alone = [torch.zeros(FEW, 1, 2, 2)]
+        try:
+            with undrawn():
+                objective.prepare(alone, alone, pairs=FEW)
+        except ObjectiveError as error:  # one layer is too few for it
+            return str(error)
     return ""
 
 

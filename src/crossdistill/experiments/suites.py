@@ -177,6 +177,7 @@ def standard(
     methods: Sequence[str] = (),
     track: Track = "label-free",
     seeds: int = 5,
+    tune: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Document:
     """Write the standard suite on one data set: every method that applies, or those named, under the default budget.
@@ -188,6 +189,7 @@ def standard(
         methods: Rows; none takes all.
         track: What the methods may read.
         seeds: How many.
+        tune: Trials of each row, for the tuned table; 0 makes none.
         options: Of the data set; files of the user's own have equal samples on two sides of a split dropped.
     """
     given = dict(options or {})
@@ -202,6 +204,7 @@ def standard(
         },
         "labels_per_class": [1, 5, 20, None] if track == "label-free" else [None],
         "seeds": seeds,
+        "tune": tune,
     }
     return Document("bench", values, {})
 

@@ -51,6 +51,10 @@ class Interrupted(CrossDistillError):
     """The user stopped the run; everything finished so far is saved."""
 
 
+MOST_KNOWN = 12
+"""Words that an error lists; of more, the nearest are said and the number."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Say what is allowed, the nearest first: ``; did you mean 'cmc'? known: cmc, cmd``.
 
@@ -64,6 +68,9 @@ def suggest(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
+    if len(names) > MOST_KNOWN:
+        nearest = difflib.get_close_matches(word, names, n=MOST_KNOWN, cutoff=0.0)
+        return f"; {hint}known: {', '.join(nearest)} and {len(names) - MOST_KNOWN} more"
     return f"; {hint}known: {', '.join(names)}" if names else ""
 
 

@@ -129,6 +129,7 @@ def test_a_data_set_is_loaded_once(toy_npz):
     assert shelf.get(str(toy_npz), {}) is first
     assert np.array_equal(first.columns.arrays["rich"], shelf.get(str(toy_npz), {}).columns.arrays["rich"])
 
+
 def test_objectives_of_maps_run_on_the_deepest_ones_and_fsp_says_that_it_needs_two(tmp_path):
     rng = np.random.default_rng(0)
     views = {name: rng.normal(size=(90, 1, 12, 12)).astype(np.float32) for name in ("day", "night")}

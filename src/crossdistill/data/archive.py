@@ -70,7 +70,7 @@ def load_archive(
     if len(modalities) == len(arrays):
         options.check_used()
     rows = [f"row {i}" for i in range(max(counts.values()))]
-    label, group, split = (_words(key, columns.get(key), problems) for key in RESERVED)
+    label, group, split = (column_words(key, columns.get(key), problems) for key in RESERVED)
     table = Table(rows=rows, label=label, group=group, split=split, present=present)
     _name_classes(table, columns.get("class_names"), problems)
     if len(contents) < len(arrays):
@@ -124,7 +124,7 @@ def _present(arrays: dict[str, np.ndarray], problems: Problems) -> dict[str, np.
     return present
 
 
-def _words(key: str, column: np.ndarray | None, problems: Problems) -> list[str] | None:
+def column_words(key: str, column: np.ndarray | None, problems: Problems) -> list[str] | None:
     """Turn a column of an archive into words, as a manifest has them."""
     if column is None:
         return None

@@ -110,11 +110,11 @@ def _check_fits(path: Path, array: np.ndarray, dtype: str) -> None:
         )
 
 
-def load_array(path: Path) -> np.ndarray:
-    """Read a NPY file of numbers; nothing is ever unpickled.
+def load_array(path: Path, *, words: bool = False) -> np.ndarray:
+    """Read a NPY file of numbers, or of `words` too; nothing is ever unpickled.
 
     Raises:
-        DataError: If it is missing, broken, or holds no real numbers.
+        DataError: If it is missing, broken, or holds something else.
     """
     try:
         array: Any = np.load(path, allow_pickle=False)
@@ -122,8 +122,9 @@ def load_array(path: Path) -> np.ndarray:
         raise DataError(f"{path}: there is no such file") from None
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not an array that can be read: {error}") from None
-    if getattr(getattr(array, "dtype", None), "kind", "") not in tuple("biuf"):
-        raise DataError(f"{path}: holds {getattr(array, 'dtype', 'an archive')}, not an array of real numbers")
+    if getattr(getattr(array, "dtype", None), "kind", "") not in tuple("biufUS" if words else "biuf"):
+        what = "real numbers or words" if words else "real numbers"
+        raise DataError(f"{path}: holds {getattr(array, 'dtype', 'an archive')}, not an array of {what}")
     return array
 
 

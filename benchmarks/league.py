@@ -1,51 +1,113 @@
-"""The tables of docs/benchmarks/league.md, from the kept runs: `python -m benchmarks.league real linear@1`."""
+"""Tables of docs/benchmarks/league.md from the kept runs: `python -m benchmarks.league mfeat linear@5 --by target`."""
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
+from crossdistill.evaluation import mean_interval
+
 NONE = "\N{EN DASH}"
 CONTROLS = ("raw_features", "scratch", "target_ssl", "target_graph", "random_teacher", "shuffled_pairs")
+RESULTS = Path(__file__).parent / "results"
+Values = dict[tuple[str, str], dict[int, float]]
+"""By row and experiment: accuracy in percent by seed."""
 
 
-def table(folder: Path, column: str) -> str:
-    """Give mean accuracy in percent by row and experiment; seeds in brackets where there are several.
+def kept(folder: Path, column: str) -> Values:
+    """Read what all kept files of a suite, runs*.csv, hold of one evaluation."""
+    found: Values = defaultdict(dict)
+    for path in sorted(folder.glob("runs*.csv")):
+        with path.open(encoding="utf-8") as file:
+            for run in csv.DictReader(file):
+                if run["status"] == "done" and run.get(column):
+                    found[run["method"], run["experiment"]][int(run["seed"])] = 100 * float(run[column])
+    return found
 
-    The last column is the mean over experiments of the row minus the best control of each, chosen with hindsight;
-    rows that are not in every experiment have none.
+
+def table(folder: Path, column: str, by: str = "experiment") -> str:
+    """Give mean accuracy in percent by row and experiment, or averaged over the experiments of one target.
+
+    The gain is the mean over experiments of the row minus the best control of each, chosen with hindsight, its interval
+    Student's over the seeds that are complete; the rank is among methods, by means over seeds. Rows that are not in
+    every experiment have neither.
     """
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    with (folder / "runs.csv").open(encoding="utf-8") as file:
-        for run in csv.DictReader(file):
-            if run["status"] == "done" and run.get(column):
-                found[run["method"], run["experiment"]].append(100 * float(run[column]))
-    columns = list(dict.fromkeys(experiment for method, experiment in found if method == "similarity"))
-    means = {key: float(np.mean(values)) for key, values in found.items()}
-    best = {e: max(means[m, e] for m in CONTROLS if (m, e) in means) for e in columns}
-    rows = []
-    for method in dict.fromkeys(method for method, _ in found):
-        cells = [_cell(found.get((method, e), [])) for e in columns]
-        whole = all((method, e) in means for e in columns) and method not in (*CONTROLS, "teacher")
-        gain = float(np.mean([means[method, e] - best[e] for e in columns])) if whole else None
-        rows.append((method, cells, gain))
-    rows.sort(key=lambda row: (row[2] is None, -(row[2] or 0.0)))
-    lines = [f"| row | {' | '.join(columns)} | over the best control |", f"| --- |{' --- |' * (len(columns) + 1)}"]
-    for method, cells, gain in rows:
-        name = f"control: {method}" if method in CONTROLS else f"the {method}" if method == "teacher" else f"`{method}`"
-        lines.append(f"| {name} | {' | '.join(cells)} | {NONE if gain is None else f'{gain:+.1f}'} |")
+    found = kept(folder, column)
+    experiments = list(dict.fromkeys(experiment for _, experiment in found))
+    means = {key: float(np.mean(list(values.values()))) for key, values in found.items()}
+    best = {e: max(means[m, e] for m in CONTROLS if (m, e) in means) for e in experiments}
+    rows = list(dict.fromkeys(method for method, _ in found))
+    methods = [m for m in rows if m not in (*CONTROLS, "teacher") and all((m, e) in means for e in experiments)]
+    rank = dict.fromkeys(methods, 0.0)
+    for e in experiments:
+        scores = np.array([means[m, e] for m in methods])
+        for i, m in enumerate(methods):
+            higher, equal = np.sum(scores > scores[i]), np.sum(scores == scores[i])
+            rank[m] += (higher + (equal + 1) / 2) / len(experiments)
+    columns: dict[str, list[str]] = defaultdict(list)
+    for e in experiments:
+        columns[e if by == "experiment" else f"to {e.rsplit('-', 1)[1]}"].append(e)
+    lines = [
+        f"| row | {' | '.join(columns)} | gain over the best control | rank | seeds |",
+        f"| --- |{' --- |' * (len(columns) + 3)}",
+    ]
+    ordered = sorted(rows, key=lambda m: (m not in methods, rank.get(m, 0.0), m not in CONTROLS))
+    for m in ordered:
+        cells = [_mean([means[m, e] for e in group if (m, e) in means], len(group)) for group in columns.values()]
+        name = f"control: {m}" if m in CONTROLS else f"the {m}" if m == "teacher" else f"`{m}`"
+        seeds = [len(found[m, e]) for e in experiments if (m, e) in found]
+        many = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+        gain = _gain(m, found, experiments, best) if m in methods else NONE
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {gain} | {f'{rank[m]:.1f}' if m in methods else NONE} | {many} |"
+        )
     return "\n".join(lines)
 
 
-def _cell(values: list[float]) -> str:
+def _mean(values: list[float], of: int) -> str:
     if not values:
         return NONE
-    return f"{np.mean(values):.1f}" + (f" ({len(values)})" if len(values) > 1 else "")
+    return f"{np.mean(values):.1f}" + (f" ({len(values)} of {of})" if len(values) < of else "")
+
+
+def _gain(method: str, found: Values, experiments: list[str], best: dict[str, float]) -> str:
+    """Say the mean gain of a method with its interval over the seeds that every experiment has."""
+    seeds = set.intersection(*(set(found[method, e]) for e in experiments))
+    if not seeds:
+        return f"{np.mean([np.mean(list(found[method, e].values())) - best[e] for e in experiments]):+.1f}"
+    found_gain = mean_interval([np.mean([found[method, e][s] - best[e] for e in experiments]) for s in sorted(seeds)])
+    bounds = "" if found_gain.low is None else f" [{found_gain.low:+.1f}, {found_gain.high:+.1f}]"
+    return f"{found_gain.value:+.1f}{bounds}"
+
+
+def rival(folder: Path, column: str, method: str) -> str:
+    """Say how far a method is from the best other of each experiment, chosen with hindsight, and from each other."""
+    found = kept(folder, column)
+    experiments = [e for m, e in found if m == method]
+    means = {key: float(np.mean(list(values.values()))) for key, values in found.items()}
+    others = [m for m in dict.fromkeys(m for m, _ in found) if m not in (*CONTROLS, "teacher", method)]
+    lead = {e: means[method, e] - max(means[o, e] for o in others if (o, e) in means) for e in experiments}
+    said = mean_interval(list(lead.values()), kind="t over experiments")
+    lines = [
+        f"{method} minus the best other of each experiment: {said.value:+.1f} "
+        f"[{said.low:+.1f}, {said.high:+.1f}], ahead in {sum(v > 0 for v in lead.values())} of {len(lead)}"
+    ]
+    for o in others:
+        apart = [means[method, e] - means[o, e] for e in experiments if (o, e) in means]
+        lines.append(f"  minus {o}: {np.mean(apart):+.1f}, ahead in {sum(v > 0 for v in apart)} of {len(apart)}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(table(Path(__file__).parent / "results" / sys.argv[1], sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suite", help="folder of benchmarks/results")
+    parser.add_argument("column", help="evaluation and labels, as linear@5")
+    parser.add_argument("--by", choices=("experiment", "target"), default="experiment")
+    parser.add_argument("--against", metavar="METHOD", help="instead: how far a method is from all others")
+    given = parser.parse_args()
+    folder = RESULTS / given.suite
+    print(rival(folder, given.column, given.against) if given.against else table(folder, given.column, given.by))

@@ -46,7 +46,7 @@ class Alone(Method):
     def training_step(self, batch: Batch) -> Losses:
         """The same objective, with the teacher's rows looked up."""
         teacher = self.targets[index_of(batch, "pen")]
-        return Losses(self.objective.parts(self.network(batch["pen"]).features, teacher))
+        return Losses({"similarity": self.objective(self.network(batch["pen"]).features, teacher)})
 
 
 def main() -> None:

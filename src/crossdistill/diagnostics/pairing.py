@@ -144,7 +144,7 @@ def _alignment(source: Doubles, target: Doubles, label: Labels | None, seed: int
         return [Finding("few pairs", "warn", what, f"collect {LEAST_PAIRS} or more", "pairs")]
     test = pairing_test(source, target, labels=label, seed=seed)
     found: list[Finding] = []
-    random, local = test.p_value > ALARM, test.z > 8 and test.local_z < 0.2 * test.z
+    random, local = test.p_value > ALARM, test.z > 6 and test.local_z < 0.2 * test.z
     if random or local:
         slip = _slipped(source, target, test, seed)
         if slip:
@@ -160,16 +160,16 @@ def _alignment(source: Doubles, target: Doubles, label: Labels | None, seed: int
             what = "partners are right up to their neighbourhood in the array only, where rows look exchangeable"
             do = "check that rows were paired one by one, not shuffled or slipped within a class or a recording"
             found.append(Finding("label pairs", "warn", what, do, "pairs"))
-    elif test.within_z is not None and test.within_z < 3 and test.z > 8:
+    elif test.within_z is not None and test.within_z < 3 and test.z > 6:
         what = "the pairing carries nothing beyond the label"
         do = "if pairs were matched by label say so in every table: they already hold the labels; else check the order"
         found.append(Finding("label pairs", "warn", what, do, "pairs"))
     found += [_slip_finding(slip.first, slip.last, slip.lag, n) for slip in test.slips]
-    for first, last in test.shuffled:
+    for first, last in () if test.slips else test.shuffled:  # rows that have slipped are at chance too
         what = f"rows {first} to {last} look shuffled while the others are partners"
         do = "check the order of these rows, or leave them out; rows of one odd kind can look so too"
         found.append(Finding("shuffled part", "warn", what, do, "pairs", _first(np.arange(first, last + 1))))
-    if test.mixed:
+    if test.mixed and not found:  # all that was found above makes wrong pairs among good ones
         what = f"about {test.mixed:.0%} of the pairs look wrong among good ones"
         do = "look at the rows named; kinds that the features confuse look so too"
         worst = np.argsort(test.percentile, kind="stable")
@@ -180,7 +180,7 @@ def _alignment(source: Doubles, target: Doubles, label: Labels | None, seed: int
 def _slipped(source: Doubles, target: Doubles, test: PairingTest, seed: int) -> int:
     """Give the lag at which whole arrays are partners where they are not as given; 0 if there is none."""
     source, target = source[:SLIP_ROWS], target[:SLIP_ROWS]
-    best, by = 0, max(2 * test.local_z, test.local_z + 8)
+    best, by = 0, max(2 * test.local_z, test.local_z + 6)
     for lag in (-2, -1, 1, 2):
         moved = (source[lag:], target[:-lag]) if lag > 0 else (source[:lag], target[-lag:])
         local = pairing_test(*moved, permutations=99, seed=seed).local_z if len(moved[0]) >= LEAST_PAIRS else 0.0

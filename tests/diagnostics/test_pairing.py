@@ -26,7 +26,7 @@ def only(findings):
     return found
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_pairs_in_order_raise_no_alarm(seed):
     source, target, labels = pairs(seed=seed)
     groups, splits = np.arange(600) // 20, np.where(np.arange(600) < 400, "train", "test")

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from crossdistill.diagnostics.alignment import LEAST_PAIRS, PairingTest, pairing_test
+from crossdistill.diagnostics.alignment import INFLATION, LEAST_PAIRS, PairingTest, pairing_test
 from crossdistill.diagnostics.estimate import check_level
 from crossdistill.diagnostics.ridge import ridge_student, standardised
 from crossdistill.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ LEAST_COLUMNS = 5
 """Below, rows come that near by chance."""
 PROJECTED = 16
 """Dimensions in which near rows are looked for."""
-TEACHER_ROWS = SLIP_ROWS = 2000
+TEACHER_ROWS, SLIP_ROWS = 2000, 1500
 """Rows that are enough for telling, where all would cost seconds."""
 
 
@@ -145,21 +145,21 @@ def _alignment(source: Doubles, target: Doubles, label: Labels | None, seed: int
     test = pairing_test(source, target, labels=label, seed=seed)
     found: list[Finding] = []
     random, local = test.p_value > ALARM, test.z > 6 and test.local_z < 0.2 * test.z
-    if random or local:
-        slip = _slipped(source, target, test, seed)
-        if slip:
-            found.append(_slip_finding(0, n - 1, slip, n))
-        elif random:
-            what = (
-                f"the pairing carries nothing: a row's own source is the nearest of {test.set_size} to its prediction "
-                f"in {test.retrieval:.1%} of cases, chance {1 / test.set_size:.1%} (p = {test.p_value:.2g})"
-            )
-            do = "compare how the two arrays were ordered; if they are in order, these features share nothing visible"
-            found.append(Finding("pairing", "stop" if n >= 200 else "warn", what, do, "pairs"))
-        else:
-            what = "partners are right up to their neighbourhood in the array only, where rows look exchangeable"
-            do = "check that rows were paired one by one, not shuffled or slipped within a class or a recording"
-            found.append(Finding("label pairs", "warn", what, do, "pairs"))
+    lags = () if test.slips else (-1, 1, -2, 2) if random or local else (-1, 1)
+    lag = _slipped(source, target, test, lags, seed)
+    if lag:
+        found.append(_slip_finding(0, n - 1, lag, n))
+    elif random:
+        what = (
+            f"the pairing carries nothing: a row's own source is the nearest of {test.set_size} to its prediction "
+            f"in {test.retrieval:.1%} of cases, chance {1 / test.set_size:.1%} (p = {test.p_value:.2g})"
+        )
+        do = "compare how the two arrays were ordered; if they are in order, these features share nothing visible"
+        found.append(Finding("pairing", "stop" if n >= 200 else "warn", what, do, "pairs"))
+    elif local:
+        what = "partners are right up to their neighbourhood in the array only, where rows look exchangeable"
+        do = "check that rows were paired one by one, not shuffled or slipped within a class or a recording"
+        found.append(Finding("label pairs", "warn", what, do, "pairs"))
     elif test.within_z is not None and test.within_z < 3 and test.z > 6:
         what = "the pairing carries nothing beyond the label"
         do = "if pairs were matched by label say so in every table: they already hold the labels; else check the order"
@@ -177,16 +177,24 @@ def _alignment(source: Doubles, target: Doubles, label: Labels | None, seed: int
     return found
 
 
-def _slipped(source: Doubles, target: Doubles, test: PairingTest, seed: int) -> int:
-    """Give the lag at which whole arrays are partners where they are not as given; 0 if there is none."""
+def _slipped(source: Doubles, target: Doubles, test: PairingTest, lags: tuple[int, ...], seed: int) -> int:
+    """Give the lag at which the arrays as a whole match far better than as given; 0 if there is none.
+
+    Each lag has a fit of its own, as one to slipped rows has learnt the slip.
+    """
+    few = len(source) <= SLIP_ROWS
     source, target = source[:SLIP_ROWS], target[:SLIP_ROWS]
-    best, by = 0, max(2 * test.local_z, test.local_z + 6)
-    for lag in (-2, -1, 1, 2):
+    as_given = test.local_z if few or not lags else _match(source, target, seed)
+    best, by = 0, as_given + 4  # of differences with a standard error of sqrt 2 at most
+    for lag in lags:
         moved = (source[lag:], target[:-lag]) if lag > 0 else (source[:lag], target[-lag:])
-        local = pairing_test(*moved, permutations=99, seed=seed).local_z if len(moved[0]) >= LEAST_PAIRS else 0.0
-        if local > by:
-            best, by = lag, local
+        if (found := _match(*moved, seed)) > by:
+            best, by = lag, found
     return best
+
+
+def _match(source: Doubles, target: Doubles, seed: int) -> float:
+    return pairing_test(source, target, permutations=99, seed=seed).local_z if len(source) >= LEAST_PAIRS else 0.0
 
 
 def _slip_finding(first: int, last: int, lag: int, n: int) -> Finding:
@@ -320,9 +328,10 @@ def _teacher(
     # whatever is answered without regard to the labels is right once in c, balanced
     share = np.bincount(answer, minlength=c) / len(rows)
     error = float(np.sqrt(np.sum(share * (1 - share) / size))) / c
-    if reached - 1 / c > 2.33 * error:
+    apart = (reached - 1 / c) / (INFLATION * error)
+    if apart > 2.33:  # one in a hundred sources without a clue passes
         return []
-    worse = "worse" if reached - 1 / c < -3 * error else "no better"
+    worse = "worse" if apart < -2.33 else "no better"
     what = f"the source tells the labels {worse} than chance: {reached:.1%} of {c} classes, chance {1 / c:.1%}"
     do = "check that labels and rows are in one order; if they are, this teacher has nothing to teach about them"
     return [Finding("teacher", "stop" if len(rows) >= 200 else "warn", what, do, "source")]

@@ -144,7 +144,7 @@ def pairing_test(
         within_z=None if label is None else within.z,
         percentile=percentile,
         shuffled=_shuffled_parts(local.ravel()),
-        slips=_slips(local, lagged, length),
+        slips=_slips(local, lagged),
         mixed=_mixed(percentile),
     )
 
@@ -221,23 +221,35 @@ def _shuffled_parts(local: Doubles) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def _slips(local: Doubles, lagged: dict[int, Doubles], length: int) -> tuple[Slip, ...]:
-    """Find parts in which another row's source is surely nearer than the row's own, and which row that is."""
-    flat, found = local.ravel(), list[Slip]()
-    for part in _parts(len(flat)):
-        best, by = 0, 6.0  # standard errors: 16 lags in 16 parts are looked at, and rows are not quite independent
-        for lag, scores in lagged.items():
-            apart = scores.ravel()[part] - flat[part]
-            apart = apart[np.isfinite(apart)]
-            error = float(apart.std(ddof=1)) / len(apart) ** 0.5
-            if error > 0 and apart.mean() / error > by:
-                best, by = lag, float(apart.mean()) / error
-        if best:
-            first, last = int(part[0]), int(part[-1])
-            if found and found[-1].last == first - 1 and found[-1].lag == best:
-                first = found.pop().first
-            found.append(Slip(first, last, best))
-    return tuple(found)
+def _slips(local: Doubles, lagged: dict[int, Doubles]) -> tuple[Slip, ...]:
+    """Find runs of parts in which another row's source is surely nearer than the row's own, and which row that is."""
+    flat, parts = local.ravel(), _parts(local.size)
+    starts, lags = [int(part[0]) for part in parts], list(lagged)
+    apart = np.stack([lagged[lag].ravel() for lag in lags]) - flat
+    there = np.isfinite(apart)
+    apart = np.where(there, apart, 0)
+    # sums up to the start of each part (lags, parts + 1), of which a run has the difference
+    count, total, square = (
+        np.pad(np.cumsum(np.add.reduceat(x, starts, axis=1), axis=1), ((0, 0), (1, 0)))
+        for x in (there.astype(np.float64), apart, apart**2)
+    )
+    found: list[Slip] = []
+    waiting = [(0, len(parts))]
+    while waiting:
+        low, high = waiting.pop()
+        best = (6.0, 0, 0, 0)  # standard errors: thousands of runs and lags, and rows are not quite independent
+        for i in range(low, high):
+            for j in range(i + 1, high + 1):
+                n = count[:, j] - count[:, i]
+                mean = (total[:, j] - total[:, i]) / n
+                spread = np.sqrt(np.maximum((square[:, j] - square[:, i]) / n - mean**2, np.finfo(np.float64).tiny))
+                surely = mean * np.sqrt(n) / spread
+                best = max(best, (float(surely.max()), lags[int(surely.argmax())], i, j))
+        _, lag, i, j = best
+        if lag:
+            found.append(Slip(starts[i], int(parts[j - 1][-1]), lag))
+            waiting += [(low, i), (j, high)]
+    return tuple(sorted(found, key=lambda slip: slip.first))
 
 
 def _mixed(percentile: Doubles) -> float:

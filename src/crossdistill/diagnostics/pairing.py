@@ -145,10 +145,12 @@ def _alignment(source: Doubles, target: Doubles, label: Labels | None, seed: int
     test = pairing_test(source, target, labels=label, seed=seed)
     found: list[Finding] = []
     random, local = test.p_value > ALARM, test.z > 6 and test.local_z < 0.2 * test.z
-    lags = () if test.slips else (-1, 1, -2, 2) if random or local else (-1, 1)
+    lags = (-1, 1, -2, 2) if random or local else () if test.slips else (-1, 1)
     lag = _slipped(source, target, test, lags, seed)
     if lag:
         found.append(_slip_finding(0, n - 1, lag, n))
+    elif test.slips:
+        found += [_slip_finding(slip.first, slip.last, slip.lag, n) for slip in test.slips]
     elif random:
         what = (
             f"the pairing carries nothing: a row's own source is the nearest of {test.set_size} to its prediction "
@@ -164,7 +166,6 @@ def _alignment(source: Doubles, target: Doubles, label: Labels | None, seed: int
         what = "the pairing carries nothing beyond the label"
         do = "if pairs were matched by label say so in every table: they already hold the labels; else check the order"
         found.append(Finding("label pairs", "warn", what, do, "pairs"))
-    found += [_slip_finding(slip.first, slip.last, slip.lag, n) for slip in test.slips]
     for first, last in () if test.slips else test.shuffled:  # rows that have slipped are at chance too
         what = f"rows {first} to {last} look shuffled while the others are partners"
         do = "check the order of these rows, or leave them out; rows of one odd kind can look so too"

@@ -20,7 +20,7 @@ DRAWS = 6
 
 
 def self_supervised(x, pairs, *, steps=400, batch=250, noise=0.5, drop=0.2, tau=0.2, seed=0):
-    """Train an MLP by SimCLR on the first `pairs` rows of (n, d), noise and dropout of features as augmentation; embed all rows."""
+    """Train an MLP by SimCLR on the first `pairs` rows of (n, d), with noise and dropout of features; embed all rows."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net, head = MLP((x.shape[1],)), torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())

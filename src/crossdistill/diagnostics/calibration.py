@@ -78,6 +78,18 @@ class Calibration:
     gain_probe: str = GAIN_PROBE
     note: str = ""
 
+    def quantile(self, level: float) -> float:
+        """Give q at a level.
+
+        Raises:
+            ConfigError: If the level was not calibrated.
+        """
+        check_level(level)
+        if level not in self.quantiles:
+            known = ", ".join(f"{one:g}" for one in sorted(self.quantiles))
+            raise ConfigError(f"level {level:g} of the forecast was not calibrated; take one of {known}")
+        return self.quantiles[level]
+
     def forecast(self, parts: Mapping[str, float], standard_error: float, *, n: int, level: float = 0.9) -> Estimate:
         """Forecast the gain, as a fraction of balanced accuracy.
 
@@ -91,14 +103,11 @@ class Calibration:
         Raises:
             ConfigError: If the level was not calibrated, or a part is missing.
         """
-        check_level(level)
-        if level not in self.quantiles:
-            known = ", ".join(f"{one:g}" for one in sorted(self.quantiles))
-            raise ConfigError(f"level {level:g} of the forecast was not calibrated; take one of {known}")
+        quantile = self.quantile(level)
         first, second = _terms(self.proxy, parts)
         c0, c1, c2 = self.coefficients
-        value, half = c0 + c1 * first + c2 * second, self.quantiles[level] * math.hypot(standard_error, self.floor)
-        settings = {"coefficients": self.coefficients, "quantile": self.quantiles[level], "floor": self.floor}
+        value, half = c0 + c1 * first + c2 * second, quantile * math.hypot(standard_error, self.floor)
+        settings = {"coefficients": self.coefficients, "quantile": quantile, "floor": self.floor}
         return Estimate(
             value,
             standard_error,

@@ -202,13 +202,16 @@ class _Probe:
 
 
 def _folds(code: Whole, groups: Whole | None, least: int, seed: int) -> list[Whole]:
-    count, by_group = min(least, FOLDS), False
+    """Give the held-out labelled rows of each stratified fold; no group is split where every class has two."""
+    count = min(least, FOLDS)
     if groups is not None:
         fewest = min(len(np.unique(groups[code == c])) for c in range(int(code.max()) + 1))
-        by_group, count = fewest >= 2, min(fewest, count) if fewest >= 2 else count
-    kind: Any = StratifiedGroupKFold if by_group else StratifiedKFold
-    splits = kind(count, shuffle=True, random_state=seed).split(np.zeros(len(code)), code, groups)
-    return [held for _, held in splits]
+        if fewest >= 2:
+            by_group: Any = StratifiedGroupKFold(min(fewest, count), shuffle=True, random_state=seed)
+            held = [fold for _, fold in by_group.split(code, code, groups)]
+            return [fold for fold in held if len(fold)]  # large groups may fill fewer
+    by_row: Any = StratifiedKFold(count, shuffle=True, random_state=seed)
+    return [fold for _, fold in by_row.split(code, code)]
 
 
 def _balanced(values: Doubles, weights: Doubles) -> Doubles:

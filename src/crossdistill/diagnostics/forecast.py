@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from numpy.typing import ArrayLike
 
@@ -185,8 +185,8 @@ def forecast_gain(
     """
     start = time.perf_counter()
     world = Target.checked(target, labels, index, ssl=ssl, groups=groups, level=level, seed=seed)
-    measured = measure(world, teacher, proxy=proxy, source_labelled=source_labelled)
-    return _forecast(measured, world, _chosen(calibration, measured.proxy, loss), start)
+    chosen = _chosen(calibration, world, proxy, loss, source=source_labelled is not None)
+    return _forecast(measure(world, teacher, proxy=chosen.proxy, source_labelled=source_labelled), world, chosen, start)
 
 
 def rank_sources(
@@ -226,12 +226,13 @@ def rank_sources(
     if not sources:
         raise ConfigError("rank_sources needs one teacher embedding or more")
     world = Target.checked(target, labels, index, ssl=ssl, groups=groups, level=level, seed=seed)
+    chosen = _chosen(calibration, world, proxy, loss, source=False)
     measured: dict[str, Measured] = {}
     forecasts: dict[str, Forecast] = {}
     for name, teacher in sources.items():
         start = time.perf_counter()
-        measured[name] = measure(world, teacher, proxy=proxy)
-        forecasts[name] = _forecast(measured[name], world, _chosen(calibration, measured[name].proxy, loss), start)
+        measured[name] = measure(world, teacher, proxy=chosen.proxy)
+        forecasts[name] = _forecast(measured[name], world, chosen, start)
     names = tuple(sorted(forecasts, key=lambda name: -forecasts[name].gain.value))
     differences = {
         (a, b): _difference(forecasts[a], measured[a], forecasts[b], measured[b]) for a, b in combinations(names, 2)
@@ -262,13 +263,20 @@ def _forecast(measured: Measured, world: Target, calibration: Calibration, start
     )
 
 
-def _chosen(calibration: Calibration | None, proxy: Proxy, loss: Loss) -> Calibration:
+def _chosen(
+    calibration: Calibration | None, world: Target, trained: Trained, loss: Loss, *, source: bool
+) -> Calibration:
+    """Give the calibration that applies, and refuse before anything is measured what would be refused after."""
+    if trained not in get_args(Trained):
+        raise ConfigError(f"proxy must be 'pilot' or 'ridge'; received '{trained}'")
+    proxy: Proxy = trained if world.k > 1 else "source" if source else "episodes"
     if calibration is None:
-        return default_calibration(proxy, loss)
-    if calibration.proxy != proxy or calibration.loss != loss:
+        calibration = default_calibration(proxy, loss)
+    elif calibration.proxy != proxy or calibration.loss != loss:
         raise ConfigError(
             f"the calibration is of {calibration.proxy}, {calibration.loss}; this forecast is by {proxy}, {loss}"
         )
+    calibration.quantile(world.level)
     return calibration
 
 
@@ -276,9 +284,9 @@ def _difference(a: Forecast, of_a: Measured, b: Forecast, of_b: Measured) -> Est
     """Give the forecast of a less that of b; the labels' noise is that of the paired difference of their stand-ins."""
     error, level = 0.0, a.gain.level
     if of_a.scores is not None and of_b.scores is not None:
-        paired = powered_difference(of_a.scores, of_a.proxy, of_b.scores, of_b.proxy, level=level)
+        paired = powered_difference(of_a.scores, a.calibration.proxy, of_b.scores, b.calibration.proxy, level=level)
         error = paired.standard_error or 0.0
     value = a.gain.value - b.gain.value
-    half = a.calibration.quantiles[level] * math.hypot(error, a.calibration.floor)
+    half = a.calibration.quantile(level) * math.hypot(error, a.calibration.floor)
     kind = "paired difference of forecasts on the same folds; one floor, our choice"
     return Estimate(value, error, value - half, value + half, a.n_labels, level, kind, a.gain.settings)

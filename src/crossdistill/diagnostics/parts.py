@@ -24,7 +24,7 @@ from crossdistill.diagnostics.few_labels import (
 from crossdistill.diagnostics.pilot import pilot_student
 from crossdistill.diagnostics.ridge import ridge_student, standardised
 from crossdistill.diagnostics.spreading import label_spreading, spread
-from crossdistill.errors import ConfigError, DataError, NotMeaningful
+from crossdistill.errors import DataError, NotMeaningful
 from crossdistill.evaluation import found_within, partner_ranks
 from crossdistill.evaluation._checks import Doubles, Labels, Whole, feature_rows, label_column, unit_rows
 
@@ -121,7 +121,6 @@ class Measured:
     Attributes:
         parts: See `Forecast.parts`.
         reference: What the student is compared with.
-        proxy: What stands for the student.
         standard_error: Of the stand-in's part; 0 with one label per class, where none is known.
         scores: Of the cross-validation; None with one label per class.
         warnings: Sentences.
@@ -129,7 +128,6 @@ class Measured:
 
     parts: Parts
     reference: Reference
-    proxy: Proxy
     standard_error: float
     scores: PairedScores | None
     warnings: tuple[str, ...]
@@ -144,12 +142,10 @@ def measure(
     world: Target,
     teacher: ArrayLike,
     *,
-    proxy: Trained,
+    proxy: Proxy,
     source_labelled: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Measured:
-    """Measure one teacher (n, d); arguments and errors are those of `forecast_gain`."""
-    if proxy not in ("pilot", "ridge"):
-        raise ConfigError(f"proxy must be 'pilot' or 'ridge'; received '{proxy}'")
+    """Measure one teacher (n, d) by a proxy that fits the labels; the rest is as of `forecast_gain`."""
     z, rows = _unit("teacher", teacher, len(world.raw)), world.rows
     ridge = ridge_student(world.raw, z, groups=world.groups, seed=world.seed)
     found, chance = _retrieval(ridge.values, z)
@@ -163,12 +159,13 @@ def measure(
         views.append(world.ssl[rows])
     m = len(world.index)
     operator = label_spreading(views, sources=np.arange(m))
-    if world.k == 1:
-        if source_labelled is None:
-            more, reference = _by_episodes(world, embeddings, operator)
-            return Measured(MappingProxyType(parts | more), reference, "episodes", 0.0, None, warnings)
+    if proxy == "episodes":
+        more, reference = _by_episodes(world, embeddings, operator)
+        return Measured(MappingProxyType(parts | more), reference, 0.0, None, warnings)
+    if proxy == "source":
+        assert source_labelled is not None
         more, reference = _by_source(world, embeddings, source_labelled)
-        return Measured(MappingProxyType(parts | more), reference, "source", 0.0, None, warnings)
+        return Measured(MappingProxyType(parts | more), reference, 0.0, None, warnings)
     if proxy == "pilot":
         embeddings["pilot"] = pilot_student(world.raw, z, leave_out=_unseen(world), seed=world.seed)[rows]
     groups = None if world.groups is None else world.groups[world.index]
@@ -178,7 +175,7 @@ def measure(
     leading, reference = parts["p_max"], _ = _over_the_better(scores, "ridge", world)
     if proxy == "pilot":
         leading, reference = parts["p_pilot"], _ = _over_the_better(scores, "pilot", world)
-    return Measured(MappingProxyType(parts), reference, proxy, leading.standard_error or 0.0, scores, warnings)
+    return Measured(MappingProxyType(parts), reference, leading.standard_error or 0.0, scores, warnings)
 
 
 def _over_the_better(scores: PairedScores, name: str, world: Target) -> tuple[Estimate, Reference]:

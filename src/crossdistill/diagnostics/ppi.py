@@ -44,7 +44,8 @@ def ppi_mean(d: ArrayLike, p: ArrayLike, p_bar: float, n_unlabelled: int, *, lev
         raise NotMeaningful("a mean of one labelled row has no known error; label two rows or more")
     spread = float(second.var(ddof=1))
     lam = 0.0
-    if n_unlabelled and spread > 0:
+    rounding = n * np.finfo(np.float64).eps * float(np.abs(second).max())  # what equal numbers may seem to vary by
+    if n_unlabelled and spread > rounding**2:
         slope = float(np.cov(first, second)[0, 1]) / spread
         lam = min(max(slope / (1 + n / n_unlabelled), 0.0), 1.0)
     variance = float((first - lam * second).var(ddof=1)) / n

@@ -20,7 +20,7 @@ DRAWS = 6
 
 
 def self_supervised(x, pairs, *, steps=400, batch=250, noise=0.5, drop=0.2, tau=0.2, seed=0):
-    """Train an MLP by SimCLR on the first `pairs` rows of (n, d), with noise and dropout of features; embed all rows."""
+    """Train an MLP by SimCLR on the first `pairs` rows of (n, d); noise and dropout of features; embed all rows."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net, head = MLP((x.shape[1],)), torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
@@ -76,9 +76,9 @@ class Pairs:
         return balanced_accuracy(self.label[self.pairs :], answers)
 
 
-def shared(rho, *, seed=0, n_pairs=1500, n_test=1000, teacher=None):
+def shared(rho, *, seed=0, n_pairs=1500, n_test=1000, steps=400, teacher=None):
     """Give a world of `shared_latent`; its teacher depends on the seed alone, and may be handed over."""
     world = shared_latent(rho=rho, n_pairs=n_pairs, n_test=n_test, n_validation=0, seed=seed)
     a, b = (standardised(np.asarray(world.columns.arrays[name], dtype=np.float64)) for name in ("a", "b"))
-    teacher = self_supervised(a, n_pairs, seed=seed) if teacher is None else teacher
-    return Pairs(b, teacher, self_supervised(b, n_pairs, seed=seed + 50), np.asarray(world.label), n_pairs)
+    teacher = self_supervised(a, n_pairs, steps=steps, seed=seed) if teacher is None else teacher
+    return Pairs(b, teacher, self_supervised(b, n_pairs, steps=steps, seed=seed + 50), np.asarray(world.label), n_pairs)

@@ -55,7 +55,8 @@ class Forecast:
             (ridge student less the better reference) and "t" (teacher less raw features) in episodes of pseudo-labels,
             with source labels "a_source" and "a_reference"; the accuracies there are of episodes. Always: "r2" of the
             ridge student, "retrieval" (share of rows whose ridge embedding finds its teacher among 64) and its level of
-            chance, "retrieval_chance".
+            chance, "retrieval_chance"; with 128 pairs or more "tv" (`kernel_tv` of teacher and ridge student), shown
+            because it is asked for: it does not foretell the gain, and no forecast looks at it.
         reference: The better of raw features and target-only self-supervision, which the gain is less.
         n_labels: Labelled pairs.
         k: Labels of the class with the fewest.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike
 from sklearn.model_selection import StratifiedKFold
 
 from crossdistill.diagnostics.calibration import Proxy
+from crossdistill.diagnostics.distance import kernel_tv
 from crossdistill.diagnostics.estimate import Estimate, check_level
 from crossdistill.diagnostics.few_labels import (
     UNLABELLED,
@@ -105,7 +107,8 @@ class Target:
             raise NotMeaningful(f"a forecast needs labels of two classes or more; all {len(at)} are {classes[0]!s}")
         own = None if ssl is None else _unit("ssl", ssl, n)
         group = None if groups is None else np.unique(label_column("groups", groups, n), return_inverse=True)[1]
-        at = at.astype(np.int64)
+        order = np.argsort(at)  # folds are dealt by position
+        at, code = at[order].astype(np.int64), code[order]
         rest = np.setdiff1d(np.arange(n), at)
         more = min(len(rest), max(GRAPH_ROWS - len(at), UNLABELLED))
         rows = np.concatenate([at, np.sort(np.random.default_rng(seed).choice(rest, more, replace=False))])
@@ -150,6 +153,8 @@ def measure(
     ridge = ridge_student(world.raw, z, groups=world.groups, seed=world.seed)
     found, chance = _retrieval(ridge.values, z)
     parts: dict[str, Estimate | float] = {"r2": ridge.r2, "retrieval": found, "retrieval_chance": chance}
+    with suppress(NotMeaningful):  # fewer than two sets of pairs: nothing of the forecast hangs on it
+        parts["tv"] = kernel_tv(z, ridge.values, groups=world.groups, level=world.level, seed=world.seed)
     lost = found <= chance + BY_CHANCE * (chance * (1 - chance) / len(z)) ** 0.5
     warnings = ("the pairing carries nothing: partners are found no better than by chance",) if lost else ()
     embeddings = {"raw": unit_rows(world.raw)[rows], "tea": z[rows], "ridge": ridge.values[rows]}

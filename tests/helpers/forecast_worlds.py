@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from crossdistill.data.synthetic import shared_latent
+from crossdistill.diagnostics.forecast import forecast_gain
 from crossdistill.diagnostics.pilot import pilot_student
 from crossdistill.diagnostics.ridge import standardised
 from crossdistill.evaluation import balanced_accuracy, linear_probe
@@ -60,6 +61,10 @@ class Pairs:
         """Give what the forecast takes: target, teacher, labels, index."""
         index = self.draw(k, seed)
         return self.x[: self.pairs], self.teacher[: self.pairs], self.label[index], index
+
+    def forecast(self, k, draw, proxy):
+        """Forecast from one draw of labels."""
+        return forecast_gain(*self.known(k, draw), ssl=self.ssl[: self.pairs], proxy=proxy)
 
     def realised(self, k, *, seed=0, draws=DRAWS):
         """Train a student and give its gain on the test rows, a mean over draws of the labels."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import pickle
 
 import numpy as np
 import pytest
@@ -68,6 +69,7 @@ def test_the_forecast_is_the_calibration_of_its_parts():
     assert found.gain.value == pytest.approx(expected)
     assert (found.gain.high - found.gain.low) / 2 == pytest.approx(1.4 * np.hypot(leading.standard_error, 0.04))
     assert found.gain.standard_error == leading.standard_error
+    assert pickle.loads(pickle.dumps(found)) == found
     assert (found.n_labels, found.k, found.calibration) == (60, 12, default_calibration("pilot"))
     assert {"acc_raw", "acc_tea", "acc_ridge", "acc_pilot", "p_max", "r2", "retrieval", "tv"} <= set(found.parts)
     assert str(found).endswith(
@@ -92,7 +94,7 @@ def test_verdicts_are_where_the_interval_lies():
     assert bad.verdict == "no help"  # the target knows it all, and learns noise
     assert bad.gain.high < 0
     assert any("pairing carries nothing" in warning for warning in bad.warnings)
-    wide = dataclasses.replace(default_calibration("ridge"), quantiles={0.9: 99.0})
+    wide = dataclasses.replace(default_calibration("ridge"), quantiles=((0.9, 99.0),))
     assert forecast_gain(**known, proxy="ridge", calibration=wide).verdict == "undecided"
 
 

@@ -57,7 +57,7 @@ class Calibration:
         proxy: What stands for the student: "pilot" (the pilot student), "ridge" (the ridge student), and with one label
             per class "episodes" (of pseudo-labels) or "source" (of labels of the source).
         coefficients: c0, c1 and c2, for gains as fractions.
-        quantiles: q by level of the interval.
+        quantiles: (level of the interval, q) for each level that was calibrated.
         loss: Of the students whose gains it was learned from.
         data_sets: Those it was learned from.
         n: Results it was learned from; 0 where that is not recorded.
@@ -69,7 +69,7 @@ class Calibration:
 
     proxy: Proxy
     coefficients: tuple[float, float, float]
-    quantiles: Mapping[float, float]
+    quantiles: tuple[tuple[float, float], ...]
     loss: Loss
     data_sets: tuple[str, ...]
     n: int = 0
@@ -85,10 +85,11 @@ class Calibration:
             ConfigError: If the level was not calibrated.
         """
         check_level(level)
-        if level not in self.quantiles:
-            known = ", ".join(f"{one:g}" for one in sorted(self.quantiles))
-            raise ConfigError(f"level {level:g} of the forecast was not calibrated; take one of {known}")
-        return self.quantiles[level]
+        known = dict(self.quantiles)
+        if level not in known:
+            levels = ", ".join(f"{one:g}" for one in sorted(known))
+            raise ConfigError(f"level {level:g} of the forecast was not calibrated; take one of {levels}")
+        return known[level]
 
     def forecast(self, parts: Mapping[str, float], standard_error: float, *, n: int, level: float = 0.9) -> Estimate:
         """Forecast the gain, as a fraction of balanced accuracy.
@@ -188,7 +189,7 @@ def calibrate(
     return Calibration(
         proxy,
         (c0, c1, c2),
-        MappingProxyType(dict(zip(levels, quantiles.tolist(), strict=True))),
+        tuple(zip(levels, quantiles.tolist(), strict=True)),
         loss,
         tuple(names),
         len(rows),
@@ -259,8 +260,7 @@ def _least_squares(terms: np.ndarray, gain: np.ndarray) -> np.ndarray:
 def _first_study(
     proxy: Proxy, loss: Loss, coefficients: tuple[float, float, float], q80: float, q90: float, note: str = ""
 ) -> Calibration:
-    quantiles = MappingProxyType({0.8: q80, 0.9: q90})
-    return Calibration(proxy, coefficients, quantiles, loss, SIX, note=note)
+    return Calibration(proxy, coefficients, ((0.8, q80), (0.9, q90)), loss, SIX, note=note)
 
 
 # One label per class: an 80 % half width of 13.6 points was measured, and is told as a multiple of the floor.

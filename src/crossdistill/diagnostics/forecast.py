@@ -27,7 +27,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from types import MappingProxyType
 from typing import Literal, get_args
 
 from numpy.typing import ArrayLike
@@ -238,7 +237,7 @@ def rank_sources(
     differences = {
         (a, b): _difference(forecasts[a], measured[a], forecasts[b], measured[b]) for a, b in combinations(names, 2)
     }
-    return Ranking(names, MappingProxyType({name: forecasts[name] for name in names}), MappingProxyType(differences))
+    return Ranking(names, {name: forecasts[name] for name in names}, differences)
 
 
 def _forecast(measured: Measured, world: Target, calibration: Calibration, start: float) -> Forecast:

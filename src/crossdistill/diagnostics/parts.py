@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -151,7 +150,7 @@ def measure(
     """Measure one teacher (n, d) by a proxy that fits the labels; the rest is as of `forecast_gain`."""
     z, rows = _unit("teacher", teacher, len(world.raw)), world.rows
     ridge = ridge_student(world.raw, z, groups=world.groups, seed=world.seed)
-    found, chance = _retrieval(ridge.values, z)
+    found, chance = _retrieval(ridge.values, z, world.seed)
     parts: dict[str, Estimate | float] = {"r2": ridge.r2, "retrieval": found, "retrieval_chance": chance}
     with suppress(NotMeaningful):  # fewer than two sets of pairs: nothing of the forecast hangs on it
         parts["tv"] = kernel_tv(z, ridge.values, groups=world.groups, level=world.level, seed=world.seed)
@@ -166,11 +165,11 @@ def measure(
     operator = label_spreading(views, sources=np.arange(m))
     if proxy == "episodes":
         more, reference = _by_episodes(world, embeddings, operator)
-        return Measured(MappingProxyType(parts | more), reference, 0.0, None, warnings)
+        return Measured(parts | more, reference, 0.0, None, warnings)
     if proxy == "source":
         assert source_labelled is not None
         more, reference = _by_source(world, embeddings, source_labelled)
-        return Measured(MappingProxyType(parts | more), reference, 0.0, None, warnings)
+        return Measured(parts | more, reference, 0.0, None, warnings)
     if proxy == "pilot":
         embeddings["pilot"] = pilot_student(world.raw, z, leave_out=_unseen(world), seed=world.seed)[rows]
     groups = None if world.groups is None else world.groups[world.index]
@@ -180,7 +179,7 @@ def measure(
     leading, reference = parts["p_max"], _ = _over_the_better(scores, "ridge", world)
     if proxy == "pilot":
         leading, reference = parts["p_pilot"], _ = _over_the_better(scores, "pilot", world)
-    return Measured(MappingProxyType(parts), reference, leading.standard_error or 0.0, scores, warnings)
+    return Measured(parts, reference, leading.standard_error or 0.0, scores, warnings)
 
 
 def _over_the_better(scores: PairedScores, name: str, world: Target) -> tuple[Estimate, Reference]:
@@ -253,15 +252,16 @@ def _unseen(world: Target) -> Whole:
     return near if 2 * len(near) <= len(world.groups) else world.index
 
 
-def _retrieval(student: Doubles, teacher: Doubles) -> tuple[float, float]:
+def _retrieval(student: Doubles, teacher: Doubles, seed: int) -> tuple[float, float]:
     """Give the share of rows whose ridge embedding finds its own teacher embedding among 64, and that of chance.
 
-    All rows but those that do not fill a group, in their order; one group of all where there are fewer.
+    Groups of candidates are drawn, as rows may be sorted by class; there is one where there are fewer rows.
     """
-    size = min(CANDIDATES, len(student))
-    starts = range(0, len(student) - size + 1, size)
-    ranks = [partner_ranks(student[s : s + size], teacher[s : s + size]) for s in starts]
-    return float(found_within(np.concatenate(ranks), 1).mean()), 1 / size
+    n, size = len(student), min(CANDIDATES, len(student))
+    order = np.random.default_rng(seed).permutation(n)
+    drawn = [order[start : start + size] for start in range(0, n - size + 1, size)]
+    ranks = np.concatenate([partner_ranks(student[rows], teacher[rows]) for rows in drawn])
+    return float(found_within(ranks, 1).mean()), 1 / size
 
 
 def _warnings(target: Doubles, code: Whole, ssl: Doubles | None, groups: Whole | None, index: Whole) -> tuple[str, ...]:

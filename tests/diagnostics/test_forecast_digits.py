@@ -41,7 +41,7 @@ def test_forecasts_follow_the_gains_between_views_of_digits(digits):
     gains, values = [], []
     for source, target in chosen:
         world = Pairs(views[target], embedded[source], embedded[target], label, pairs)
-        gains.append(world.realised(5, draws=3))
+        gains.append(world.realised(5, draws=3, steps=150))
         values.append(world.forecast(5, 0, "ridge").gain.value)
     assert spearmanr(values, gains).statistic > 0.4
     for source, target in chosen[:5]:

@@ -66,9 +66,10 @@ class Pairs:
         """Forecast from one draw of labels."""
         return forecast_gain(*self.known(k, draw), ssl=self.ssl[: self.pairs], proxy=proxy)
 
-    def realised(self, k, *, seed=0, draws=DRAWS):
+    def realised(self, k, *, seed=0, draws=DRAWS, steps=300):
         """Train a student and give its gain on the test rows, a mean over draws of the labels."""
-        student = pilot_student(self.x, self.teacher, leave_out=np.arange(self.pairs, len(self.x)), seed=100 + seed)
+        rest = np.arange(self.pairs, len(self.x))
+        student = pilot_student(self.x, self.teacher, leave_out=rest, steps=steps, seed=100 + seed)
         raw, ssl, found = (
             np.mean([self.score(rows, k, 1000 + draw) for draw in range(draws)]) for rows in (self.x, self.ssl, student)
         )

@@ -71,7 +71,7 @@ def pilot_student(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = _network(features.shape[1])
+            net = network(features.shape[1])
         optimiser = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, fused=True)
         for _ in range(steps):
             chosen = rng.choice(rows, size, replace=False)
@@ -90,7 +90,8 @@ def pilot_student(
     return unit_rows(embedding)
 
 
-def _network(width: int) -> nn.Sequential:
+def network(width: int) -> nn.Sequential:
+    """Build D-128-128-64 with batch norm."""
     from torch import nn
 
     return nn.Sequential(

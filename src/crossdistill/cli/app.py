@@ -228,6 +228,32 @@ def bench(
 
 
 @app.command()
+def diagnose(
+    experiment: Annotated[Path | None, typer.Argument(help="Experiment file; without one, give arrays.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="NPY of a teacher's embedding of the source, [NAME=]FILE; repeat to rank several."),
+    ] = None,
+    target: Annotated[Path | None, typer.Option(help="NPY of the target's features; row i is the partner.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="NPY of labels, one a row; -1 where unknown.")] = None,
+    groups: Annotated[Path | None, typer.Option(help="NPY of what must not be split: a person, a scene.")] = None,
+    splits: Annotated[Path | None, typer.Option(help="NPY of the part of each row, to look for leaks.")] = None,
+    out: Out = Path("runs/diagnosis"),
+    training: Annotated[
+        bool, typer.Option("--training/--no-training", help="Train a pilot student for seconds: the better forecast.")
+    ] = True,
+    level: Annotated[float, typer.Option(help="Confidence of the forecast's interval: 0.8 or 0.9.")] = 0.9,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+) -> None:
+    """Say before any training whether distillation will help, by how much, how sure that is, and by which teacher."""
+    _import_from_here()
+    from crossdistill.cli.diagnose import question_of, run_diagnose
+
+    question = question_of(experiment, source or [], target, labels, groups, splits, out)
+    run_diagnose(question, out, training=training, level=level, seed=seed)
+
+
+@app.command()
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("experiment.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,

@@ -59,8 +59,9 @@ class Candidate:
         forecast: Of the gain with it; None where it is withheld.
         verdict: The forecast's; "undecided" without one, and where a forecast of help meets pairs that are none.
         findings: What the border checks found of its pairs.
-        estimates: By name: the parts of the forecast (`Forecast.parts`), and "kernel_tv", "kernel_kl", "mi_lower_bound",
-            "vote_error" and "certificate" (`distance`, `bound`) between the teacher's embedding and the ridge student's.
+        estimates: By name: the parts of the forecast (`Forecast.parts`); "kernel_tv", "kernel_kl", "mi_lower_bound",
+            "vote_error" and "certificate" (`distance`, `bound`), between the teacher's embedding and the ridge
+            student's.
         theory: The reconstructed bound term by term, as plain values; empty without labels.
     """
 

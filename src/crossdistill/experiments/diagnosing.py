@@ -91,24 +91,28 @@ def from_experiment(experiment: Experiment, folder: Path, *, listen: LISTEN | No
     with only_one(folder / ".lock") as ours:
         if not ours:
             raise CrossDistillError(f"another process works in '{folder}'; wait for it, or choose another --out")
-        bench, seed = Bench(experiment, folder), experiment.seeds[0]
-        spec = bench.experiment.data
-        stages = [*bench.experiment.stages.values(), *bench.experiment.compare.values()]
-        names = dict.fromkeys(stage.teacher for stage in stages if stage.teacher and not stage.fused)
-        if not names:
-            where = experiment.document.where(("stages",))
-            raise ConfigError(
-                f"{where}: no stage has a teacher of '{spec.source}' alone to be diagnosed; name one, or give arrays "
-                "with --source and --target"
-            )
-        rows = bench.train.having(spec.source, spec.target)
-        if not len(rows):
-            raise DataError(f"'{bench.data.name}': no training pair has both '{spec.source}' and '{spec.target}'")
-        sources: dict[str, Rows] = {}
-        for name in names:
-            arm = bench.teacher_arm(bench.experiment.stages[name])
-            network = bench.product(arm, seed, listen=listen)
-            sources[name] = embed(network, rows.samples(spec.source)).astype(np.float64)
+        return of_bench(Bench(experiment, folder), experiment.seeds[0], listen=listen)
+
+
+def of_bench(bench: Bench, seed: int, *, listen: LISTEN | None = None) -> Question:
+    """Ask about an experiment whose data are at hand; see `from_experiment`."""
+    spec = bench.experiment.data
+    stages = [*bench.experiment.stages.values(), *bench.experiment.compare.values()]
+    names = dict.fromkeys(stage.teacher for stage in stages if stage.teacher and not stage.fused)
+    if not names:
+        where = bench.experiment.document.where(("stages",))
+        raise ConfigError(
+            f"{where}: no stage has a teacher of '{spec.source}' alone to be diagnosed; name one, or give arrays with "
+            "--source and --target"
+        )
+    rows = bench.train.having(spec.source, spec.target)
+    if not len(rows):
+        raise DataError(f"'{bench.data.name}': no training pair has both '{spec.source}' and '{spec.target}'")
+    sources: dict[str, Rows] = {}
+    for name in names:
+        arm = bench.teacher_arm(bench.experiment.stages[name])
+        network = bench.product(arm, seed, listen=listen)
+        sources[name] = embed(network, rows.samples(spec.source)).astype(np.float64)
     target = np.concatenate([generic_features(x).numpy() for x in rows.samples(spec.target)]).astype(np.float64)
     about = {
         "data": str(spec.name),

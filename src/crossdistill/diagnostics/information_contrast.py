@@ -26,7 +26,9 @@ from crossdistill.evaluation._checks import Doubles, Whole
 
 WIDTH = 32
 """Products that the critic adds up, besides its term of y alone."""
-MOST_CORRELATION = 0.95
+STEPS = 400
+"""Of training at most."""
+MOST_CORRELATION = 0.99
 """Canonical correlations are cut here at the start, as those of few rows are too high."""
 
 
@@ -62,7 +64,7 @@ def contrast_information(
     terms, cap = np.empty(len(x)), math.inf
     for rows, held_out in (halves, halves[::-1]):
         cut = len(rows) * 3 // 4
-        towers = trained(x, y, rows[:cut], rows[cut:], _start, _loss, seed=seed)
+        towers = trained(x, y, rows[:cut], rows[cut:], _start, _loss, steps=STEPS, seed=seed)
         order = np.random.default_rng(seed).permutation(held_out)
         for part in np.array_split(order, math.ceil(len(order) / batch)):
             f, g = towers(x[part], y[part])

@@ -44,8 +44,8 @@ def ksg(x: Doubles, y: Doubles, k: int = 3) -> float:
         in_x: Doubles = cdist(x[start : start + step], x, "chebyshev")
         in_y: Doubles = cdist(y[start : start + step], y, "chebyshev")
         apart: Doubles = np.partition(np.maximum(in_x, in_y), k, axis=1)[:, k, None]
-        total += float(digamma(np.count_nonzero(in_x < apart, axis=1)).sum())  # each counts its own row
-        total += float(digamma(np.count_nonzero(in_y < apart, axis=1)).sum())
+        total += float(digamma(_nearer(in_x, apart)).sum())  # each counts its own row
+        total += float(digamma(_nearer(in_y, apart)).sum())
     return float(digamma(k) + digamma(n) - total / n)
 
 
@@ -96,6 +96,11 @@ def _counted(tree: cKDTree, asked: Doubles, reach: Doubles) -> Whole:
     return np.asarray(tree.query_ball_point(asked, reach, p=np.inf, return_length=True), dtype=np.int64)
 
 
+def _nearer(apart: Doubles, reach: Doubles) -> Whole:
+    """Count those of each row (b, n) that are strictly within its reach (b, 1)."""
+    return np.asarray((apart < reach).sum(axis=1), dtype=np.int64)
+
+
 def _direct(x: Doubles, own: Whole, near: int) -> Whole:
     """Count for each row of one class the rows of any that are nearer than its near-th neighbour in the class."""
     found: list[Whole] = []
@@ -103,5 +108,5 @@ def _direct(x: Doubles, own: Whole, near: int) -> Whole:
     for start in range(0, len(own), step):
         apart = cdist(x[own[start : start + step]], x, "chebyshev")
         reach = np.partition(apart[:, own], near, axis=1)[:, near, None]
-        found.append((apart < reach).sum(axis=1))
+        found.append(_nearer(apart, reach))
     return np.concatenate(found)

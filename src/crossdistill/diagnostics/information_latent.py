@@ -34,6 +34,8 @@ TRIED = (1, 2, 3, 4, 6, 8, 11, MOST)
 TOLERANCE = 0.03
 """Nats, or share of the estimate where that is above 1, by which more latents or a network must be better than fewer or
 none: about the noise of KSG on 1000 rows, so that the highest is not the luckiest."""
+STEPS = 100
+"""Of training at most: what is not linear is found within 50, and directions beyond the strongest are not wanted."""
 CALIBRATION_ROWS = 4000
 """Rows of Gaussians, in all, that KSG is asked about for a point of its correction; one draw at least."""
 TOTALS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0, 15.0)
@@ -139,7 +141,7 @@ def latent_information(
     found: dict[bool, list[Latents]] = {False: [], True: []}
     for rows, held_out in (halves, halves[::-1]):
         cut = len(rows) * 3 // 4
-        towers = trained(x, y, rows[:cut], rows[cut:], _start, _loss, seed=seed)
+        towers = trained(x, y, rows[:cut], rows[cut:], _start, _loss, steps=STEPS, seed=seed)
         for network, latents in _learnt(x, y, rows, held_out, towers).items():
             found[network].append(latents)
     scores: dict[tuple[bool, int], float] = {}

@@ -30,8 +30,8 @@ ROWS_PER_COMPONENT = 5
 """Training rows for each component kept, at least: canonical directions of more follow their noise."""
 CLIP = 10.0
 """Standard deviations beyond which whitened numbers are cut, so that no outlier decides a step."""
-HIDDEN, RATE, DECAY, BATCH, STEPS = 128, 3e-3, 1e-2, 256, 150
-"""Width of the MLPs, AdamW's rate and weight decay, rows a step and most steps; chosen on Gaussians of known truth."""
+HIDDEN, RATE, DECAY, BATCH = 128, 3e-3, 1e-2, 256
+"""Width of the MLPs, AdamW's rate and weight decay, rows a step; chosen on Gaussians of known truth."""
 EVERY, PATIENCE, LEAST_GAIN = 15, 4, 1e-2
 """Steps between looks at the second part; looks without a gain of this share that end training."""
 ROUGHLY_ZERO = 1e-12
@@ -134,6 +134,7 @@ def trained(
     start: Callable[[Canonical, np.random.Generator], tuple[Doubles, Doubles]],
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
+    steps: int,
     seed: int,
 ) -> Towers:
     """Train two towers on some rows, and keep what was best on others.
@@ -145,6 +146,7 @@ def trained(
         stopping: Of those that decide when to stop.
         start: From canonical directions to the linear maps that the towers begin with.
         loss: Of what the towers give for a batch, (b, outputs) each.
+        steps: Most steps.
         seed: Of the MLPs' weights and the batches. The global generator is left as it was.
     """
     of_x, of_y = whitening(x[rows]), whitening(y[rows])
@@ -158,7 +160,7 @@ def trained(
     train_x, train_y = as_tensor(white_x[rows]), as_tensor(white_y[rows])
     stop_x, stop_y = as_tensor(white_x[stopping]), as_tensor(white_y[stopping])
     best, kept, kept_at, since = float("inf"), copy.deepcopy(nets.state_dict()), 0, 0
-    for step in range(STEPS):
+    for step in range(steps):
         if step % EVERY == 0:
             with torch.no_grad():
                 value = float(loss(nets[0](stop_x), nets[1](stop_y)))

@@ -112,8 +112,8 @@ def test_a_shared_nuisance_turns_the_rule_on_features_and_not_on_predictions():
     from crossdistill.diagnostics.information_prepared import probe_logits
 
     label, student, _, other = views()
-    nuisance = np.random.default_rng(7).normal(size=(1200, 1))
-    a, b = np.hstack([other, nuisance]), np.hstack([student, nuisance + 0.1 * other[:, :1]])
+    nuisance, own = np.random.default_rng(7).normal(size=(2, 1200, 1))
+    a, b = np.hstack([other, nuisance]), np.hstack([student, nuisance + 0.1 * own])
     assert complementarity(other, student, label).verdict == "no help"
     assert complementarity(a, b, label).verdict == "help"
     predicted = complementarity(probe_logits(a, label), probe_logits(b, label), label, estimator="discrete")
@@ -121,7 +121,7 @@ def test_a_shared_nuisance_turns_the_rule_on_features_and_not_on_predictions():
 
 
 def test_teachers_are_ranked_with_paired_differences():
-    label, student, good, blind = views()
+    label, student, good, blind = views(600)
     half = 0.5 * good + blind
     for estimator in ("gaussian", "discrete", "ksg"):
         found = rank_teachers({"blind": blind, "good": good, "half": half}, student, label, estimator=estimator)

@@ -34,7 +34,7 @@ from crossdistill.diagnostics.estimate import Estimate, check_level
 from crossdistill.diagnostics.information_prepared import Estimator, Prepared, Side, prepare, side
 from crossdistill.diagnostics.sub_samples import DRAWS, MOST_DRAWN, SubSamples
 from crossdistill.errors import ConfigError, DataError
-from crossdistill.evaluation._checks import Whole, label_column
+from crossdistill.evaluation._checks import Doubles, Whole, label_column
 
 Verdict = Literal["help", "no help", "undecided"]
 UNKNOWN = -1
@@ -170,11 +170,19 @@ def rank_teachers(
 
 
 @dataclass(frozen=True, eq=False)
+class _Term:
+    """One of the two terms: of all pairs, and of each sub-sample, (draws,)."""
+
+    value: float
+    found: Doubles
+    made: Prepared
+
+
+@dataclass(frozen=True, eq=False)
 class _Taught:
     """What a teacher shares with the student: of the pairs as they are, and shuffled."""
 
-    shared: Prepared
-    shared_value: float
+    shared: _Term
     null: float
 
 
@@ -211,8 +219,8 @@ class _Student:
         here = None if groups is None else np.asarray(groups)[self._labelled]
         self._place = np.full(len(self._student), -1)
         self._place[self._labelled] = np.arange(len(self._labelled))
-        self._known = prepare(own, shown, estimator=estimator, k=k, groups=here, seed=seed)
-        self._known_value = self._known_at(self._every)
+        known = prepare(own, shown, estimator=estimator, k=k, groups=here, seed=seed)
+        self._known = self._term(known, lambda rows: known.at(self._with_label(rows)))
         order = self._shuffled(len(own))
         shuffled = prepare(own, shown.part(order), estimator=estimator, k=k, groups=here, seed=seed)
         self._null_known = shuffled.at(np.arange(len(own)))
@@ -226,25 +234,24 @@ class _Student:
             )
         shared = self._prepared(given)
         null = self._prepared(given.part(self._shuffled(len(given)))).at(self._every)
-        return _Taught(shared, shared.at(self._every), null)
+        return _Taught(self._term(shared, shared.at), null)
 
     def judge(self, taught: _Taught) -> Complementarity:
         """Apply the rule."""
-        shared = self._estimate(taught.shared_value, taught.shared.at, taught.shared)
-        known = self._estimate(self._known_value, self._known_at, self._known)
-        value = taught.shared_value - self._known_value
-        gap = self._estimate(
-            value, lambda rows: taught.shared.at(rows) - self._known_at(rows), taught.shared, self._known
-        )
+        first, second = taught.shared, self._known
+        gap = self._estimate(first.value - second.value, first.found - second.found, first.made, second.made)
+        shared = self._estimate(first.value, first.found, first.made)
+        known = self._estimate(second.value, second.found, second.made)
         verdict, reason = _verdict(gap, taught.null - self._null_known)
         return Complementarity(shared, known, gap, taught.null, self._null_known, verdict, reason)
 
     def difference(self, first: _Taught, second: _Taught) -> Estimate:
         """Give the first teacher's gap less the second's."""
-        value = first.shared_value - second.shared_value
-        return self._estimate(
-            value, lambda rows: first.shared.at(rows) - second.shared.at(rows), first.shared, second.shared
-        )
+        a, b = first.shared, second.shared
+        return self._estimate(a.value - b.value, a.found - b.found, a.made, b.made)
+
+    def _term(self, made: Prepared, at: Callable[[Whole], float]) -> _Term:
+        return _Term(at(self._every), self._drawn.ask(at), made)
 
     def _prepared(self, teacher: Side) -> Prepared:
         return prepare(
@@ -254,15 +261,15 @@ class _Student:
     def _shuffled(self, n: int) -> Whole:
         return np.random.default_rng([self._seed, 3]).permutation(n)
 
-    def _known_at(self, rows: Whole) -> float:
-        """Ask the second term about those of some pairs that have a label."""
+    def _with_label(self, rows: Whole) -> Whole:
+        """Give the places among labelled pairs of those of some pairs that have a label."""
         here = self._place[rows]
-        return self._known.at(here[here >= 0])
+        return here[here >= 0]
 
-    def _estimate(self, value: float, at: Callable[[Whole], float], *made: Prepared) -> Estimate:
+    def _estimate(self, value: float, found: Doubles, *made: Prepared) -> Estimate:
         note = "; ".join(dict.fromkeys(note for one in made for note in one.notes))
         settings = {**made[0].settings, "labelled": len(self._labelled)}
-        return self._drawn.estimate(value, at, self._level, fixed=made[0].fixed, settings=settings, note=note)
+        return self._drawn.estimate(value, found, self._level, fixed=made[0].fixed, settings=settings, note=note)
 
 
 def _labels(label: ArrayLike, n: int) -> tuple[Side, Whole]:

@@ -89,7 +89,7 @@ def mutual_information(
     draw = SubSamples(len(first), groups, draws=draws, seed=seed)
     value = prepared.at(np.arange(len(first)))
     return draw.estimate(
-        value, prepared.at, level, fixed=prepared.fixed, settings=prepared.settings, note=prepared.note
+        value, draw.ask(prepared.at), level, fixed=prepared.fixed, settings=prepared.settings, note=prepared.note
     )
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 
 from crossdistill.diagnostics.estimate import Estimate
 from crossdistill.errors import ConfigError, NotMeaningful
-from crossdistill.evaluation._checks import Whole, label_column
+from crossdistill.evaluation._checks import Doubles, Whole, label_column
 
 LEAST_UNITS = 20
 """Pairs or groups below which there is no interval."""
@@ -61,22 +61,25 @@ class SubSamples:
             self.rows.append(np.flatnonzero(held[code]))
         self._scale = (drawn / (self.units - drawn)) ** 0.5  # a mean's spread over draws, times this, is its error
 
+    def ask(self, at: Callable[[Whole], float]) -> Doubles:
+        """Give what a function of rows says of each draw, (draws,)."""
+        return np.array([at(rows) for rows in self.rows])
+
     def estimate(
         self,
         value: float,
-        at: Callable[[Whole], float],
+        found: Doubles,
         level: float,
         *,
         fixed: str = "",
         settings: Mapping[str, Any] | None = None,
         note: str = "",
     ) -> Estimate:
-        """Give the interval value ± t times the error, from what `at` says of each draw.
+        """Give the interval value ± t times the error, from what was `found` of each draw, (draws,).
 
         Raises:
             NotMeaningful: If a value is not finite.
         """
-        found = np.array([at(rows) for rows in self.rows])
         if not (math.isfinite(value) and np.isfinite(found).all()):
             raise NotMeaningful("the estimate is not finite on all sub-samples; rows are too few for it")
         error = float(found.std(ddof=1)) * self._scale

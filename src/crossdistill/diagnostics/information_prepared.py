@@ -33,8 +33,8 @@ FEW_COLUMNS, MANY_COLUMNS = 6, 8
 """Columns in all up to which "auto" takes nearest neighbours; and above which they are known to be low."""
 DUPLICATES = 0.01
 """Share of rows with a twin above which neighbours are said to be misleading."""
-NEAR_CAP = 0.5
-"""Nats below the cap from which InfoNCE says no more than "at least this"."""
+NEAR_CAP = 0.75
+"""Share of its cap above which InfoNCE says no more than "at least this"."""
 INFONCE_BATCH = 2048
 
 
@@ -154,8 +154,8 @@ def prepare(
     if estimator == "infonce":
         terms = contrast_information(x.rows, y.rows, halves, batch=INFONCE_BATCH, seed=seed)
         settings |= {"cap": terms.cap}
-        if float(terms.terms.mean()) > terms.cap - NEAR_CAP:
-            notes.append(f"within {NEAR_CAP} of the cap {terms.cap:.2f}, the log of the batch: the truth may be larger")
+        if float(terms.terms.mean()) > NEAR_CAP * terms.cap:
+            notes.append(f"near the cap {terms.cap:.2f}, the log of the batch: the truth may be larger")
         return Prepared(terms, settings, tuple(notes), "critics held fixed")
     latents = latent_information(x.rows, y.rows, y.code, halves, k=k, seed=seed)
     settings |= {"k": k, "latents": latents.width, "networks": latents.network, "uncorrected": latents.plain}

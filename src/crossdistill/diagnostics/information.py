@@ -35,7 +35,7 @@ from crossdistill.errors import ConfigError, NotMeaningful
 from crossdistill.evaluation._checks import Doubles, Whole
 
 QUARTERS = (0.0, 0.25, 0.5, 0.75)
-TRUTH_DRAWS = 20_000
+TRUTH_DRAWS = 10_000
 """Rows that the information of Gaussian classes is averaged over."""
 
 
@@ -124,7 +124,7 @@ def calibration_line(
 
     Two Gaussians share min(d, e) pairs of columns, all equally: what is hardest for the estimators, as real data
     share fewer dimensions than they have columns. Against classes: Gaussians of unit spread around means that are
-    equally far from one another where d >= c - 1, and random otherwise; their truth is a mean over 20,000 draws.
+    equally far from one another where d >= c - 1, and random otherwise; their truth is a mean over 10,000 draws.
 
     Args:
         estimator: As in `mutual_information`, but not "discrete".
@@ -155,9 +155,10 @@ def calibration_line(
     line: list[Calibration] = []
     for truth in truths:
         found: list[float] = []
+        means = None if classes is None else _means(d, classes, truth, np.random.default_rng(seed))
         for draw in range(draws):
             rng = np.random.default_rng([seed, draw])
-            x, y = _gaussian_pairs(n, d, e, truth, rng) if classes is None else _classes(n, d, classes, truth, rng)
+            x, y = _gaussian_pairs(n, d, e, truth, rng) if means is None else _classes(n, means, rng)
             found.append(prepare(side("x", x), side("y", y), estimator=estimator, k=k, seed=seed).at(np.arange(n)))
         line.append(Calibration(truth, float(np.mean(found)), float(np.std(found, ddof=1))))
     return line
@@ -170,8 +171,14 @@ def _gaussian_pairs(n: int, d: int, e: int, truth: float, rng: np.random.Generat
     return x, y
 
 
-def _classes(n: int, d: int, classes: int, truth: float, rng: np.random.Generator) -> tuple[Doubles, Whole]:
-    """Draw Gaussians around means so far apart that a row says `truth` nats of its class."""
+def _classes(n: int, means: Doubles, rng: np.random.Generator) -> tuple[Doubles, Whole]:
+    """Draw unit Gaussians around means (c, d), as many of each."""
+    code = np.arange(n) % len(means)
+    return means[code] + rng.normal(size=(n, means.shape[1])), code
+
+
+def _means(d: int, classes: int, truth: float, rng: np.random.Generator) -> Doubles:
+    """Place means (c, d) so far apart that a row of unit Gaussians around them says `truth` nats of its class."""
     if d >= classes - 1:
         simplex = np.linalg.svd(np.eye(classes) - 1 / classes)[0][:, : classes - 1]
         means = np.concatenate([simplex, np.zeros((classes, d - classes + 1))], axis=1)
@@ -189,8 +196,7 @@ def _classes(n: int, d: int, classes: int, truth: float, rng: np.random.Generato
         low, high = high, 2 * high
         if high > 1e6:
             raise NotMeaningful(f"{classes} Gaussians in {d} columns could not be told apart by {truth} nats")
-    for _ in range(20 if truth else 0):
+    for _ in range(12 if truth else 0):
         middle = (low + high) / 2
         low, high = (middle, high) if known(middle) < truth else (low, middle)
-    code = np.arange(n) % classes
-    return low * means[code] + rng.normal(size=(n, d)), code
+    return low * means

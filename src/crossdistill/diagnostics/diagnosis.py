@@ -13,24 +13,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from crossdistill.diagnostics.bound import rademacher_linear, reconstructed_bound, vote_certificate
+from crossdistill.diagnostics.complementarity import Complementarity, complementarity
 from crossdistill.diagnostics.distance import kernel_kl, kernel_tv, mi_lower_bound, vote_error
 from crossdistill.diagnostics.estimate import Estimate
 from crossdistill.diagnostics.forecast import Forecast, Verdict, rank_sources
+from crossdistill.diagnostics.information import CalibrationPoint, calibration_line
+from crossdistill.diagnostics.information_prepared import probe_logits
 from crossdistill.diagnostics.pairing import Finding, check_pairs
 from crossdistill.diagnostics.ridge import ridge_student, standardised
 from crossdistill.diagnostics.self_supervision import target_embedding
+from crossdistill.diagnostics.shared import shared_information
 from crossdistill.errors import ConfigError, DataError, NotMeaningful
 from crossdistill.evaluation._checks import Doubles, Whole, feature_rows, label_column
 
 MOST_LABELS = 20
 """Labels of a class that the forecast looks at: it was calibrated up to there, and gains shrink beyond."""
+INFORMATION = ("information_shared", "information_known")
+SHARED = ("shared", "only_source", "only_target", "synergy", "redundancy")
 OWN = ("target", "groups")
 """Where findings of one candidate are those of all."""
 
@@ -61,7 +67,9 @@ class Candidate:
         findings: What the border checks found of its pairs.
         estimates: By name: the parts of the forecast (`Forecast.parts`); "kernel_tv", "kernel_kl", "mi_lower_bound",
             "vote_error" and "certificate" (`distance`, `bound`), between the teacher's embedding and the ridge
-            student's.
+            student's; "information_shared", "information_known" and "complementarity" (`complementarity`), of
+            predictions by linear probes on the few labels; "shared", "only_source", "only_target", "synergy" and
+            "redundancy" (`shared`).
         theory: The reconstructed bound term by term, as plain values; empty without labels.
     """
 
@@ -74,12 +82,28 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Line:
+    """What an estimator says of data of equal size whose truth is known, beside what it says here.
+
+    Attributes:
+        teacher: Of which candidate.
+        what: The name of its estimate.
+        points: Of the estimator, by known truth; nats.
+    """
+
+    teacher: str
+    what: str
+    points: tuple[CalibrationPoint, ...]
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """What is known before training; made by `diagnose`.
 
     Attributes:
         teachers: Best forecast first; in the order given where there is no forecast.
         differences: Forecast of one less that of another, by both names, for all couples in the order of `teachers`.
+        lines: Calibration lines of the estimators of information.
         findings: Of the border checks, of target and groups; those of a candidate's pairs are with it.
         withheld: What is not given, and why.
         warnings: What a reader must know of the forecast, a sentence each.
@@ -96,6 +120,7 @@ class Diagnosis:
 
     teachers: tuple[Candidate, ...]
     differences: Mapping[tuple[str, str], Estimate]
+    lines: tuple[Line, ...]
     findings: tuple[Finding, ...]
     withheld: tuple[Withheld, ...]
     warnings: tuple[str, ...]
@@ -172,6 +197,7 @@ class Diagnosis:
                 for one in self.teachers
                 for name, estimate in one.estimates.items()
             },
+            "calibration_lines": [self._line(line) for line in self.lines],
             "findings": [finding.as_json() for finding in self.findings],
             "withheld": [{"what": w.what, "teacher": w.teacher, "reason": w.reason} for w in self.withheld],
             "warnings": list(self.warnings),
@@ -186,6 +212,17 @@ class Diagnosis:
                 "seed": self.seed,
             },
             "seconds": round(self.seconds, 2),
+        }
+
+    def _line(self, line: Line) -> dict[str, Any]:
+        found = next(one.estimates[line.what] for one in self.teachers if one.name == line.teacher)
+        return {
+            "teacher": line.teacher,
+            "what": line.what,
+            "points": [[point.truth, point.value, point.spread] for point in line.points],
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
         }
 
 
@@ -256,6 +293,8 @@ def diagnose(
     own = _reference(x, training, seed, withheld)
     forecasts, differences = _forecasts(given, x, code[index], index, own, group, training, level, seed, withheld)
     teachers: list[Candidate] = []
+    lines: list[Line] = []
+    told = _Lines(len(x), len(known), len(np.unique(code[known])), seed)
     for name in forecasts or given:
         mine = tuple(finding for finding in checked[name] if finding.array not in OWN)
         forecast = forecasts.get(name)
@@ -263,14 +302,15 @@ def diagnose(
         teachers.append(
             Candidate(name, forecast, _verdict(forecast, mine), mine, _all(measured, forecast), measured.theory())
         )
+        lines += [Line(name, what, told.of(what)) for what in INFORMATION if what in measured.found]
     of_all = tuple(finding for finding in next(iter(checked.values())) if finding.array in OWN)
-    said = dict.fromkeys(w for forecast in forecasts.values() for w in forecast.warnings)
     return Diagnosis(
         tuple(teachers),
         differences,
+        tuple(lines),
         of_all,
         tuple(withheld),
-        (*warnings, *said),
+        (*warnings, *_warned(forecasts)),
         len(x),
         len(known),
         len(index),
@@ -355,6 +395,13 @@ def _forecasts(
     return dict(found.forecasts), found.differences
 
 
+def _warned(forecasts: Mapping[str, Forecast]) -> list[str]:
+    """Give the warnings of all forecasts, those of some candidates alone with their names."""
+    all_of = dict.fromkeys(w for forecast in forecasts.values() for w in forecast.warnings)
+    who = {w: [name for name, forecast in forecasts.items() if w in forecast.warnings] for w in all_of}
+    return [w if len(names) == len(forecasts) else f"{', '.join(names)}: {w}" for w, names in who.items()]
+
+
 def _verdict(forecast: Forecast | None, findings: tuple[Finding, ...]) -> Verdict:
     if forecast is None:
         return "undecided"
@@ -372,7 +419,7 @@ class _Measured:
         self, name: str, z: Doubles, x: Doubles, code: Whole, group: Any, seed: int, withheld: list[Withheld]
     ) -> None:
         self.name, self.z, self.code, self.group, self.seed, self.withheld = name, z, code, group, seed, withheld
-        self.known = np.flatnonzero(code >= 0)
+        self.known, self.views = np.flatnonzero(code >= 0), (z, x)
         self.student = self._try("ridge_student", lambda: ridge_student(x, z, groups=group, seed=seed))
         self.found: dict[str, Estimate] = {}
 
@@ -391,7 +438,26 @@ class _Measured:
             apart = self.found.get("kernel_tv")
             if err is not None and apart is not None:
                 self._add("certificate", lambda: vote_certificate(err, apart).bound)
+        self._information()
         return self.found
+
+    def _information(self) -> None:
+        """Measure what teacher and target say of each other and of the label, by probes on the few labels."""
+        if not len(self.known):
+            return
+        code, group, seed = self.code, self.group, self.seed
+
+        def gap() -> Complementarity:
+            teacher, student = (probe_logits(view, code, groups=group, seed=seed) for view in self.views)
+            return complementarity(teacher, student, code, groups=group, seed=seed)
+
+        found = self._try("complementarity", gap)
+        if found is not None:
+            self.found |= {"information_shared": found.shared, "information_known": found.known}
+            self.found["complementarity"] = replace(found.gap, note=found.reason)
+        parts = self._try("shared", lambda: shared_information(*self.views, code, groups=group, seed=seed))
+        if parts is not None:
+            self.found |= {name: getattr(parts, name) for name in SHARED}
 
     def theory(self) -> dict[str, Any]:
         """Lay out the reconstructed bound, where there are labels."""
@@ -416,6 +482,23 @@ class _Measured:
         except NotMeaningful as error:
             self.withheld.append(Withheld(what, self.name, str(error)))
             return None
+
+
+class _Lines:
+    """Calibration lines of the Gaussian estimator on class scores, each drawn once for all candidates."""
+
+    def __init__(self, n: int, known: int, classes: int, seed: int) -> None:
+        self.sizes = {"information_shared": (n, None), "information_known": (known, classes)}
+        self.columns, self.seed = classes, seed
+        self.made: dict[str, tuple[CalibrationPoint, ...]] = {}
+
+    def of(self, what: str) -> tuple[CalibrationPoint, ...]:
+        """Give the line of an estimate."""
+        if what not in self.made:
+            n, classes = self.sizes[what]
+            c = self.columns
+            self.made[what] = tuple(calibration_line("gaussian", n, c, c, classes=classes, seed=self.seed))
+        return self.made[what]
 
 
 def _all(measured: _Measured, forecast: Forecast | None) -> dict[str, Estimate]:

@@ -94,7 +94,7 @@ def mutual_information(
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationPoint:
     """What an estimator says of data whose information is known; made by `calibration_line`.
 
     Attributes:
@@ -119,7 +119,7 @@ def calibration_line(
     k: int = 3,
     draws: int = 3,
     seed: int = 0,
-) -> list[Calibration]:
+) -> list[CalibrationPoint]:
     """Ask an estimator about Gaussian data of equal size whose information is known.
 
     Two Gaussians share min(d, e) pairs of columns, all equally: what is hardest for the estimators, as real data
@@ -152,7 +152,7 @@ def calibration_line(
         )
     if classes is not None and (classes < 2 or max(truths, default=0) >= math.log(classes)):
         raise ConfigError(f"of {classes} classes no more than log({classes}) can be known; received {list(truths)}")
-    line: list[Calibration] = []
+    line: list[CalibrationPoint] = []
     for truth in truths:
         found: list[float] = []
         means = None if classes is None else _means(d, classes, truth, np.random.default_rng(seed))
@@ -160,7 +160,7 @@ def calibration_line(
             rng = np.random.default_rng([seed, draw])
             x, y = _gaussian_pairs(n, d, e, truth, rng) if means is None else _classes(n, means, rng)
             found.append(prepare(side("x", x), side("y", y), estimator=estimator, k=k, seed=seed).at(np.arange(n)))
-        line.append(Calibration(truth, float(np.mean(found)), float(np.std(found, ddof=1))))
+        line.append(CalibrationPoint(truth, float(np.mean(found)), float(np.std(found, ddof=1))))
     return line
 
 

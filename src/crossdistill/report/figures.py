@@ -219,7 +219,10 @@ def forest(comparisons: Sequence[Comparison], name: str, *, width: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """One row of a forest: an estimate around zero with its bounds, what stands below its name, and its words."""
+    """One row of a forest: an estimate around zero with its bounds, what stands below its name, and its words.
+
+    `sure` is whether the sign is beyond doubt, where that is known otherwise than by the bounds.
+    """
 
     name: str
     below: str
@@ -227,6 +230,7 @@ class Mark:
     low: float | None
     high: float | None
     tip: str
+    sure: bool | None = None
 
 
 def marks(rows: Sequence[Mark], name: str, *, width: int, scale: float, share: bool) -> tuple[Figure, dict[str, str]]:
@@ -253,7 +257,8 @@ def marks(rows: Sequence[Mark], name: str, *, width: int, scale: float, share: b
     axes.axvline(0, color=INK, linewidth=1.2)
     for index, row in enumerate(rows):
         y, gid = centre - index, f"{name}-row{index}"
-        sure = row.low is not None and row.high is not None and (row.low > 0 or row.high < 0)
+        clear = row.low is not None and row.high is not None and (row.low > 0 or row.high < 0)
+        sure = clear if row.sure is None else row.sure
         colour = (GOOD if row.value > 0 else BAD) if sure else UNSURE
         if row.low is not None and row.high is not None:
             axes.plot([row.low * scale, row.high * scale], [y, y], color=colour, linewidth=2.6, solid_capstyle="round")

@@ -77,6 +77,7 @@ def render(found: DiagnosisFile) -> str:
     best = found.teachers[0]
     stops = [f for f in (*best.findings, *found.findings) if f.severity == "stop"]
     word, sign, words = VERDICTS[found.verdict]
+    venns = _venns(found)
     return fill(
         "diagnosis.html.j2",
         found=found,
@@ -90,7 +91,8 @@ def render(found: DiagnosisFile) -> str:
         ranking=_ranking(found),
         equals=[d.second for d in found.differences if d.first == best.name and d.says == "cannot tell"],
         beaten=[d.second for d in found.differences if d.first == best.name and d.says == "better"],
-        venns=_venns(found),
+        venns=venns,
+        venn_notes=list(dict.fromkeys(note for item in venns for note in item["notes"])),
         lines=_lines(found),
         numbers=_numbers(found),
         everything=_everything(found),
@@ -138,16 +140,16 @@ def _forecasts(found: DiagnosisFile) -> list[dict[str, Any]]:
                 "chart": _both(_of_forecast(teacher, numbers, chance), f"forecast{index}"),
                 "reference": REFERENCES[teacher.reference or "raw"],
                 "overtaken": rival is not None and rival.value > numbers[f"acc_{teacher.reference}"].value,
-                "levels": sorted({100 * n.level for name, n in numbers.items() if name.startswith("acc_") and n.bounded}),
+                "levels": sorted(
+                    {100 * n.level for name, n in numbers.items() if name.startswith("acc_") and n.bounded}
+                ),
                 "episodes": "e" in numbers or "a_source" in numbers,
             }
         )
     return drawn
 
 
-def _of_forecast(
-    teacher: Teacher, numbers: Mapping[str, Number], chance: float | None
-) -> Callable[[int, str], str]:
+def _of_forecast(teacher: Teacher, numbers: Mapping[str, Number], chance: float | None) -> Callable[[int, str], str]:
     return lambda width, name: forecast_chart(teacher, numbers, chance, name, width=width)
 
 
@@ -170,7 +172,7 @@ def _venns(found: DiagnosisFile) -> list[dict[str, Any]]:
             {
                 "teacher": teacher.name,
                 "chart": _both(_of_venn(teacher.name, parts), f"venn{index}"),
-                "notes": list(dict.fromkeys(part.note for part in parts.values() if part.note)),
+                "notes": [part.note for part in parts.values() if part.note],
                 "levels": sorted({100 * part.level for part in parts.values() if part.bounded}),
                 "below": any(parts[what].value < 0 for what in ("shared", "only_source", "only_target")),
             }
@@ -199,7 +201,7 @@ def _numbers(found: DiagnosisFile) -> list[dict[str, Any]]:
         values = [
             {
                 "teacher": name,
-                "value": number(numbers[what].value, meaning.unit),
+                "value": number(numbers[what].value, meaning.unit, bare=meaning.unit != "share"),
                 "bounds": bounds(numbers[what].low, numbers[what].high, meaning.unit) if numbers[what].bounded else "",
                 "chance": number(numbers["retrieval_chance"].value, "share")
                 if what == "retrieval" and "retrieval_chance" in numbers
@@ -210,29 +212,30 @@ def _numbers(found: DiagnosisFile) -> list[dict[str, Any]]:
             if what in numbers
         ]
         if values:
-            rows.append({"title": meaning.title, "about": meaning.about, "values": values})
+            unit = meaning.unit if meaning.unit in ("points", "nats", "bits") else ""
+            rows.append({"title": meaning.title, "unit": unit, "about": meaning.about, "values": values})
     return rows
 
 
-def _everything(found: DiagnosisFile) -> list[dict[str, Any]]:
-    """Give every estimate of the file, in its order."""
-    rows: list[dict[str, Any]] = []
-    for key, estimate in found.estimates.items():
-        teacher, _, what = key.rpartition("/")
-        unit = unit_of(what)
-        rows.append(
-            {
-                "teacher": teacher,
-                "what": what,
-                "title": title_of(what),
-                "value": number(estimate.value, unit),
-                "bounds": bounds(estimate.low, estimate.high, unit) if estimate.bounded else "",
-                "level": f"{100 * estimate.level:g} %" if estimate.bounded else "",
-                "n": estimate.n,
-                "how": "; ".join(part for part in (estimate.kind, _flat(estimate.settings), estimate.note) if part),
-            }
-        )
-    return rows
+def _everything(found: DiagnosisFile) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Give every estimate of the file by candidate, in its order."""
+    tables = [
+        (teacher.name, [_written(*item) for item in found.of(teacher.name).items()]) for teacher in found.teachers
+    ]
+    return [(name, rows) for name, rows in tables if rows]
+
+
+def _written(what: str, estimate: Number) -> dict[str, Any]:
+    unit = unit_of(what)
+    return {
+        "what": what,
+        "title": title_of(what),
+        "value": number(estimate.value, unit),
+        "bounds": bounds(estimate.low, estimate.high, unit) if estimate.bounded else "",
+        "level": f"{100 * estimate.level:g} %",
+        "n": estimate.n,
+        "how": "; ".join(part for part in (estimate.kind, _flat(estimate.settings), estimate.note) if part),
+    }
 
 
 def _flat(settings: Mapping[str, Any]) -> str:

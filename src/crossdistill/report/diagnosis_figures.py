@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 
 from crossdistill.report.diagnosis_inputs import CalibrationLine, Number, Teacher
 from crossdistill.report.diagnosis_words import ACCURACIES, VENN, VERDICTS, bounds, number, title_of
-from crossdistill.report.figures import BAD, GOOD, ROLE_COLOURS, UNSURE, Mark, lay_rows, marks, shorten
+from crossdistill.report.figures import BAD, GOOD, ROLE_COLOURS, UNSURE, Mark, lay_rows, marks
 from crossdistill.report.svg import GRID, INK, QUIET, blank, style, to_svg
 
 VERDICT_COLOURS: Mapping[str, str] = {"help": GOOD, "no help": BAD, "undecided": UNSURE}
@@ -113,24 +113,25 @@ def _row(title: str, found: Number, colour: str) -> _Row:
 
 def ranking_chart(teachers: Sequence[Teacher], name: str, *, width: int) -> str:
     """Draw the forecast gain of each candidate that has one; filled and coloured where its verdict is not undecided."""
-    rows = [
-        Mark(
-            name=teacher.name,
-            below=f"{number(teacher.gain.value, 'points')} ({bounds(teacher.gain.low, teacher.gain.high, 'points')})",
-            value=teacher.gain.value,
-            low=teacher.gain.low,
-            high=teacher.gain.high,
-            tip=f"{teacher.name}: {number(teacher.gain.value, 'points')}, {100 * teacher.gain.level:.0f} % interval "
-            f"{bounds(teacher.gain.low, teacher.gain.high, 'points')}, {VERDICTS[teacher.verdict][2].lower()}",
-            sure=teacher.verdict != "undecided",
-        )
-        for teacher in teachers
-        if teacher.gain is not None
-    ]
+    rows = [_ranked(teacher, teacher.gain) for teacher in teachers if teacher.gain is not None]
     with style():
         figure, tips = marks(rows, name, width=width, scale=100, share=True)
         figure.axes[0].set_xlabel("forecast gain over the better reference (points)")
         return to_svg(figure, name, "Forecast gains, the best first. " + "; ".join(tips.values()), tips)
+
+
+def _ranked(teacher: Teacher, gain: Number) -> Mark:
+    value, between = number(gain.value, "points", bare=True), bounds(gain.low, gain.high, "points")
+    words = VERDICTS[teacher.verdict][2].lower()
+    return Mark(
+        name=teacher.name,
+        below=f"{value} ({between})",
+        value=gain.value,
+        low=gain.low,
+        high=gain.high,
+        tip=f"{teacher.name}: {value} points, {100 * gain.level:.0f} % interval {between}, {words}",
+        sure=teacher.verdict != "undecided",
+    )
 
 
 # Venn diagram ------------------------------------------------------------------------------------------------------
@@ -194,22 +195,22 @@ def venn_chart(teacher: str, numbers: Mapping[str, Number], name: str, *, width:
             places = (0.0, 0.02, 0.52, 0.96)
             middle = (height - row * len(parts) + foot) / 2
             beside = (0.56, middle / height, 0.42, row * len(parts) / height)
-        _circles(figure.add_axes(places), teacher, numbers, width * places[2], height * places[3])
+        _circles(figure.add_axes(places), numbers, width * places[2], height * places[3])
         tips = _parts(figure.add_axes(beside), parts, name)
         label = f"Venn diagram of what is known of the label, teacher {teacher}. " + "; ".join(tips.values())
         return to_svg(figure, name, label, tips)
 
 
-def _circles(axes: Axes, teacher: str, numbers: Mapping[str, Number], width: float, height: float) -> None:
+def _circles(axes: Axes, numbers: Mapping[str, Number], width: float, height: float) -> None:
     """Draw both circles around the middle of axes that are `width` by `height` pixels, with room for names on top."""
     value = {what: max(numbers[what].value, 0.0) for what in ("only_source", "shared", "only_target")}
     shared = value["shared"]
     a, b, d = circles(value["only_source"] + shared, value["only_target"] + shared, shared)
     outer = [_ring(numbers, what)[1] for what in ("only_source", "only_target")]
     # the picture reaches as far as the larger of circle and outer outline
-    left, right = min(-max(a, outer[0]), d - max(b, outer[1])), max(max(a, outer[0]), d + max(b, outer[1]))
+    left, right = min(-max(a, outer[0]), d - max(b, outer[1])), max(a, outer[0], d + max(b, outer[1]))
     tall = max(a, b, *outer) or 1.0
-    head = 52
+    head = 34
     scale = min((width - 24) / (right - left or 1.0), (height - head - 12) / (2 * tall))
     axes.set_axis_off()
     middle = (left + right) / 2
@@ -228,10 +229,19 @@ def _circles(axes: Axes, teacher: str, numbers: Mapping[str, Number], width: flo
                "only_target": (max(a, d - b), d + b)}  # fmt: skip
     for what, (start, end) in regions.items():
         if (end - start) * scale > 34 and value[what] > 0:  # narrower, the number would cover the lines
-            axes.text((start + end) / 2, 0, f"{value[what]:.2f}", ha="center", va="center", fontsize=12, weight="bold")
-    top = {"va": "top", "fontsize": 12, "weight": "bold", "transform": axes.transAxes}
-    axes.text(8 / width, 1 - 6 / height, f"Teacher: {shorten(teacher, 20)}", ha="left", color=SOURCE, **top)
-    axes.text(1 - 8 / width, 1 - 6 / height, "Target", ha="right", color=TARGET, **top)
+            axes.text(
+                (start + end) / 2,
+                0,
+                number(value[what], "bits", bare=True),
+                ha="center",
+                va="center",
+                fontsize=12,
+                weight="bold",
+            )
+    between = min(max(d / 2, -a), a) if d else 0.0
+    above: dict[str, Any] = {"va": "bottom", "fontsize": 12, "weight": "bold"}
+    axes.text(between - 14 / scale, tall + 8 / scale, "Teacher", ha="right", color=SOURCE, **above)
+    axes.text(between + 14 / scale, tall + 8 / scale, "Target", ha="left", color=TARGET, **above)
 
 
 def _ring(numbers: Mapping[str, Number], what: str) -> tuple[float, float]:
@@ -262,7 +272,7 @@ def _parts(axes: Axes, parts: Sequence[tuple[str, Number]], name: str) -> dict[s
             axes.plot([part.low, part.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="round")
         (dot,) = axes.plot([part.value], [y], "o", markersize=8, color=colour, markeredgecolor="white")
         dot.set_gid(gid)
-        text = f"{part.value:.2f} ({bounds(part.low, part.high, 'bits')})"
+        text = f"{number(part.value, 'bits', bare=True)} ({bounds(part.low, part.high, 'bits')})"
         tips[gid] = f"{VENN[what]}: {text} bits"
         place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
         place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}

@@ -165,8 +165,10 @@ def number(value: float | None, unit: Unit, *, bare: bool = False) -> str:
     """Write a number in its unit: "57.0 %", "+9.3 points", "1.17 nats"; `bare` leaves the unit out, as for bounds."""
     if value is None:
         return DASH
-    digits, scale = (1, 100) if unit in ("share", "points") else (2, 1)
-    text = f"{scale * value:{'+' if unit == 'points' else ''}.{digits}f}"
+    if unit in ("share", "points"):
+        text = f"{100 * value:{'+' if unit == 'points' else ''}.1f}"
+    else:  # small ones with two digits of their own: a divergence of 0.0027 is not none
+        text = f"{value:.2g}" if 1e-4 <= abs(value) < 0.1 else f"{value:.2f}"
     if float(text) == 0:
         text = text.replace("-", "+" if unit == "points" else "")
     word = {"share": " %", "points": " points", "nats": " nats", "bits": " bits", "plain": ""}[unit]

@@ -71,7 +71,8 @@ def lay_rows(names: Sequence[str], roles: Sequence[str], width: int) -> tuple[Fi
     """
     narrow = width < 500
     row = 46 if narrow else 38
-    left = 10 if narrow else min(max(7.2 * max(len(shorten(n, 30)) for n in names), 90) + 16, 240)
+    longest = max(7.2 * max(len(shorten(n, 30)) for n in names), 5.6 * max(map(len, roles)), 90)
+    left = 10 if narrow else min(longest + 16, 240)
     foot, head, right = 40, 6, 14
     height = head + row * len(names) + foot
     figure = blank(width, height)

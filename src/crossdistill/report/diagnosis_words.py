@@ -24,8 +24,8 @@ NUMBERS: Mapping[str, Meaning] = {
     "kernel_tv": Meaning(
         "Distance of the two modalities",
         "share",
-        "How differently teacher and closed-form student see who is near whom: 0 % alike, 100 % nothing in common. It "
-        "does not foretell the gain.",
+        "How differently teacher and closed-form student see who is near whom: 0 % alike, 100 % nothing in common. "
+        "Small also where an embedding tells no rows apart; it does not foretell the gain.",
     ),
     "kernel_kl": Meaning(
         "Distance by divergence",

@@ -100,6 +100,7 @@ def render(found: DiagnosisFile) -> str:
         settings=_settings(found),
         calibration=_calibration(best),
         why=_why(found),
+        withheld=_withheld(found),
         shown=SHOWN,
         colours={"source": SOURCE, "target": TARGET, "measured": ROLE_COLOURS["ceiling"], **COLOURS},
         references=REFERENCES,
@@ -184,11 +185,22 @@ def _of_venn(teacher: str, parts: Mapping[str, Number]) -> Callable[[int, str], 
     return lambda width, name: venn_chart(teacher, parts, name, width=width)
 
 
-def _lines(found: DiagnosisFile) -> list[dict[str, Any]]:
-    return [
-        {"line": line, "title": title_of(line.what), "chart": Markup(calibration_chart(line, f"calibration{index}"))}
-        for index, line in enumerate(found.calibration_lines)
-    ]
+def _lines(found: DiagnosisFile) -> list[list[dict[str, Any]]]:
+    """Draw the calibration lines: those of the best candidate and of all, then those of the others."""
+    parts: list[list[dict[str, Any]]] = [[], []]
+    for index, line in enumerate(found.calibration_lines):
+        chart = Markup(calibration_chart(line, f"calibration{index}"))
+        mine = line.teacher in ("", found.teachers[0].name)
+        parts[0 if mine else 1].append({"line": line, "title": title_of(line.what), "chart": chart})
+    return [part for part in parts if part]
+
+
+def _withheld(found: DiagnosisFile) -> dict[tuple[str, str], list[str]]:
+    """Give by number and reason the candidates of which it is withheld; none where it is of all."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for left in found.withheld:
+        grouped.setdefault((left.what, left.reason), []).extend([left.teacher] if left.teacher else [])
+    return grouped
 
 
 def _numbers(found: DiagnosisFile) -> list[dict[str, Any]]:
@@ -261,7 +273,7 @@ def _settings(found: DiagnosisFile) -> list[tuple[str, str]]:
         rows.append(("labelled rows that the forecast looked at", f"{given.labels_used:,}"))
     rows += [
         ("groups", "none given: every pair counts as independent" if given.groups is None else f"{given.groups:,}"),
-        ("training", "a pilot and a self-supervised reference were trained" if given.training else "none"),
+        ("training", "a pilot and a self-supervised reference, where the labels allow" if given.training else "none"),
         ("level of the forecast's interval", f"{100 * given.level:g} %"),
         ("seed", str(given.seed)),
     ]
@@ -278,7 +290,7 @@ def _calibration(best: Teacher) -> list[tuple[str, str]]:
     known = best.gain.settings
     words = {
         "proxy": "what stands for the student",
-        "loss": "loss of the students whose gains it was learned from",
+        "loss": "loss of the students it was learned from",
         "data_sets": "data sets it was learned from",
         "coefficients": "coefficients",
         "quantile": "width of the interval, in errors",

@@ -124,7 +124,7 @@ def _ranked(teacher: Teacher, gain: Number) -> Mark:
     value, between = number(gain.value, "points", bare=True), bounds(gain.low, gain.high, "points")
     words = VERDICTS[teacher.verdict][2].lower()
     return Mark(
-        name=teacher.name,
+        name=_short(teacher.name),
         below=f"{value} ({between})",
         value=gain.value,
         low=gain.low,
@@ -132,6 +132,12 @@ def _ranked(teacher: Teacher, gain: Number) -> Mark:
         tip=f"{teacher.name}: {value} points, {100 * gain.level:.0f} % interval {between}, {words}",
         sure=teacher.verdict != "undecided",
     )
+
+
+def _short(name: str, length: int = 30) -> str:
+    """Cut a name in its middle: those of one family of teachers differ at their ends."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 
 
 # Venn diagram ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from crossdistill.diagnostics.bound import rademacher_linear, reconstructed_bound, vote_certificate
 from crossdistill.diagnostics.complementarity import Complementarity, complementarity
-from crossdistill.diagnostics.distance import kernel_kl, kernel_tv, mi_lower_bound, vote_error
+from crossdistill.diagnostics.distance import SIZE, kernel_kl, kernel_tv, mi_lower_bound, vote_error
 from crossdistill.diagnostics.estimate import Estimate
 from crossdistill.diagnostics.forecast import Forecast, Verdict, rank_sources
 from crossdistill.diagnostics.information import CalibrationPoint, calibration_line
@@ -167,9 +167,9 @@ class Diagnosis:
         words = {"help": "will probably help", "no help": "will probably not help", "undecided": "may or may not help"}
         who = f"Distilling from '{best.name}'" if len(self.teachers) > 1 else "Distillation"
         return (
-            f"{who} {words[best.verdict]}: {100 * gain.value:+.0f} points forecast over "
-            f"{against[best.forecast.reference]} ({100 * gain.level:.0f} % interval {low:+.0f} to {high:+.0f}, "
-            f"{best.forecast.k} labels of the rarest class).{spoilt}"
+            f"{who} {words[best.verdict]}: {100 * gain.value:+.1f} points forecast over "
+            f"{against[best.forecast.reference]} ({100 * gain.level:.0f} % interval {low:+.1f} to {high:+.1f}; "
+            f"{best.forecast.k} {'label' if best.forecast.k == 1 else 'labels'} of the rarest class).{spoilt}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -405,7 +405,7 @@ def _warned(forecasts: Mapping[str, Forecast]) -> list[str]:
 def _verdict(forecast: Forecast | None, findings: tuple[Finding, ...]) -> Verdict:
     if forecast is None:
         return "undecided"
-    random = any(finding.check == "pairing" and finding.severity == "stop" for finding in findings)
+    random = any(finding.check == "pairing" for finding in findings)
     return "undecided" if random and forecast.verdict == "help" else forecast.verdict
 
 
@@ -431,15 +431,25 @@ class _Measured:
             self._add("kernel_tv", lambda: kernel_tv(z, own, groups=group, seed=seed))
             self._add("kernel_kl", lambda: kernel_kl(z, own, groups=group, seed=seed))
             self._add("mi_lower_bound", lambda: mi_lower_bound(z, own, groups=group, seed=seed))
-        if len(self.known) and self.student is not None:
-            rows = self.known
-            theirs = None if group is None else group[rows]
-            err = self._add("vote_error", lambda: vote_error(z[rows], self.code[rows], groups=theirs, seed=seed))
-            apart = self.found.get("kernel_tv")
-            if err is not None and apart is not None:
-                self._add("certificate", lambda: vote_certificate(err, apart).bound)
+        self._votes()
         self._information()
         return self.found
+
+    def _votes(self) -> None:
+        """Measure how often the source's neighbours err, and certify what the student's can."""
+        if not len(self.known) or self.student is None:
+            return
+        z, seed, group = self.z, self.seed, self.group
+        rows = self.known
+        theirs = None if group is None else group[rows]
+        if len(rows) < 2 * SIZE:
+            reason = f"votes need two sets of {SIZE} labelled rows; there are {len(rows)}"
+            self.withheld += [Withheld(what, self.name, reason) for what in ("vote_error", "certificate")]
+            return
+        err = self._add("vote_error", lambda: vote_error(z[rows], self.code[rows], groups=theirs, seed=seed))
+        apart = self.found.get("kernel_tv")
+        if err is not None and apart is not None:
+            self._add("certificate", lambda: vote_certificate(err, apart).bound)
 
     def _information(self) -> None:
         """Measure what teacher and target say of each other and of the label, by probes on the few labels."""
@@ -506,5 +516,9 @@ def _all(measured: _Measured, forecast: Forecast | None) -> dict[str, Estimate]:
     parts: dict[str, Estimate] = {}
     if forecast is not None:
         for name, part in forecast.parts.items():
-            parts[name] = part if isinstance(part, Estimate) else Estimate(part, None, None, None, forecast.n_labels)
+            parts[name] = (
+                part
+                if isinstance(part, Estimate)
+                else Estimate(part, None, None, None, len(measured.z), kind="all pairs")
+            )
     return {**parts, **measured.all()}

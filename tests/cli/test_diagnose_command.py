@@ -41,7 +41,7 @@ def test_arrays_give_a_sentence_a_file_and_a_page(says, arrays):
     assert value["sentence"] in said.out
     assert {t["name"] for t in value["teachers"]} == {"photo", "shuffled"}
     assert value["about"]["target"] == "poor.npy"
-    assert "look: the pairing carries nothing" in said.out
+    assert "look: 'shuffled': the pairing carries nothing" in said.out
     assert "page: out/diagnosis.html" in said.out
     page = (arrays / "out/diagnosis.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")

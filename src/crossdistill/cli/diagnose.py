@@ -109,14 +109,17 @@ def _show(found: Diagnosis, page: Path) -> None:
         value, bounds = (NONE, NONE) if gain is None else (f"{100 * gain.value:+.1f}", _bounds(gain))
         table.add_row(escape(one.name), value, bounds, one.verdict)
     console.print(table)
-    findings = [*found.findings, *(f for one in found.teachers for f in one.findings)]
-    for finding in findings:
-        console.print(f"{SIGNS[finding.severity]}: {finding.what}; {finding.do}", markup=False, soft_wrap=True)
+    several = len(found.teachers) > 1
+    whose = [("", found.findings), *((f"'{one.name}': " if several else "", one.findings) for one in found.teachers)]
+    for name, findings in whose:
+        for finding in findings:
+            line = f"{SIGNS[finding.severity]}: {name}{finding.what}; {finding.do}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     for warning in found.warnings:
         console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True)
     for one in found.withheld:
-        whose = f" of '{one.teacher}'" if one.teacher else ""
-        console.print(f"withheld: {one.what}{whose}: {one.reason}", markup=False, highlight=False, soft_wrap=True)
+        of = f" of '{one.teacher}'" if one.teacher and several else ""
+        console.print(f"withheld: {one.what}{of}: {one.reason}", markup=False, highlight=False, soft_wrap=True)
     console.print()
     console.print(found.sentence, style=COLOURS[found.verdict], markup=False, highlight=False, soft_wrap=True)
     console.print(f"page: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -180,7 +180,7 @@ def venn_chart(teacher: str, numbers: Mapping[str, Number], name: str, *, width:
 
     Args:
         teacher: Its name.
-        numbers: "only_source", "shared", "only_target" and perhaps "synergy", in bits.
+        numbers: "only_source", "shared", "only_target" and perhaps "synergy", in nats.
         name: A word unique in the page.
         width: In CSS pixels; below 500 the narrow layout.
 
@@ -238,7 +238,7 @@ def _circles(axes: Axes, numbers: Mapping[str, Number], width: float, height: fl
             axes.text(
                 (start + end) / 2,
                 0,
-                number(value[what], "bits", bare=True),
+                number(value[what], "nats", bare=True),
                 ha="center",
                 va="center",
                 fontsize=12,
@@ -284,7 +284,7 @@ def _parts(axes: Axes, parts: Sequence[tuple[str, Number]], name: str) -> dict[s
         place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         axes.annotate(VENN[what], (0, -index), (0, 7), fontsize=11, **place)
         axes.annotate(text, (1, -index), (0, 7), fontsize=10, color=QUIET, ha="right", **place)
-    axes.set_xlabel("information on the label (bits)")
+    axes.set_xlabel("information on the label (nats)")
     return tips
 
 

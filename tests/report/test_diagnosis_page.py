@@ -296,8 +296,8 @@ def test_the_venn_diagram_says_its_numbers_and_caveats(full):
     labels = [a["aria-label"] for a in page.all("svg") if a.get("aria-label", "").startswith("Venn diagram")]
     assert len(labels) == 6
     for label in labels:
-        assert "In both: 0.50 (0.30 to 0.70) bits" in label
-        assert f"In the target alone: {MINUS}0.04 ({MINUS}0.20 to 0.10) bits" in label
+        assert "In both: 0.50 (0.30 to 0.70) nats" in label
+        assert f"In the target alone: {MINUS}0.04 ({MINUS}0.20 to 0.10) nats" in label
     assert "An estimate below zero is drawn as zero" in page.text["venn"]
     assert page.text["venn"].count("Rough below 100 labels.") == 1
 

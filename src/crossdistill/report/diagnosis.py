@@ -224,7 +224,7 @@ def _numbers(found: DiagnosisFile) -> list[dict[str, Any]]:
             if what in numbers
         ]
         if values:
-            unit = meaning.unit if meaning.unit in ("points", "nats", "nats") else ""
+            unit = meaning.unit if meaning.unit in ("points", "nats") else ""
             rows.append({"title": meaning.title, "unit": unit, "about": meaning.about, "values": values})
     return rows
 

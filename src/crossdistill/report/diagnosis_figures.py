@@ -278,8 +278,8 @@ def _parts(axes: Axes, parts: Sequence[tuple[str, Number]], name: str) -> dict[s
             axes.plot([part.low, part.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="round")
         (dot,) = axes.plot([part.value], [y], "o", markersize=8, color=colour, markeredgecolor="white")
         dot.set_gid(gid)
-        text = f"{number(part.value, 'bits', bare=True)} ({bounds(part.low, part.high, 'bits')})"
-        tips[gid] = f"{VENN[what]}: {text} bits"
+        text = f"{number(part.value, 'nats', bare=True)} ({bounds(part.low, part.high, 'nats')})"
+        tips[gid] = f"{VENN[what]}: {text} nats"
         place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
         place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         axes.annotate(VENN[what], (0, -index), (0, 7), fontsize=11, **place)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["share", "points", "nats", "nats", "plain"]
+Unit = Literal["share", "points", "nats", "plain"]
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
@@ -171,7 +171,7 @@ def number(value: float | None, unit: Unit, *, bare: bool = False) -> str:
         text = f"{value:.2g}" if 1e-4 <= abs(value) < 0.1 else f"{value:.2f}"
     if float(text) == 0:
         text = text.replace("-", "+" if unit == "points" else "")
-    word = {"share": " %", "points": " points", "nats": " nats", "nats": " bits", "plain": ""}[unit]
+    word = {"share": " %", "points": " points", "nats": " nats", "plain": ""}[unit]
     return text.replace("-", MINUS) + ("" if bare else word)
 
 

@@ -211,7 +211,7 @@ def test_the_page_is_a_function_of_the_folder(full, tmp_path):
 def test_what_diagnose_gives_can_be_drawn(tmp_path, labelled):
     found = world(labelled)
     page = read(write(tmp_path, found.as_json()))
-    assert page.sections == [section for section in SECTIONS if section not in ("venn", "calibration")]
+    assert page.sections == [s for s in SECTIONS if labelled or s not in ("venn", "calibration")]
     assert found.sentence.split(" But first")[0] in page.text["verdict"]
     for one in found.teachers:
         for finding in one.findings:
@@ -275,7 +275,7 @@ def test_sections_are_left_out_or_say_why(tmp_path):
     page = read(write(tmp_path, alone))
     assert page.sections == [s for s in SECTIONS if s not in ("ranking", "venn", "calibration")]
     why = {"teacher": "good", "reason": "ten labels are too few"}
-    alone["withheld"] = [{"what": "venn", **why}, {"what": "calibration_lines", **why}]
+    alone["withheld"] = [{"what": "venn", **why}, {"what": "complementarity", **why}]
     page = read(write(tmp_path, alone))
     assert page.sections == [s for s in SECTIONS if s != "ranking"]
     for section in ("venn", "calibration"):

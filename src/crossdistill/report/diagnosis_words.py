@@ -120,7 +120,6 @@ OTHERS: Mapping[str, str] = {
     "self_supervision": "Target-only self-supervision",
     "ridge_student": "Closed-form student",
     "venn": "Venn diagram",
-    "calibration_lines": "Calibration lines",
     "tv": "Distance, as of the forecast",
 }
 

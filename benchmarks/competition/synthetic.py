@@ -169,7 +169,7 @@ def shares_at_the_start(seeds: int = 150) -> list[Check]:
         error = np.std(won, ddof=1) / seeds**0.5
         stated.append(
             Check(f"start, {name}: share of classes that modality 1 wins, within 3 standard errors of {theory:.3f}",
-                  f"{np.mean(won):.3f} +- {error:.3f}", abs(np.mean(won) - theory) <= 3 * error)
+                  f"{mean(won):.3f} +- {error:.3f}", bool(abs(mean(won) - theory) <= 3 * error))
         )  # fmt: skip
     return stated
 

@@ -92,8 +92,8 @@ def modality_competition(
     Features are standardised and brought to at most 64 leading components each; one factor for both makes the mean
     length of class means 1, so that the two keep their relative strength. Smoothed ReLU with q = 3 and beta = 0.5,
     weights N(0, 0.01^2), 300 steps of gradient descent at rate c / 3; three fifths of the pairs, at most 500, are
-    trained on, the others judge (our choices). All that is said is of these networks, and of one's own only as far as it is
-    like them; for that there is `competition_report`.
+    trained on, the others judge (our choices). All that is said is of these networks, and of one's own only as far as
+    it is like them; for that there is `competition_report`.
 
     Args:
         source: (n, any) features.

@@ -202,23 +202,33 @@ def modality_generality(
     if exact and method != "permutation":
         assert weight is not None
         return _closed_form(x, weight, apart, baseline)
+    own = _size(apart, distance).mean(axis=1)
     if weight is None:
 
-        def permuted(channel: int, orders: Whole) -> Doubles:
+        def change(channel: int, orders: Whole) -> Doubles:
             broken = x.copy()
             found = np.empty(orders.shape)
             for j, order in enumerate(orders):
                 broken[:, channel] = x[order, channel]
-                found[j] = _size(apply(broken) - target, distance).mean(axis=1)
+                found[j] = _size(apply(broken) - target, distance).mean(axis=1) - own
             return found
+    elif distance == "squared":
+        push, pull = (weight**2).mean(axis=0), 2 * apart @ weight / len(weight)
+
+        def change(channel: int, orders: Whole) -> Doubles:
+            moved = x[:, channel][orders]
+            moved -= x[:, channel]  # logits move by this, times the weights: a square of that, and a cross term
+            return moved * (moved * push[channel] + pull[:, channel])
     else:
 
-        def permuted(channel: int, orders: Whole) -> Doubles:
-            moved = x[orders, channel] - x[:, channel]  # a linear head's logits move by this, times the weights
-            return _size(apart + moved[:, :, None] * weight[:, channel], distance).mean(axis=2)
+        def change(channel: int, orders: Whole) -> Doubles:
+            moved = x[:, channel][orders] - x[:, channel]
+            return np.abs(apart + moved[:, :, None] * weight[:, channel]).mean(axis=2) - own
 
-    own, step = _size(apart, distance).mean(axis=1), max(1, CHUNK // apart.size)
-    return _by_permutation(permuted, own, x.shape[1], n_permutations, step, np.random.default_rng(seed))
+    step = max(1, CHUNK // apart.size)
+    rng = np.random.default_rng(seed)
+    excess, errors = _by_permutation(change, len(x), x.shape[1], n_permutations, step, rng)
+    return Generality(baseline + excess, errors, baseline)
 
 
 def nullify(
@@ -289,34 +299,31 @@ def _closed_form(x: Doubles, weight: Doubles, apart: Doubles, baseline: float) -
 
 
 def _by_permutation(
-    permuted: Callable[[int, Whole], Doubles], own: Doubles, d: int, m: int, step: int, rng: np.random.Generator
-) -> Generality:
-    """Average over m permutations of each of d channels.
+    change: Callable[[int, Whole], Doubles], n: int, d: int, m: int, step: int, rng: np.random.Generator
+) -> tuple[Doubles, Doubles]:
+    """Average over m permutations of each of d channels; give scores less the baseline and their errors, (d,) each.
+
+    A channel's permutations are m ones drawn for all channels, each after one of its own: to the channel they are as if
+    drawn for it alone, at a fraction of the time.
 
     Args:
-        permuted: From a channel and orders (any, n) to the distance of each pair (any, n).
-        own: (n,) distance of each pair with nothing permuted.
+        change: From a channel and orders (any, n) to what is added to the distance of each pair (any, n).
+        n: Pairs.
         d: Channels.
         m: Permutations.
         step: Permutations held at once.
         rng: Draws them.
     """
-    n = len(own)
-    rise, errors = np.empty(d), np.empty(d)
-    for i in range(d):
-        taken, lent = (
-            np.zeros(n),
-            np.zeros(n),
-        )  # what a pair adds as the one that takes an entry, and that lends its own
-        for start in range(0, m, step):
-            orders = rng.permuted(np.tile(np.arange(n), (min(step, m - start), 1)), axis=1)
-            change = permuted(i, orders) - own
-            taken += change.sum(axis=0)
-            lent += np.bincount(orders.ravel(), weights=change.ravel(), minlength=n)
-        rise[i] = taken.mean() / m
-        errors[i] = ((taken + lent) / m).std(ddof=1) / n**0.5
-    baseline = float(own.mean())
-    return Generality(baseline + rise, errors, baseline)
+    own = rng.permuted(np.tile(np.arange(n), (d, 1)), axis=1)
+    taken, lent = np.zeros((d, n)), np.zeros((d, n))  # what a pair adds as the one that takes an entry, and lends it
+    for start in range(0, m, step):
+        common = rng.permuted(np.tile(np.arange(n), (min(step, m - start), 1)), axis=1)
+        for i in range(d):
+            orders = common[:, own[i]]
+            added = change(i, orders)
+            taken[i] += added.sum(axis=0)
+            lent[i] += np.bincount(orders.ravel(), weights=added.ravel(), minlength=n)
+    return taken.mean(axis=1) / m, ((taken + lent) / m).std(axis=1, ddof=1) / n**0.5
 
 
 def _size(apart: Doubles, distance: Distance) -> Doubles:

@@ -165,7 +165,7 @@ def test_what_tells_nothing_is_withheld():
         competition_report({"a": a, "b": b}, y + 1)
     with pytest.raises(NotMeaningful, match="class 2 has 1"):
         competition_report({"a": a[:32], "b": b[:32]}, np.append(y[:31] % 2, 2))
-    with pytest.raises(NotMeaningful, match="two or more; received 1"):
+    with pytest.raises(NotMeaningful, match="two classes or more are needed; received 1"):
         modality_competition(x, t, np.ones(60))
     with pytest.raises(NotMeaningful, match="constant"):
         modality_competition(x, np.ones((60, 2)), label)

@@ -67,6 +67,9 @@ def test_a_linear_head_and_the_same_head_as_a_function_see_the_same_permutations
     monkeypatch.setattr(venn, "CHUNK", 2 * target.size)  # two at a time, another stream of the same generator
     split = modality_generality(x, (weight, bias), target, **kept)
     np.testing.assert_allclose(split.scores, fast.scores, rtol=1e-12)
+    monkeypatch.setattr(venn, "STACK", 3 * x.size)  # a head is given three at a time
+    stacked = modality_generality(x, lambda z: z @ weight.T + bias, target, **kept)
+    np.testing.assert_allclose(stacked.scores, slow.scores, rtol=1e-12)
     other = modality_generality(x, (weight, bias), target, **{**kept, "seed": 4})
     assert not np.allclose(other.scores, fast.scores)
 

@@ -18,15 +18,10 @@ from numpy.typing import ArrayLike
 from scipy import linalg
 from scipy.special import log_softmax
 
-from crossdistill.diagnostics.competition_report import (
-    CompetitionReport,
-    Counted,
-    competition_report,
-    labelled_pairs,
-    right_rows,
-)
+from crossdistill.diagnostics.competition_report import CompetitionReport, competition_report, right_rows
 from crossdistill.diagnostics.estimate import Estimate, check_level
 from crossdistill.diagnostics.fusion_network import FusionNetwork
+from crossdistill.diagnostics.labelled import Counted, labelled_pairs
 from crossdistill.diagnostics.probes import FOLDS, block, dealt_folds
 from crossdistill.errors import ConfigError, NotMeaningful
 from crossdistill.evaluation import mean_interval

@@ -18,24 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax
 
-from crossdistill.diagnostics.estimate import Estimate, check_level, normal_estimate
+from crossdistill.diagnostics.estimate import Estimate
+from crossdistill.diagnostics.labelled import UNKNOWN, Counted, check_classes, labelled_pairs
 from crossdistill.diagnostics.probes import FOLDS, RANDOM_FEATURES, Ridge, block, dealt_folds, expanded
-from crossdistill.errors import ConfigError, DataError, NotMeaningful
+from crossdistill.errors import DataError, NotMeaningful
 from crossdistill.evaluation._checks import Doubles, Whole, feature_rows, label_column
 
 LOST_GAP, LOST_USE = -0.05, 0.05
 """Of a lost modality: its probe gap is below the one and its utilisation below the other (ours)."""
 FAILED = 0.5
 """Share of its recall alone below which a branch has failed a class."""
-LEAST_ROWS = 10
-"""Of a class."""
-UNKNOWN = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,67 +239,6 @@ class LearningSpeed:
         }
 
 
-class Counted:
-    """Means over rows, with the error of rows or of groups."""
-
-    def __init__(self, group: np.ndarray | None, n: int, level: float) -> None:
-        check_level(level)
-        self.unit = np.arange(n) if group is None else np.unique(group, return_inverse=True)[1]
-        self._units, self._level, self._n = int(self.unit.max()) + 1, level, n
-        self._kind = "pairs" if group is None else "groups"
-        if self._units < 2:
-            raise NotMeaningful(f"an error needs two {self._kind} or more; received {self._units}")
-
-    def mean(self, rows: Doubles, kind: str, settings: Mapping[str, Any] | None = None) -> Estimate:
-        """Give the mean of rows (n,)."""
-        return self._estimate(float(rows.mean()), rows - rows.mean(), kind, settings)
-
-    def share(self, part: Doubles, whole: Doubles, kind: str) -> Estimate:
-        """Give mean(part) / mean(whole), with the error of a ratio."""
-        if not whole.mean():
-            raise NotMeaningful("the joint network has nothing right; there is nothing to take shares of")
-        value = float(part.mean() / whole.mean())
-        return self._estimate(value, (part - value * whole) / whole.mean(), kind, None)
-
-    def _estimate(self, value: float, off: Doubles, kind: str, settings: Mapping[str, Any] | None) -> Estimate:
-        total = np.bincount(self.unit, weights=off, minlength=self._units)
-        error = float((np.square(total).sum() * self._units / (self._units - 1)) ** 0.5) / self._n
-        kind = f"{kind}; normal, error over {self._kind}"
-        return normal_estimate(value, error, self._units, level=self._level, kind=kind, settings=settings)
-
-
 def right_rows(logits: Doubles, code: Whole) -> Doubles:
     """Say which rows of logits (n, c) have their largest at the label, (n,) 0 or 1."""
     return (logits.argmax(axis=1) == code).astype(np.float64)
-
-
-def labelled_pairs(
-    first: str, x: ArrayLike, second: str, y: ArrayLike, labels: ArrayLike, groups: ArrayLike | None, seed: int
-) -> tuple[Doubles, Doubles, np.ndarray, np.ndarray | None]:
-    """Check pairs of features with labels, and keep those of known class."""
-    if seed < 0:
-        raise ConfigError(f"seed must be >= 0; received {seed}")
-    a, b = feature_rows(first, x), feature_rows(second, y)
-    if len(a) != len(b):
-        raise DataError(f"row i of {first} and {second} must be one pair; received {len(a)} and {len(b)} rows")
-    label = label_column("labels", labels, len(a))
-    group = None if groups is None else label_column("groups", groups, len(a))
-    if label.dtype.kind in "iu":
-        known = label != UNKNOWN
-        a, b, label, group = a[known], b[known], label[known], None if group is None else group[known]
-    classes, counts = np.unique(label, return_counts=True)
-    check_classes(classes, counts)
-    return a, b, label, group
-
-
-def check_classes(classes: np.ndarray, counts: Whole) -> None:
-    """Withhold what needs classes (c,), from their counts of rows (c,).
-
-    Raises:
-        NotMeaningful: If there are fewer than two, or one has fewer than 10 rows.
-    """
-    if len(classes) < 2:
-        raise NotMeaningful(f"competition is per class and needs two or more; received {len(classes)}")
-    if counts.min() < LEAST_ROWS:
-        name = classes[counts.argmin()]
-        raise NotMeaningful(f"competition needs {LEAST_ROWS} rows of each class; class {name} has {counts.min()}")

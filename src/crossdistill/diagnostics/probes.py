@@ -9,14 +9,18 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, optimize
+from scipy.special import log_softmax
 
+from crossdistill.errors import NotMeaningful
 from crossdistill.evaluation._checks import Doubles, Whole
 
 FOLDS = 5
 RANDOM_FEATURES = 256
 MOST_COLUMNS = 1024
 """Of a modality: more are brought to as many by a random projection, which bounds the time."""
+SHARPEST = 100.0
+"""Factor of ridge scores, which are differences of probabilities, where classes are told apart without error."""
 CLIP = 6.0
 """Standard deviations beyond which a feature is cut: one wild entry would move a whole column of the solution."""
 
@@ -28,6 +32,17 @@ def dealt_folds(code: Whole, unit: Whole, rng: np.random.Generator) -> Whole:
     of = np.empty(len(row), dtype=np.int64)
     of[order] = np.arange(len(row)) % FOLDS
     return of[unit]
+
+
+def check_folds(classes: np.ndarray, code: Whole, fold: Whole) -> None:
+    """Refuse a class that some probe would never have seen: two folds are left out at once.
+
+    Raises:
+        NotMeaningful: With the class.
+    """
+    for k, name in enumerate(classes):
+        if len(np.unique(fold[code == k])) < 3:
+            raise NotMeaningful(f"class {name} is in too few groups to be left out in part and learnt from the rest")
 
 
 def block(x: Doubles, rng: np.random.Generator) -> Doubles:
@@ -110,3 +125,38 @@ class Ridge:
         for h, said in enumerate(other.nested(z)):
             found[self._rows[h]] = self._p[h] @ self._solution(self._factors[h], said, h)
         return found
+
+
+def log_probabilities(scores: Doubles, code: Whole, fold: Whole) -> tuple[Doubles, Doubles]:
+    """Make log p(k|x) of a ridge probe's scores of classes (n, c): p(k|x) ~ p(k) exp( a (z_k - m_k / 2) ).
+
+    That is a linear discriminant's form, with m_k the mean of z_k in class k; a >= 0 alone is fitted, on other folds.
+
+    Returns:
+        (n, c), and log p(k) without each fold, (FOLDS, c).
+    """
+    n, c = scores.shape
+    log_p, log_share = np.empty((n, c)), np.empty((FOLDS, c))
+    for h in range(FOLDS):
+        rest, held = np.flatnonzero(fold != h), np.flatnonzero(fold == h)
+        count = np.bincount(code[rest], minlength=c)
+        log_share[h] = np.log(count / len(rest))
+        own = np.bincount(code[rest], scores[rest, code[rest]], minlength=c) / count
+        centred = scores - own / 2
+        log_p[held] = log_softmax(
+            log_share[h] + _factor(centred[rest], code[rest], log_share[h]) * centred[held], axis=1
+        )
+    return log_p, log_share
+
+
+def _factor(z: Doubles, code: Whole, log_share: Doubles) -> float:
+    """Find the factor in [0, SHARPEST] with the highest likelihood: its slope falls, so the zero is unique."""
+    right = z[np.arange(len(z)), code].mean()
+
+    def slope(a: float) -> float:
+        p = np.exp(log_softmax(log_share + a * z, axis=1))
+        return float(right - (p * z).sum() / len(z))
+
+    if slope(0.0) <= 0:
+        return 0.0
+    return SHARPEST if slope(SHARPEST) >= 0 else float(optimize.brentq(slope, 0.0, SHARPEST, xtol=1e-3))

@@ -24,21 +24,28 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
-from scipy.special import log_softmax
+from scipy import stats
 
 from crossdistill.diagnostics.estimate import Estimate, check_level
-from crossdistill.diagnostics.probes import FOLDS, MOST_COLUMNS, RANDOM_FEATURES, Ridge, block, dealt_folds, expanded
-from crossdistill.errors import ConfigError, DataError, NotMeaningful
-from crossdistill.evaluation._checks import Doubles, Whole, feature_rows, label_column
+from crossdistill.diagnostics.labelled import labelled_pairs
+from crossdistill.diagnostics.probes import (
+    FOLDS,
+    MOST_COLUMNS,
+    RANDOM_FEATURES,
+    Ridge,
+    block,
+    check_folds,
+    dealt_folds,
+    expanded,
+    log_probabilities,
+)
+from crossdistill.errors import NotMeaningful
+from crossdistill.evaluation._checks import Doubles, Whole
 
-LEAST_ROWS = 10
-"""Of a class, and units (pairs or groups) for an interval; fewer tell nothing."""
-SHARPEST = 100.0
-"""Factor of ridge scores, which are differences of probabilities, where classes are told apart without error."""
+LEAST_UNITS = 10
+"""Groups for an interval; there are more pairs than that, as each class has ten."""
 RESAMPLES = 400
 """Of the bootstrap, whose standard deviation is taken: it is then known to 4 %."""
-UNKNOWN = -1
 
 
 @dataclass(frozen=True)
@@ -109,16 +116,15 @@ def shared_information(
         (True, True, True)
     """
     check_level(level)
-    if seed < 0:
-        raise ConfigError(f"seed must be >= 0; received {seed}")
-    x, y, label, group = _known(source, target, labels, groups)
+    x, y, label, group = labelled_pairs("source", source, "target", target, labels, groups, seed)
     classes, code = np.unique(label, return_inverse=True)
     unit = np.arange(len(code)) if group is None else np.unique(group, return_inverse=True)[1]
     units = int(unit.max()) + 1
-    _check_counts(classes, np.bincount(code), units, "pairs" if group is None else "groups")
+    if units < LEAST_UNITS:
+        raise NotMeaningful(f"an interval needs {LEAST_UNITS} groups or more; received {units}")
     rng = np.random.default_rng(seed)
     fold = dealt_folds(code, unit, rng)
-    _check_folds(classes, code, fold)
+    check_folds(classes, code, fold)
     onehot = np.eye(len(classes))[code]
     first, second = block(x, rng), block(y, rng)
     probes = [Ridge(expanded(blocks, rng), fold) for blocks in ([first], [second], [first, second])]
@@ -156,70 +162,10 @@ def shared_information(
     })  # fmt: skip
 
 
-def _known(
-    source: ArrayLike, target: ArrayLike, labels: ArrayLike, groups: ArrayLike | None
-) -> tuple[Doubles, Doubles, np.ndarray, np.ndarray | None]:
-    """Check, and keep the rows of known class."""
-    x, y = feature_rows("source", source), feature_rows("target", target)
-    if len(x) != len(y):
-        raise DataError(f"row i of source and target must be one pair; received {len(x)} and {len(y)} rows")
-    label = label_column("labels", labels, len(x))
-    group = None if groups is None else label_column("groups", groups, len(x))
-    if label.dtype.kind not in "iu":
-        return x, y, label, group
-    known = label != UNKNOWN
-    return x[known], y[known], label[known], None if group is None else group[known]
-
-
-def _check_counts(classes: np.ndarray, counts: Whole, units: int, what: str) -> None:
-    if len(classes) < 2:
-        raise NotMeaningful(f"information about a label needs two classes or more; received {len(classes)}")
-    if counts.min() < LEAST_ROWS:
-        raise NotMeaningful(
-            f"shared information needs {LEAST_ROWS} rows of each class; class {classes[counts.argmin()]} has "
-            f"{counts.min()}"
-        )
-    if units < LEAST_ROWS:
-        raise NotMeaningful(f"an interval needs {LEAST_ROWS} {what} or more; received {units}")
-
-
-def _check_folds(classes: np.ndarray, code: Whole, fold: Whole) -> None:
-    """Refuse a class that some probe would never have seen: two folds are left out at once."""
-    for k, name in enumerate(classes):
-        if len(np.unique(fold[code == k])) < 3:
-            raise NotMeaningful(f"class {name} is in too few groups to be left out in part and learnt from the rest")
-
-
 def _information(scores: Doubles, code: Whole, fold: Whole) -> Doubles:
-    """Give log p(y|x) - log p(y) of each row, (n,), with p(k|x) ~ p(k) exp( a (z_k - 1/2 mean of z_k in class k) ).
-
-    That is a linear discriminant's form; the factor a >= 0 alone is fitted, on the other folds.
-    """
-    n, c = scores.shape
-    found = np.empty(n)
-    for h in range(FOLDS):
-        rest, held = np.flatnonzero(fold != h), np.flatnonzero(fold == h)
-        share = np.bincount(code[rest], minlength=c) / len(rest)
-        log_share = np.log(share)
-        own = np.bincount(code[rest], scores[rest, code[rest]], minlength=c) / (share * len(rest))
-        centred = scores - own / 2
-        a = _sharpened(centred[rest], code[rest], log_share)
-        log_p = log_softmax(log_share + a * centred[held], axis=1)
-        found[held] = log_p[np.arange(len(held)), code[held]] - log_share[code[held]]
-    return found
-
-
-def _sharpened(z: Doubles, code: Whole, log_share: Doubles) -> float:
-    """Find the factor in [0, SHARPEST] with the highest likelihood: its slope falls, so the zero is unique."""
-    right = z[np.arange(len(z)), code].mean()
-
-    def slope(a: float) -> float:
-        p = np.exp(log_softmax(log_share + a * z, axis=1))
-        return float(right - (p * z).sum() / len(z))
-
-    if slope(0.0) <= 0:
-        return 0.0
-    return SHARPEST if slope(SHARPEST) >= 0 else float(optimize.brentq(slope, 0.0, SHARPEST, xtol=1e-3))
+    """Give log p(y|x) - log p(y) of each row, (n,)."""
+    log_p, log_share = log_probabilities(scores, code, fold)
+    return log_p[np.arange(len(code)), code] - log_share[fold, code]
 
 
 def _resampled(

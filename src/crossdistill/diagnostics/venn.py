@@ -34,6 +34,9 @@ Head = Callable[[Doubles], ArrayLike] | tuple[ArrayLike, ArrayLike]
 CHUNK = 4_000_000
 """Permuted logits held at once, which bounds memory to some 64 MB."""
 
+STACK = 50_000
+"""Numbers of permuted features that a head is given at once, whole permutations: 400 kB, which a cache holds."""
+
 
 class Ratios(NamedTuple):
     """Shares of the deciding features; see `venn_ratios`."""
@@ -162,8 +165,8 @@ def modality_generality(
 
     Args:
         features: (n, d) of the teacher on its modality, before `head`, n >= 2; rank maps by channel, pooled.
-        head: What makes logits of them: a function from float64 arrays (n, d) to (n, k), or (weight (k, d), bias (k,))
-            of a linear layer, which is much faster.
+        head: What makes logits of them: a function from float64 arrays (any, d) to (any, k), row by row (networks in
+            eval mode), or (weight (k, d), bias (k,)) of a linear layer, which is much faster.
         student_logits: (n, k) of the student on the partners of the same pairs.
         distance: Mean over pairs and classes of the "squared" (as released for synthetic data and RAVDESS) or
             "absolute" (VGGSound) difference of logits.
@@ -204,13 +207,16 @@ def modality_generality(
         return _closed_form(x, weight, apart, baseline)
     own = _size(apart, distance).mean(axis=1)
     if weight is None:
+        at_once = max(1, STACK // x.size)
 
         def change(channel: int, orders: Whole) -> Doubles:
-            broken = x.copy()
             found = np.empty(orders.shape)
-            for j, order in enumerate(orders):
-                broken[:, channel] = x[order, channel]
-                found[j] = _size(apply(broken) - target, distance).mean(axis=1) - own
+            for first in range(0, len(orders), at_once):
+                some = orders[first : first + at_once]
+                broken = np.tile(x, (len(some), 1))
+                broken[:, channel] = x[some, channel].ravel()
+                away = apply(broken).reshape(*some.shape, -1) - target
+                found[first : first + at_once] = _size(away, distance).mean(axis=2) - own
             return found
     elif distance == "squared":
         push, pull = (weight**2).mean(axis=0), 2 * apart @ weight / len(weight)

@@ -9,7 +9,7 @@ import torch
 from crossdistill.errors import ConfigError, ObjectiveError
 from crossdistill.objectives import _graph as graph_module
 from crossdistill.objectives import similarity_distillation, unit
-from crossdistill.objectives._graph import components, generic_features, neighbour_graph
+from crossdistill.objectives._graph import components, displacement, generic_features, neighbour_graph
 from crossdistill.objectives.smoothed import SmoothedTarget
 
 DOUBLE = torch.float64
@@ -84,6 +84,62 @@ def test_the_shares_ends_do_not_read_the_other_modality():
     assert not torch.allclose(cosines(own), cosines(alone), atol=0.1)
 
 
+def slow_displacement(graph, other, group=None):
+    """The mean over edges of the share of allowed rows that are nearer, by loops."""
+    found, matrix, cosine = [], dense(graph), other.rows @ other.rows.T
+    n = len(matrix)
+    for i in range(n):
+        allowed = [r for r in range(n) if r != i and (group is None or group[r] != group[i])]
+        for j in range(n):
+            if matrix[i, j] != 0:
+                found.append(sum(bool(cosine[i, r] > cosine[i, j]) for r in allowed) / len(allowed))
+    return sum(found) / len(found)
+
+
+def test_displacement_is_the_loops_with_and_without_groups():
+    z, h, group = draw(40, 4), draw(40, 5, 1), torch.arange(40) // 2
+    one, other = neighbour_graph(z, 4), neighbour_graph(h, 4)
+    assert displacement(one, other) == pytest.approx(slow_displacement(one, other), abs=1e-12)
+    one, other = neighbour_graph(z, 4, group=group), neighbour_graph(h, 4, group=group)
+    assert displacement(one, other, group=group) == pytest.approx(slow_displacement(one, other, group), abs=1e-12)
+
+
+def test_displacement_of_many_rows_is_estimated_from_some(monkeypatch):
+    (z, _), (h, _) = clustered(600), clustered(600, seed=7, spread=1.0)
+    one, other = neighbour_graph(z), neighbour_graph(h)
+    whole = displacement(one, other)
+    monkeypatch.setattr(graph_module, "RANKED", 200)
+    found = [displacement(one, other, seed=seed) for seed in range(3)]
+    assert found == pytest.approx([whole] * 3, rel=0.1)  # 3 % apart at most when it was written
+    assert len({whole, *found}) == 4
+    assert found[0] == displacement(one, other, seed=0)
+
+
+def test_the_share_goes_to_the_modality_that_knows_more_and_is_even_where_both_know_the_same():
+    shared = draw(300, 4)
+    full, part = shared, torch.cat([shared[:, :2], draw(300, 2, 1)], dim=1)  # two of the four, and noise
+    full, part = (x / x.std(dim=0, correction=0) for x in (full - full.mean(dim=0), part - part.mean(dim=0)))
+
+    def share(z, h):
+        return SmoothedTarget().fit(z, h).target_share
+
+    assert share(full, full) == pytest.approx(0.5, abs=1e-12)
+    assert share(full, draw(300, 4, 9)) == pytest.approx(0.5, abs=0.05)  # nothing is shared: both are at chance
+    poor = full[:, :2] @ draw(2, 3, 4)  # knows half, without noise
+    assert share(poor, full) > 0.6
+    assert share(poor, full) + share(full, poor / poor.std(dim=0, correction=0)) == pytest.approx(1, abs=0.1)
+    assert share(part, full) == pytest.approx(1 - share(full, part), abs=1e-12)  # both are standardised
+
+
+def test_a_share_that_was_chosen_is_the_share_that_is_used():
+    (z, _), (h, _) = clustered(), clustered(seed=7, spread=1.0)
+    auto = SmoothedTarget().fit(z, h)
+    given = SmoothedTarget(target_share=auto.target_share).fit(z, h)
+    assert 0 < auto.target_share < 1
+    assert torch.equal(auto.coordinates, given.coordinates)
+    assert torch.equal(auto.extend(draw(5, 6), draw(5, 6, 1)), given.extend(draw(5, 6), draw(5, 6, 1)))
+
+
 @pytest.mark.parametrize("walk", [1, 2])
 def test_the_gram_matrix_is_the_positive_part_of_the_walk_without_the_trivial_direction(walk):
     z = draw(60, 6)
@@ -109,7 +165,7 @@ def test_a_connected_graph_has_the_trivial_eigenvector_and_a_mix_stays_within_on
     assert values[0] >= -1
     mixed = torch.linalg.eigvalsh(0.75 * dense(one) + 0.25 * dense(other))
     assert -1 <= mixed[0] <= mixed[-1] < 1
-    target = SmoothedTarget().fit(z, h)
+    target = SmoothedTarget(target_share=0.25).fit(z, h)
     torch.testing.assert_close(target.eigenvalues, mixed.flip(0)[1 : 1 + len(target.eigenvalues)])
 
 
@@ -288,7 +344,7 @@ def test_the_walk_is_chosen_by_how_many_coordinates_count():
     ("how", "message"),
     [
         ({"k": 0}, "k and n_coords must be at least 1; received 0 and 128"),
-        ({"target_share": 1.5}, r"target_share must be in \[0, 1\]; received 1.5"),
+        ({"target_share": 1.5}, r"target_share must be in \[0, 1\], or 'auto'; received 1.5"),
         ({"combine": "sum"}, "combine must be 'mix' or 'product'"),
         ({"walk": -1.0}, "walk must be a number at least 0, or 'auto'; received -1.0"),
         ({"walk": float("nan")}, "walk must be a number"),

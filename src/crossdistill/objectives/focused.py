@@ -38,6 +38,10 @@ class Focused(Objective):
         S_g = D^-1/2 W D^-1/2 of a graph g,   S = (1 - target_share) S_teacher + target_share S_target
         S = U diag(w) U^T,   Y = U (max(w, 0) / w_1)^walk,   the trivial eigenvector left out
 
+    The share is chosen without labels: target_share = a^2 / (a^2 + b^2), a how far apart the teacher's neighbours are
+    in the target's inputs, b how far apart the target's are in the teacher's features, both as the mean share of pairs
+    that are nearer. So a teacher that knows less than the target itself is heard less.
+
     The target's graph is made of its plain inputs, centred and standardised: pictures blurred a little, series with the
     moduli of their Fourier transform beside them. In eval mode rows are other pairs than those studied: they are placed
     by their neighbours among them. The graphs for that are not in the state: after `load_state_dict` call
@@ -54,7 +58,8 @@ class Focused(Objective):
 
     Args:
         k: Neighbours, at most a quarter of the pairs; 10.
-        target_share: Share of the target's own graph in [0, 1]; 0.25. 1 reads nothing of the teacher.
+        target_share: Share of the target's own graph in [0, 1]: 0 reads nothing of the target, 1 nothing of the
+            teacher. "auto", the default, gives more to the graph whose neighbours stay so in the other modality.
         walk: Length of the walk; 8. Shorter (2) for many small classes; "auto" fits about 10 groups.
         n_classes_hint: Number of classes that the walk should not merge; none.
         combine: "mix" of both graphs, or "product" of them, which has no share.
@@ -79,7 +84,7 @@ class Focused(Objective):
         self,
         k: int = 10,
         *,
-        target_share: float = 0.25,
+        target_share: float | Literal["auto"] = "auto",
         walk: float | Literal["auto"] = 8.0,
         n_classes_hint: int | None = None,
         combine: Literal["mix", "product"] = "mix",
@@ -112,7 +117,7 @@ class Focused(Objective):
     @property
     def reads_inputs(self) -> bool:
         """Whether `study` needs the target's inputs."""
-        return self.target.target_share > 0 or self.target.combine == "product"
+        return self.target.reads_target
 
     def prepare(self, student: Tensor, teacher: Tensor, *, pairs: int) -> None:
         """Take note of the number of pairs."""

@@ -21,6 +21,7 @@ from crossdistill.objectives._graph import (
     check_features,
     components,
     deflated,
+    displacement,
     leading,
     neighbour_graph,
 )
@@ -47,7 +48,12 @@ class SmoothedTarget:
     Args:
         k: Neighbours; 10, and 20 was as good (measured).
         target_share: beta in [0, 1], the share of the target's own graph: 0 is the teacher's alone, 1 the target's
-            alone. 0.25; 0.5 was better where the target's own graph is good (measured).
+            alone. "auto", the default, trusts the graph whose neighbours stay neighbours in the other modality:
+
+                beta = a^2 / (a^2 + b^2)
+
+            with a how far apart the teacher's neighbours are in the target's features, and b the target's in the
+            teacher's, both as the mean share of rows that are nearer. The rule is ours.
         combine: "mix", or "product" (alternating diffusion), which has no beta.
         walk: t, at least 0; 8. "auto" is the smallest multiple of 0.5 whose participation is at most 10.
         n_coords: m at most; 128.
@@ -66,6 +72,7 @@ class SmoothedTarget:
         participation: About how many coordinates count after the walk.
         n_components: Connected components of the graph.
         walk: t, chosen where it was "auto".
+        target_share: beta, chosen where it was "auto".
 
     Raises:
         ConfigError: If a parameter is out of range.
@@ -76,11 +83,12 @@ class SmoothedTarget:
     participation: float
     n_components: int
     walk: float
+    target_share: float
 
     def __init__(
         self,
         k: int = 10,
-        target_share: float = 0.25,
+        target_share: float | Literal["auto"] = "auto",
         *,
         combine: Literal["mix", "product"] = "mix",
         walk: float | Literal["auto"] = 8.0,
@@ -93,8 +101,8 @@ class SmoothedTarget:
         check_search(search)
         if k < 1 or n_coords < 1:
             raise ConfigError(f"k and n_coords must be at least 1; received {k} and {n_coords}")
-        if not 0 <= target_share <= 1:
-            raise ConfigError(f"target_share must be in [0, 1]; received {target_share}")
+        if target_share != "auto" and not 0 <= target_share <= 1:
+            raise ConfigError(f"target_share must be in [0, 1], or 'auto'; received {target_share!r}")
         if combine not in ("mix", "product"):
             raise ConfigError(f"combine must be 'mix' or 'product'; received '{combine}'")
         if walk != "auto" and not (math.isfinite(walk) and walk >= 0):
@@ -103,7 +111,9 @@ class SmoothedTarget:
             raise ConfigError(f"n_classes_hint must be at least 2; received {n_classes_hint}")
         if affinity not in ("local", "linear"):
             raise ConfigError(f"affinity must be 'local' or 'linear'; received '{affinity}'")
-        self.k, self.target_share, self.combine, self._asked = k, float(target_share), combine, walk
+        self.k, self.combine, self._asked, self._asked_share = k, combine, walk, target_share
+        if target_share != "auto":
+            self.target_share = float(target_share)
         self.n_coords, self.seed, self.n_classes_hint = n_coords, seed, n_classes_hint
         self.affinity: Literal["local", "linear"] = affinity
         self.search: Search = search
@@ -129,8 +139,7 @@ class SmoothedTarget:
             ObjectiveError: If rows are fewer than 4 k, not finite, all the same, or no pairs; or have too few
                 neighbours outside their group.
         """
-        needs_teacher = self.target_share < 1 or self.combine == "product"
-        shared = self.target_share > 0 or self.combine == "product"
+        needs_teacher, shared = self.reads_teacher, self.reads_target
         if features_target is None and shared and self.affinity == "local":
             if z_teacher is None:
                 raise ObjectiveError("a target of no features at all: give z_teacher, features_target, or both")
@@ -157,8 +166,29 @@ class SmoothedTarget:
             )
             for name, rows in read.items()
         }
+        if self._asked_share == "auto":
+            self.target_share = self._trusted(group)
         self._solve()
         return self
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether `fit` needs the teacher's features."""
+        return self._asked_share != 1 or self.combine == "product"
+
+    @property
+    def reads_target(self) -> bool:
+        """Whether `fit` wants features of the target."""
+        return self._asked_share != 0 or self.combine == "product"
+
+    def _trusted(self, group: Tensor | None) -> float:
+        """Give the target's graph the larger a share, the nearer its neighbours stay in the teacher's features."""
+        if len(self._graphs) == 1:
+            return 0.0
+        teacher, target = self._graphs["teacher"], self._graphs["target"]
+        a = displacement(teacher, target, group=group, seed=self.seed) ** 2
+        b = displacement(target, teacher, group=group, seed=self.seed) ** 2
+        return a / (a + b) if a + b > 0 else 0.5
 
     def _fit_linear(self, z: Tensor) -> SmoothedTarget:
         """Decompose Z Z^T, whose eigenvectors are the left singular ones of Z; kept at unit length."""

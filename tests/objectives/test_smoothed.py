@@ -115,20 +115,32 @@ def test_displacement_of_many_rows_is_estimated_from_some(monkeypatch):
     assert found[0] == displacement(one, other, seed=0)
 
 
-def test_the_share_goes_to_the_modality_that_knows_more_and_is_even_where_both_know_the_same():
-    shared = draw(300, 4)
-    full, part = shared, torch.cat([shared[:, :2], draw(300, 2, 1)], dim=1)  # two of the four, and noise
-    full, part = (x / x.std(dim=0, correction=0) for x in (full - full.mean(dim=0), part - part.mean(dim=0)))
+def test_the_share_goes_to_the_modality_that_knows_more():
+    def scaled(x):
+        return (x - x.mean(dim=0)) / x.std(dim=0, correction=0)
 
     def share(z, h):
         return SmoothedTarget().fit(z, h).target_share
 
-    assert share(full, full) == pytest.approx(0.5, abs=1e-12)
-    assert share(full, draw(300, 4, 9)) == pytest.approx(0.5, abs=0.05)  # nothing is shared: both are at chance
-    poor = full[:, :2] @ draw(2, 3, 4)  # knows half, without noise
-    assert share(poor, full) > 0.6
-    assert share(poor, full) + share(full, poor / poor.std(dim=0, correction=0)) == pytest.approx(1, abs=0.1)
-    assert share(part, full) == pytest.approx(1 - share(full, part), abs=1e-12)  # both are standardised
+    full = scaled(draw(300, 4))
+    part = scaled(torch.cat([full[:, :2], draw(300, 2, 1)], dim=1))  # two of the four, and noise
+    poor = scaled(full[:, :2] @ draw(2, 3, 4))  # two of the four, without noise
+    assert share(poor, full) > 0.5 > share(full, part) > share(full, poor)
+    a, b = (displacement(neighbour_graph(z), neighbour_graph(h)) for z, h in ((poor, full), (full, poor)))
+    expected = (1 - 4 * a * b) * a**3 / (a**3 + b**3) + a * b
+    assert share(poor, full) == pytest.approx(expected, abs=1e-12)
+    noise = share(full, scaled(draw(300, 4, 9)))
+    assert noise == pytest.approx(0.25, abs=0.02)  # nothing is shared: a and b are within 0.02 of 1/2
+
+
+def test_the_share_is_even_where_both_are_the_same():
+    z = draw(100, 3)
+    z = (z - z.mean(dim=0)) / z.std(dim=0, correction=0)
+    same = displacement(neighbour_graph(z), neighbour_graph(z))
+    assert SmoothedTarget().fit(z, z).target_share == pytest.approx(0.5 - same**2, abs=1e-9)  # 1/4 (1 - c) apart
+    six = torch.arange(6, dtype=DOUBLE) * math.pi / 3
+    hexagon = torch.stack([six.cos(), six.sin()], dim=1).repeat(10, 1)  # ten of each: neighbours are next to each other
+    assert SmoothedTarget(9).fit(hexagon, hexagon).target_share == pytest.approx(0.5, abs=1e-12)
 
 
 def test_a_share_that_was_chosen_is_the_share_that_is_used():
@@ -262,7 +274,7 @@ def test_the_iterated_block_agrees_with_the_whole_decomposition(monkeypatch):
 )
 def test_new_pairs_come_to_lie_where_their_class_lies(how):
     (z, label), (h, _) = clustered(240), clustered(240, seed=7)
-    known = SmoothedTarget(**how).fit(z[:200], h[:200])
+    known = SmoothedTarget(**{"walk": 8.0, **how}).fit(z[:200], h[:200])
     placed = unit(known.extend(z[200:], h[200:])) @ unit(known.coordinates).T
     assert (label[placed.argmax(dim=1)] == label[200:]).all()
     again = known.extend(z[:200], h[:200])
@@ -335,6 +347,8 @@ def test_the_walk_is_chosen_by_how_many_coordinates_count():
     assert hoped.walk < auto.walk
     few = SmoothedTarget(walk="auto", n_classes_hint=500, n_coords=40).fit(z, h)  # of more classes than coordinates
     assert participation(few, few.walk + 0.5) < 20 <= participation(few, few.walk)
+    clear, _ = clustered(480, clusters=48, d=24, spread=0.05)  # 48 clusters that no walk to the cap would merge into 10
+    assert SmoothedTarget(9).fit(clear, clear).walk == 16
     assert SmoothedTarget(walk=64, n_classes_hint=20).fit(z, h).walk == hoped.walk
     assert SmoothedTarget(walk=0.5, n_classes_hint=20).fit(z, h).walk == 0.5
     assert auto.fit(h, z).walk == SmoothedTarget(walk="auto").fit(h, z).walk  # it chooses anew

@@ -30,7 +30,7 @@ class NeighbourGraph(Method):
         encoder: Encoder of the modality with an attribute `dim`.
         modality: Its name in a batch.
         k: Neighbours, at most a quarter of the samples; 10.
-        walk: Length of the walk; 8. Shorter (2) for many small classes; "auto" fits about 10 groups.
+        walk: Length of the walk; "auto", the default, keeps about 10 coordinates, and is 16 at most.
         n_classes_hint: Number of classes that the walk should not merge; none.
         n_coords: Coordinates kept, at most; 128.
         tau: Temperature of both kernels; 0.2.
@@ -53,7 +53,7 @@ class NeighbourGraph(Method):
         *,
         modality: str,
         k: int = 10,
-        walk: float | Literal["auto"] = 8.0,
+        walk: float | Literal["auto"] = "auto",
         n_classes_hint: int | None = None,
         n_coords: int = 128,
         tau: float = 0.2,

@@ -38,20 +38,23 @@ class Focused(Objective):
         S_g = D^-1/2 W D^-1/2 of a graph g,   S = (1 - target_share) S_teacher + target_share S_target
         S = U diag(w) U^T,   Y = U (max(w, 0) / w_1)^walk,   the trivial eigenvector left out
 
-    The share is chosen without labels: target_share = a^2 / (a^2 + b^2), a how far apart the teacher's neighbours are
-    in the target's inputs, b how far apart the target's are in the teacher's features, both as the mean share of pairs
-    that are nearer. So a teacher that knows less than the target itself is heard less.
+    The share is chosen without labels: with a how far apart the teacher's neighbours are in the target's inputs, and b
+    how far apart the target's are in the teacher's features, both as the mean share of pairs that are nearer,
+
+        target_share = c a^3 / (a^3 + b^3) + (1 - c) / 4,   c = max(1 - 4 a b, 0)
+
+    so that a teacher that knows less than the target itself is heard less, and the share is 1/4 where the two agree by
+    chance alone (a = b = 1/2).
 
     The target's graph is made of its plain inputs, centred and standardised: pictures blurred a little, series with the
     moduli of their Fourier transform beside them. In eval mode rows are other pairs than those studied: they are placed
     by their neighbours among them. The graphs for that are not in the state: after `load_state_dict` call
     `study`, or the method's `before_stage`, once more before such rows come.
 
-    With hundreds of labels a class expect nothing of it: the gain is at few labels. The walk's length is the one
-    dangerous knob, as a long walk merges small classes: of ten classes 8 gained 7.5 points over CMD where 2 gained 1.1
-    (Multiple Features, pixels to Zernike moments); of 242 classes 8 lost 2.8 where 2 gained 0.7 (Omniglot's pictures to
-    pen), and 3.4 were gained with `n_classes_hint`. One seed each. Of the rules that we tried none tells which without
-    knowing the number of classes (docs/benchmarks/focused.md).
+    With hundreds of labels a class expect nothing of it: the gain is at few labels. The walk's length is the knob that
+    is left, as a long walk merges small classes. By itself it ends where about 10 coordinates count, early on loose
+    neighbourhoods and late on clear clusters; who knows the number of classes, and has many, says so with
+    `n_classes_hint` (docs/benchmarks/focused.md).
 
     The same from the target's own graph alone is the control `target_graph`; where that is as good, the teacher is not
     what helps.
@@ -60,7 +63,8 @@ class Focused(Objective):
         k: Neighbours, at most a quarter of the pairs; 10.
         target_share: Share of the target's own graph in [0, 1]: 0 reads nothing of the target, 1 nothing of the
             teacher. "auto", the default, gives more to the graph whose neighbours stay so in the other modality.
-        walk: Length of the walk; 8. Shorter (2) for many small classes; "auto" fits about 10 groups.
+        walk: Length of the walk. "auto", the default, is the shortest that leaves about 10 coordinates, 16 at most.
+            Shorter (2) for many small classes.
         n_classes_hint: Number of classes that the walk should not merge; none.
         combine: "mix" of both graphs, or "product" of them, which has no share.
         n_coords: Coordinates kept, at most; 128.
@@ -85,7 +89,7 @@ class Focused(Objective):
         k: int = 10,
         *,
         target_share: float | Literal["auto"] = "auto",
-        walk: float | Literal["auto"] = 8.0,
+        walk: float | Literal["auto"] = "auto",
         n_classes_hint: int | None = None,
         combine: Literal["mix", "product"] = "mix",
         n_coords: int = 128,

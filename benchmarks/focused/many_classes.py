@@ -2,7 +2,8 @@
 
 242 characters of about 20 pairs each. The demo's experiment with `focused` under several walks, and with the control on
 the pen's own neighbourhoods; the share is 0.25, the former default. Accuracy in percent by linear evaluation, 3 labels
-a class, on the validation writers and on the test writers. Nothing here is tuned on the test writers. Results are kept in results/many_classes.json.
+a class, on the validation writers and on the test writers. Nothing here is tuned on the test writers. Results are kept
+in results/many_classes.json.
 """
 
 from __future__ import annotations

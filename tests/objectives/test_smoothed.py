@@ -348,7 +348,7 @@ def test_the_walk_is_chosen_by_how_many_coordinates_count():
     few = SmoothedTarget(walk="auto", n_classes_hint=500, n_coords=40).fit(z, h)  # of more classes than coordinates
     assert participation(few, few.walk + 0.5) < 20 <= participation(few, few.walk)
     clear, _ = clustered(480, clusters=48, d=24, spread=0.05)  # 48 clusters that no walk to the cap would merge into 10
-    assert SmoothedTarget(9).fit(clear, clear).walk == 16
+    assert SmoothedTarget(9).fit(clear, clear).walk == 8
     assert SmoothedTarget(walk=64, n_classes_hint=20).fit(z, h).walk == hoped.walk
     assert SmoothedTarget(walk=0.5, n_classes_hint=20).fit(z, h).walk == 0.5
     assert auto.fit(h, z).walk == SmoothedTarget(walk="auto").fit(h, z).walk  # it chooses anew

@@ -30,7 +30,7 @@ class NeighbourGraph(Method):
         encoder: Encoder of the modality with an attribute `dim`.
         modality: Its name in a batch.
         k: Neighbours, at most a quarter of the samples; 10.
-        walk: Length of the walk; "auto", the default, keeps about 10 coordinates, and is 16 at most.
+        walk: Length of the walk; "auto", the default, keeps about 10 coordinates, and is 8 at most.
         n_classes_hint: Number of classes that the walk should not merge; none.
         n_coords: Coordinates kept, at most; 128.
         tau: Temperature of both kernels; 0.2.

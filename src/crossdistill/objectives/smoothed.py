@@ -27,7 +27,7 @@ from crossdistill.objectives._graph import (
 )
 from crossdistill.objectives.base import full_precision, unit
 
-LONGEST, STEP = 16.0, 0.5
+LONGEST, STEP = 8.0, 0.5
 """An automatic walk's length: its cap, and what it is a multiple of."""
 WALKED_TO = 10.0
 """The participation that an automatic walk stops at where no number of classes is hoped for."""
@@ -60,7 +60,7 @@ class SmoothedTarget:
             other, c = 0, the share is 1/4. The rule is ours (docs/benchmarks/focused.md).
         combine: "mix", or "product" (alternating diffusion), which has no beta.
         walk: t, at least 0. "auto", the default, is the smallest multiple of 0.5 whose participation is at most 10, or
-            16: walks are short where neighbourhoods are loose, and long where they are clusters.
+            8: walks are short where neighbourhoods are loose. Longer ones would merge small classes.
         n_coords: m at most; 128.
         seed: Of the eigenvector solver's start.
         n_classes_hint: Classes that one hopes to tell apart: the walk is made no longer than keeps the participation

@@ -41,10 +41,9 @@ class Focused(Objective):
     The share is chosen without labels: with a how far apart the teacher's neighbours are in the target's inputs, and b
     how far apart the target's are in the teacher's features, both as the mean share of pairs that are nearer,
 
-        target_share = c a^3 / (a^3 + b^3) + (1 - c) / 4,   c = max(1 - 4 a b, 0)
+        target_share = r / (r + 3),   r = max(1, a / b)^4
 
-    so that a teacher that knows less than the target itself is heard less, and the share is 1/4 where the two agree by
-    chance alone (a = b = 1/2).
+    so a quarter, and more where the target itself knows more than the teacher does.
 
     The target's graph is made of its plain inputs, centred and standardised: pictures blurred a little, series with the
     moduli of their Fourier transform beside them. In eval mode rows are other pairs than those studied: they are placed

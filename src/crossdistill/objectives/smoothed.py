@@ -32,8 +32,8 @@ LONGEST, STEP = 8.0, 0.5
 WALKED_TO = 10.0
 """The participation that an automatic walk stops at where no number of classes is hoped for."""
 
-SHARE_BY_CHANCE, SHARPNESS = 0.25, 3
-"""An automatic share: where the modalities agree by chance alone, and how sharply it sides with the better graph."""
+LEAST_SHARE, SHARPNESS = 0.25, 4
+"""An automatic share of the target's graph: where it is not the better one, and how sharply it grows where it is."""
 
 
 class SmoothedTarget:
@@ -53,11 +53,11 @@ class SmoothedTarget:
         target_share: beta in [0, 1], the share of the target's own graph: 0 is the teacher's alone, 1 the target's
             alone. "auto", the default, trusts the graph whose neighbours stay neighbours in the other modality:
 
-                beta = c a^3 / (a^3 + b^3) + (1 - c) / 4,   c = max(1 - 4 a b, 0)
+                beta = r / (r + 3),   r = max(1, a / b)^4
 
             with a how far apart the teacher's neighbours are in the target's features, and b the target's in the
-            teacher's, both as the mean share of rows that are nearer, 1/2 by chance: where the two know nothing of each
-            other, c = 0, the share is 1/4. The rule is ours (docs/benchmarks/focused.md).
+            teacher's, both as the mean share of rows that are nearer, 1/2 by chance: a quarter, or more where the
+            target knows more of the teacher than the teacher of it. The rule is ours (docs/benchmarks/focused.md).
         combine: "mix", or "product" (alternating diffusion), which has no beta.
         walk: t, at least 0. "auto", the default, is the smallest multiple of 0.5 whose participation is at most 10, or
             8: walks are short where neighbourhoods are loose. Longer ones would merge small classes.
@@ -193,9 +193,8 @@ class SmoothedTarget:
         teacher, target = self._graphs["teacher"], self._graphs["target"]
         a = displacement(teacher, target, group=group, seed=self.seed)
         b = displacement(target, teacher, group=group, seed=self.seed)
-        agreement = max(1 - 4 * a * b, 0.0)
-        trusted = a**SHARPNESS / (a**SHARPNESS + b**SHARPNESS) if a + b > 0 else 0.5
-        return agreement * trusted + (1 - agreement) * SHARE_BY_CHANCE
+        heard = max(a, b) ** SHARPNESS
+        return heard / (heard + (1 / LEAST_SHARE - 1) * b**SHARPNESS) if heard > 0 else LEAST_SHARE
 
     def _fit_linear(self, z: Tensor) -> SmoothedTarget:
         """Decompose Z Z^T, whose eigenvectors are the left singular ones of Z; kept at unit length."""

@@ -36,6 +36,7 @@ RULES: Mapping[str, Callable[[float, float], float]] = {
     "a2": lambda a, b: a**2 / (a**2 + b**2),
     "a3": lambda a, b: a**3 / (a**3 + b**3),
     "a3, a quarter by chance": lambda a, b: max(1 - 4 * a * b, 0) * (a**3 / (a**3 + b**3) - 0.25) + 0.25,
+    "default": lambda a, b: max(a, b) ** 4 / (max(a, b) ** 4 + 3 * b**4),
 }
 OUT = Path(__file__).parent / "results" / "forecast.json"
 
@@ -108,8 +109,8 @@ def main() -> None:
             a, b = displacement(one, other), displacement(other, one)
             settings: dict[str, tuple[float, Any]] = {f"share {s:g}, walk 8": (s, 8.0) for s in SHARES}
             settings |= {f"rule {name}, walk 8": (rule(a, b), 8.0) for name, rule in RULES.items()}
-            chosen = RULES["a3, a quarter by chance"](a, b)
-            settings["default: rule a3, a quarter by chance, walk auto"] = (chosen, "auto")
+            chosen = RULES["default"](a, b)
+            settings["rule default, walk auto"] = (chosen, "auto")
             forecast, found = Forecast(x, samples(test, target)), dict[str, list[float]]()
             for name, (share, walk) in settings.items():
                 coordinates = SmoothedTarget(target_share=share, walk=walk).fit(z[source], x).coordinates

@@ -1,4 +1,4 @@
-"""What does a diagnosis cost? 5,000 pairs of 512 columns, 10 classes, 20 labels each: `python -m benchmarks.diagnosing`.
+"""What a diagnosis costs: 5,000 pairs of 512 columns, 10 classes, 20 labels each; `python -m benchmarks.diagnosing`.
 
 Processor seconds of one core, with the pilots and without; the bar is 60.
 """

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from benchmarks.record import Check, Reference, keep, mean, row, run_seeds, seeds_from
 
-from crossdistill.diagnostics.complementarity import complementarity
+from crossdistill.diagnostics.complementary import complementarity
 from crossdistill.diagnostics.gaussian_risk import GaussianTeacher, gaussian_gap
 
 COLUMNS, LABELS, DRAWS, PAIRS = 10, 40, 4000, 20_000

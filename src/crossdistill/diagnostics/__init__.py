@@ -28,7 +28,7 @@ from crossdistill.diagnostics.competition_report import (
     competition_report,
     probe_gap,
 )
-from crossdistill.diagnostics.complementarity import Complementarity, complementarity, rank_teachers
+from crossdistill.diagnostics.complementary import Complementarity, complementarity, rank_teachers
 from crossdistill.diagnostics.diagnosis import Candidate, Diagnosis, Withheld, diagnose
 from crossdistill.diagnostics.distance import kernel_entropy, kernel_kl, kernel_tv, mi_lower_bound, vote_error
 from crossdistill.diagnostics.estimate import Estimate

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from crossdistill.diagnostics.bound import rademacher_linear, reconstructed_bound, vote_certificate
-from crossdistill.diagnostics.complementarity import Complementarity, complementarity
+from crossdistill.diagnostics.complementary import Complementarity, complementarity
 from crossdistill.diagnostics.distance import SIZE, kernel_kl, kernel_tv, mi_lower_bound, vote_error
 from crossdistill.diagnostics.estimate import Estimate
 from crossdistill.diagnostics.forecast import Forecast, Verdict, rank_sources

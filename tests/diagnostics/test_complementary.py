@@ -5,8 +5,8 @@ import doctest
 import numpy as np
 import pytest
 
-from crossdistill.diagnostics import complementarity as module
-from crossdistill.diagnostics.complementarity import complementarity, rank_teachers
+from crossdistill.diagnostics import complementary as module
+from crossdistill.diagnostics.complementary import complementarity, rank_teachers
 from crossdistill.diagnostics.gaussian_risk import GaussianTeacher, gaussian_gap
 from crossdistill.errors import ConfigError, DataError, NotMeaningful
 

@@ -135,3 +135,29 @@ def test_what_does_not_fit_is_refused_in_a_line(world, change, error, told):
     sources, target = given.pop("sources"), given.pop("target")
     with pytest.raises(error, match=told):
         diagnose(sources, target, training=False, **given)
+
+
+def test_what_does_not_vary_has_no_numbers(world):
+    sources = {"rich": world["rich"], "flat": np.ones((N, 3))}
+    found = diagnose(sources, world["poor"], labels=world["few"], training=False)
+    flat = found.teachers[-1]
+    assert (flat.name, flat.forecast, dict(flat.estimates)) == ("flat", None, {})
+    assert ("gain", "flat", "every column of the source is constant") in {
+        (w.what, w.teacher, w.reason) for w in found.withheld
+    }
+    assert found.best.name == "rich"
+    none = diagnose(sources, np.ones((N, 3)), labels=world["few"], training=False)
+    assert none.gain is None
+    assert not any(one.estimates for one in none.teachers)
+    assert "every column of the target is constant" in none.sentence
+
+
+def test_rows_that_slipped_are_put_in_order_before_anything_is_concluded(world):
+    rng = np.random.default_rng(1)
+    near = world["rich"] + 0.1 * rng.normal(size=world["rich"].shape)
+    order = rng.permutation(N)
+    slipped = np.roll(world["rich"][order], 1, axis=0)
+    found = diagnose({"rich": slipped}, near[order], labels=world["label"][order], training=False)
+    assert "slip" in {finding.check for finding in found.best.findings}
+    assert found.verdict == "undecided"
+    assert "But first" in found.sentence

@@ -1,6 +1,6 @@
 """Estimates about transfer, arrays in and numbers out: will a teacher of another modality help, how much, how sure?
 
-diagnosis       everything below in one call, with one verdict
+diagnosis       candidate teachers in one call, with one verdict and its reasons
 forecast        the gain, before the student is trained
 information     what two views say of one another; the rule of complementarity (CCH)
 distance, bound how far two modalities are apart, and what theory makes of it (CMCD)

@@ -1,4 +1,4 @@
-"""Everything that can be said of candidate teachers before a student is trained: one call, a verdict, and its reasons.
+"""What can be said of candidate teachers before a student is trained: one call, a verdict, and its reasons.
 
     pairs ──► border checks ──► findings                 labels ──► forecast of the gain ──► verdict, ranking
         └───► distances, information, what is shared ──► estimates, each with its error, or why it is withheld
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from crossdistill.diagnostics.bound import rademacher_linear, reconstructed_bound, vote_certificate
+from crossdistill.diagnostics.calibration import default_calibration
 from crossdistill.diagnostics.complementary import Complementarity, complementarity
 from crossdistill.diagnostics.distance import SIZE, kernel_kl, kernel_tv, mi_lower_bound, vote_error
 from crossdistill.diagnostics.estimate import Estimate
@@ -37,6 +38,8 @@ MOST_LABELS = 20
 """Labels of a class that the forecast looks at: it was calibrated up to there, and gains shrink beyond."""
 INFORMATION = ("information_shared", "information_known")
 SHARED = ("shared", "only_source", "only_target", "synergy", "redundancy")
+SLIPPED = {"slip", "shuffled part", "mixed pairs"}
+"""Findings on pairs that are right once they are put in order, which no forecast of these rows is about."""
 OWN = ("target", "groups")
 """Where findings of one candidate are those of all."""
 
@@ -273,6 +276,7 @@ def diagnose(
     start = time.perf_counter()
     if not sources:
         raise ConfigError("diagnose needs one source or more")
+    default_calibration("pilot").quantile(level)
     x = feature_rows("target", target)
     given = {name: feature_rows(f"source '{name}'", z) for name, z in sources.items()}
     for name, z in given.items():
@@ -285,19 +289,24 @@ def diagnose(
     known = np.flatnonzero(code >= 0)
     withheld: list[Withheld] = []
     checked = {
-        name: check_pairs(z, x, labels=code if len(known) else None, groups=group, splits=splits, seed=seed)
+        name: check_pairs(
+            z, x, labels=code if len(known) else None, groups=group, splits=splits, level=level, seed=seed
+        )
         for name, z in given.items()
     }
     index = _few(code, len(x), seed)
-    warnings = _of_labels(len(known), len(index), len(x))
-    own = _reference(x, training, seed, withheld)
-    forecasts, differences = _forecasts(given, x, code[index], index, own, group, training, level, seed, withheld)
+    live = _varied(given, x, withheld)
+    forecasts, differences = _forecasts(live, x, code[index], index, group, training, level, seed, withheld)
+    warnings = _of_labels(len(known), len(index), len(x)) if forecasts else ()
     teachers: list[Candidate] = []
     lines: list[Line] = []
     told = _Lines(len(x), len(known), len(np.unique(code[known])), seed)
-    for name in forecasts or given:
+    for name in (*forecasts, *(name for name in given if name not in forecasts)):
         mine = tuple(finding for finding in checked[name] if finding.array not in OWN)
         forecast = forecasts.get(name)
+        if name not in live:
+            teachers.append(Candidate(name, None, "undecided", mine, {}, {}))
+            continue
         measured = _Measured(name, given[name], x, code, group, seed, withheld)
         teachers.append(
             Candidate(name, forecast, _verdict(forecast, mine), mine, _all(measured, forecast), measured.theory())
@@ -359,6 +368,16 @@ def _of_labels(known: int, used: int, n: int) -> tuple[str, ...]:
     )
 
 
+def _varied(given: Mapping[str, Doubles], x: Doubles, withheld: list[Withheld]) -> dict[str, Doubles]:
+    """Give the sources that vary, none where the target does not; of the others all is withheld."""
+    if not np.ptp(x, axis=0).any():
+        withheld.append(Withheld("gain", "", "every column of the target is constant"))
+        return {}
+    live = {name: z for name, z in given.items() if np.ptp(z, axis=0).any()}
+    withheld += [Withheld("gain", name, "every column of the source is constant") for name in given if name not in live]
+    return live
+
+
 def _reference(x: Doubles, training: bool, seed: int, withheld: list[Withheld]) -> Doubles | None:
     """Give the target's own self-supervised embedding, or None."""
     if not training:
@@ -375,7 +394,6 @@ def _forecasts(
     x: Doubles,
     labels: Whole,
     index: Whole,
-    own: Doubles | None,
     group: Any,
     training: bool,
     level: float,
@@ -383,10 +401,17 @@ def _forecasts(
     withheld: list[Withheld],
 ) -> tuple[dict[str, Forecast], Mapping[tuple[str, str], Estimate]]:
     """Give the forecasts, the best first, and their differences; nothing where they cannot be made."""
+    if not given:
+        return {}, {}
     if not len(index):
         withheld.append(Withheld("gain", "", "no row has a label; give a few of each class"))
         return {}, {}
-    how: dict[str, Any] = {"ssl": own, "groups": group, "level": level, "seed": seed}
+    how: dict[str, Any] = {
+        "ssl": _reference(x, training, seed, withheld),
+        "groups": group,
+        "level": level,
+        "seed": seed,
+    }
     try:
         found = rank_sources(given, x, labels, index, proxy="pilot" if training else "ridge", **how)
     except NotMeaningful as error:
@@ -405,8 +430,10 @@ def _warned(forecasts: Mapping[str, Forecast]) -> list[str]:
 def _verdict(forecast: Forecast | None, findings: tuple[Finding, ...]) -> Verdict:
     if forecast is None:
         return "undecided"
-    random = any(finding.check == "pairing" for finding in findings)
-    return "undecided" if random and forecast.verdict == "help" else forecast.verdict
+    checks = {finding.check for finding in findings}
+    if SLIPPED & checks or ("pairing" in checks and forecast.verdict == "help"):
+        return "undecided"
+    return forecast.verdict
 
 
 # The other estimates -----------------------------------------------------------------------------------------------
@@ -447,9 +474,14 @@ class _Measured:
             self.withheld += [Withheld(what, self.name, reason) for what in ("vote_error", "certificate")]
             return
         err = self._add("vote_error", lambda: vote_error(z[rows], self.code[rows], groups=theirs, seed=seed))
-        apart = self.found.get("kernel_tv")
-        if err is not None and apart is not None:
-            self._add("certificate", lambda: vote_certificate(err, apart).bound)
+        if err is None:
+            return
+        own, code = self.student.values[rows], self.code[rows]
+
+        def bound() -> Estimate:  # by class: far tighter, and as good for votes on these labels
+            return vote_certificate(err, kernel_tv(z[rows], own, labels=code, groups=theirs, seed=seed)).bound
+
+        self._add("certificate", bound)
 
     def _information(self) -> None:
         """Measure what teacher and target say of each other and of the label, by probes on the few labels."""
@@ -516,9 +548,13 @@ def _all(measured: _Measured, forecast: Forecast | None) -> dict[str, Estimate]:
     parts: dict[str, Estimate] = {}
     if forecast is not None:
         for name, part in forecast.parts.items():
+            if name == "tv":  # `kernel_tv` says it
+                continue
             parts[name] = (
                 part
                 if isinstance(part, Estimate)
-                else Estimate(part, None, None, None, len(measured.z), kind="all pairs")
+                else Estimate(
+                    part, None, None, None, len(measured.z), kind="all pairs", settings={"seed": measured.seed}
+                )
             )
     return {**parts, **measured.all()}

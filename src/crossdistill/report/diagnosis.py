@@ -92,7 +92,7 @@ def render(found: DiagnosisFile) -> str:
         equals=[d.second for d in found.differences if d.first == best.name and d.says == "cannot tell"],
         beaten=[d.second for d in found.differences if d.first == best.name and d.says == "better"],
         venns=venns,
-        venn_notes=list(dict.fromkeys(note for item in venns for note in item["notes"])),
+        venn_notes=list(dict.fromkeys(part for item in venns for note in item["notes"] for part in note.split("; "))),
         lines=_lines(found),
         numbers=_numbers(found),
         everything=_everything(found),

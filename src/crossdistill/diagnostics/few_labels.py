@@ -40,7 +40,7 @@ class PairedScores:
     Attributes:
         hits: By embedding (n,), share of repeats in which the labelled row was classed rightly.
         pseudo: By embedding (n,), the same scored against pseudo-labels.
-        pseudo_mean: By embedding, the mean of that over unlabelled rows, pseudo-classes counting alike.
+        pseudo_mean: By embedding, the mean of that over unlabelled rows, pseudo-classes counting alike; 0 of none.
         n_unlabelled: How many unlabelled rows.
         weights: (n,) of mean 1: classes count alike.
         predicted: By embedding (repeats, n), the class that each labelled row was given.
@@ -88,6 +88,7 @@ def paired_cross_validation(
     labelled: Whole,
     code: Whole,
     *,
+    unlabelled: Whole | None = None,
     groups: Whole | None = None,
     seed: int = 0,
 ) -> PairedScores:
@@ -98,6 +99,9 @@ def paired_cross_validation(
         operator: (m, n), columns of `label_spreading` for the labelled rows.
         labelled: Positions (n,) of the labelled rows.
         code: Their classes (n,), 0 .. c - 1, each with two rows or more.
+        unlabelled: Positions (any,) of the rows that pseudo-labels are looked at on; None takes all that are not
+            labelled, and none leaves plain cross-validation. They must be to every embedding what the labelled rows
+            are: where a network was trained on them and not on the labelled ones, differences are biased.
         groups: (n,) of the labelled rows; no group is on both sides of a fold, where every class is in two groups.
         seed: Of folds, and of the unlabelled rows where there are more than 500.
 
@@ -110,7 +114,7 @@ def paired_cross_validation(
             f"cross-validation needs two labels of each class; class {int(np.bincount(code).argmin())} has {least}"
         )
     rng = np.random.default_rng(seed)
-    rest = np.setdiff1d(np.arange(len(operator)), labelled)
+    rest = np.setdiff1d(np.arange(len(operator)) if unlabelled is None else unlabelled, labelled)
     rest = np.sort(rng.choice(rest, UNLABELLED, replace=False)) if len(rest) > UNLABELLED else rest
     probes = {name: _Probe(rows[np.concatenate([labelled, rest])], len(labelled)) for name, rows in embeddings.items()}
     n, reach = len(labelled), operator[np.concatenate([labelled, rest])]

@@ -34,6 +34,10 @@ Trained = Literal["pilot", "ridge"]
 Parts = Mapping[str, Estimate | float]
 
 LEAST_PAIRS = 50
+PILOT_PAIRS = 100
+"""Pairs that the pilot trains on beside those held out for pseudo-labels; with fewer, none are held out."""
+HELD_SHARE = 3
+"""One pair in as many, at most, is held out for pseudo-labels."""
 GRAPH_ROWS = 1200
 """Rows of the graph and of the probes' kernels, labelled ones included; more where there are many labels."""
 SOURCE_ROWS = 2000
@@ -170,10 +174,14 @@ def measure(
         assert source_labelled is not None
         more, reference = _by_source(world, embeddings, source_labelled)
         return Measured(parts | more, reference, 0.0, None, warnings)
+    unlabelled = None
     if proxy == "pilot":
-        embeddings["pilot"] = pilot_student(world.raw, z, leave_out=_unseen(world), seed=world.seed)[rows]
+        unseen, unlabelled = _unseen(world)
+        embeddings["pilot"] = pilot_student(world.raw, z, leave_out=unseen, seed=world.seed)[rows]
     groups = None if world.groups is None else world.groups[world.index]
-    scores = paired_cross_validation(embeddings, operator, np.arange(m), world.code, groups=groups, seed=world.seed)
+    scores = paired_cross_validation(
+        embeddings, operator, np.arange(m), world.code, unlabelled=unlabelled, groups=groups, seed=world.seed
+    )
     parts |= {f"acc_{name}": scores.accuracy(name, level=world.level) for name in embeddings}
     parts["p_tea"] = scores.difference("tea", "raw", level=world.level)
     leading, reference = parts["p_max"], _ = _over_the_better(scores, "ridge", world)
@@ -244,12 +252,28 @@ def _better(accuracy: Mapping[str, float]) -> Reference:
     return "ssl" if accuracy.get("ssl", 0.0) > accuracy["raw"] else "raw"
 
 
-def _unseen(world: Target) -> Whole:
-    """Give the rows that the pilot is not trained on: the labelled ones, with their groups where half the rows stay."""
-    if world.groups is None:
-        return world.index
-    near = np.flatnonzero(np.isin(world.groups, world.groups[world.index]))
-    return near if 2 * len(near) <= len(world.groups) else world.index
+def _unseen(world: Target) -> tuple[Whole, Whole]:
+    """Give the rows that the pilot is not trained on, and the positions in `rows` of the unlabelled ones among them.
+
+    The pilot remembers its teacher on the pairs it was distilled on, and pseudo-labels are spread along the teacher, so
+    that it agrees with them there far better than on others. A prediction-powered mean needs unlabelled rows like the
+    labelled ones: they are left out of training, too, by whole groups. No rows are given where too few pairs would
+    remain, nor where the labelled rows' own groups are trained on: no other rows are like those.
+    """
+    n, m = len(world.raw), len(world.index)
+    group = np.arange(n) if world.groups is None else world.groups
+    near = np.isin(group, group[world.index])
+    none = np.empty(0, dtype=np.int64)
+    if world.groups is not None and 2 * int(near.sum()) > n:
+        return world.index, none
+    away = m + np.flatnonzero(~near[world.rows[m:]])
+    order = np.random.default_rng(world.seed).permutation(np.unique(group[world.rows[away]]))
+    whole, drawn = (np.bincount(of, minlength=int(group.max()) + 1)[order] for of in (group, group[world.rows[away]]))
+    held = order[(whole.cumsum() <= n // HELD_SHARE) & (drawn.cumsum() <= UNLABELLED)]
+    left_out = near | np.isin(group, held)
+    if n - int(left_out.sum()) < PILOT_PAIRS:
+        return np.flatnonzero(near), none
+    return np.flatnonzero(left_out), away[np.isin(group[world.rows[away]], held)]
 
 
 def _retrieval(student: Doubles, teacher: Doubles, seed: int) -> tuple[float, float]:

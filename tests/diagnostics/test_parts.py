@@ -1,0 +1,64 @@
+"""The parts of a forecast: what stands for the student has seen no row that it is judged on."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from crossdistill.diagnostics import parts as module
+from crossdistill.diagnostics.parts import Target, measure
+
+
+def weak(n=400, strength=0.15, k=20, seed=0, groups=None):
+    """Four classes of which the target shows little; its noise is independent of the teacher's."""
+    rng = np.random.default_rng(seed)
+    truth = rng.permutation(np.arange(n) % 4)
+    teacher = 3 * rng.normal(size=(4, 8))[truth] + rng.normal(size=(n, 8))
+    target = np.concatenate([strength * teacher + rng.normal(size=(n, 8)), rng.normal(size=(n, 12))], axis=1)
+    index = np.concatenate([np.flatnonzero(truth == c)[:k] for c in range(4)])
+    return Target.checked(target, truth[index], index, ssl=None, groups=groups, level=0.9, seed=seed), teacher
+
+
+def test_the_pilot_agrees_with_pseudo_labels_alike_on_labelled_and_unlabelled_rows():
+    """Where it was trained on the unlabelled rows it agreed on 0.9 of them, and on 0.4 of the labelled ones."""
+    apart, plain = [], []
+    for seed in range(4):
+        scores = measure(*weak(seed=seed), proxy="pilot").scores
+        on_labelled = (scores.weights * scores.pseudo["pilot"]).mean()
+        apart.append(scores.pseudo_mean["pilot"] - on_labelled)
+        plain.append((scores.weights * (scores.hits["pilot"] - scores.hits["raw"])).mean())
+        corrected = scores.difference("pilot", "raw", level=0.9)
+        assert corrected.settings["n_unlabelled"] == 133
+        assert abs(corrected.value - plain[-1]) < 0.15  # it was 0.3 and more
+    assert abs(np.mean(apart)) < 0.08  # a standard error is 0.07 of one, 0.035 of four
+
+
+def test_the_pilot_trains_on_no_row_of_the_labelled_or_looked_at_ones():
+    world, _ = weak(n=900)
+    unseen, unlabelled = module._unseen(world)
+    assert set(world.rows[unlabelled]) | set(world.index) == set(unseen)
+    assert (len(unlabelled), len(set(unlabelled) & set(range(80)))) == (300, 0)
+    # a limit on rows, where there are many pairs
+    assert len(module._unseen(weak(n=3000)[0])[1]) == module.UNLABELLED
+
+
+def test_rows_are_held_out_by_whole_groups_and_none_where_the_labelled_ones_groups_are_trained_on():
+    rng = np.random.default_rng(0)
+    world, _ = weak(n=900, groups=rng.integers(0, 300, 900), k=8)
+    unseen, unlabelled = module._unseen(world)
+    trained = np.delete(np.arange(900), unseen)
+    assert not set(world.groups[trained]) & set(world.groups[unseen])
+    assert not set(world.groups[world.index]) & set(world.groups[world.rows[unlabelled]])
+    assert 250 < len(unlabelled) <= 300
+    everywhere = dataclasses.replace(world, groups=np.arange(900) % 8)
+    unseen, unlabelled = module._unseen(everywhere)
+    assert (unseen.tolist(), len(unlabelled)) == (world.index.tolist(), 0)
+
+
+def test_too_few_pairs_leave_plain_cross_validation():
+    world, teacher = weak(n=220)
+    found = measure(world, teacher, proxy="pilot")
+    difference, scores = found.parts["p_pilot"], found.scores
+    assert (difference.settings["lam"], scores.n_unlabelled) == (0, 0)
+    assert difference.value == pytest.approx((scores.weights * (scores.hits["pilot"] - scores.hits["raw"])).mean())
+    assert measure(world, teacher, proxy="ridge").scores.n_unlabelled == 140

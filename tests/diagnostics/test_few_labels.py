@@ -1,5 +1,7 @@
 """Paired cross-validation: no label reaches its own prediction, and closed forms are the plain computations."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -125,14 +127,46 @@ def test_classes_count_alike():
 
 def test_groups_are_not_split_where_every_class_has_two():
     embeddings, labelled, truth = world(k=12)
-    code, groups = truth[labelled], np.arange(48) % 5
-    for held in folds_of(code, groups):
-        assert not set(groups[held]) & set(np.delete(groups, held))
+    code, groups = truth[labelled], np.arange(200)
+    groups[labelled] = np.arange(48) % 5
+    for held in folds_of(code, groups[labelled]):
+        assert not set(groups[labelled[held]]) & set(groups[np.delete(labelled, held)])
     by_group = scored(embeddings, labelled, code, groups=groups)
     assert not np.array_equal(by_group.predicted["bad"], scored(embeddings, labelled, code).predicted["bad"])
     # a class in one group: nothing else can be done than to split it
-    alone = scored(embeddings, labelled, code, groups=code)
+    alone = scored(embeddings, labelled, code, groups=truth)
     assert np.array_equal(alone.predicted["bad"], scored(embeddings, labelled, code).predicted["bad"])
+
+
+def test_errors_are_over_groups_and_rows_beside_labelled_ones_are_not_looked_at():
+    embeddings, labelled, truth = world(n=400, k=20)
+    code, groups = truth[labelled], np.arange(400) // 2
+    by_row = scored(embeddings, labelled, code)
+    alone = dataclasses.replace(by_row, groups=np.arange(80))
+    first, second = by_row.difference("good", "bad", level=0.9), alone.difference("good", "bad", level=0.9)
+    assert (second.value, second.standard_error) == pytest.approx((first.value, first.standard_error))
+    # six groups: the plain sum over them
+    groups[labelled] = 1000 + np.arange(80) % 6
+    found = scored(embeddings, labelled, code, groups=groups)
+    accuracy, hits = found.accuracy("bad", level=0.9), found.hits["bad"]
+    sums = [(hits - hits.mean())[np.arange(80) % 6 == g].sum() * 6 / 80 for g in range(6)]
+    assert accuracy.value == pytest.approx(hits.mean())  # classes have as many rows each
+    assert (accuracy.standard_error, accuracy.n) == (pytest.approx(np.std(sums, ddof=1) / 6**0.5), 6)
+    # two rows a group elsewhere: so many of them are counted, and those of a labelled group are not
+    groups[:] = np.arange(400) // 2
+    shared = np.isin(groups, groups[labelled])
+    assert scored(embeddings, labelled, code, groups=groups).n_unlabelled == len(set(groups[~shared]))
+
+
+def test_an_accuracy_without_a_miss_is_not_beyond_doubt():
+    _, labelled, truth = world(n=200, k=10)
+    hot = np.eye(4)[truth]
+    found = scored({"right": hot, "wrong": np.eye(4)[(truth + np.arange(200)) % 4]}, labelled, truth[labelled])
+    accuracy = found.accuracy("right", level=0.95)
+    assert (accuracy.value, accuracy.high) == (1, 1)
+    assert accuracy.low == pytest.approx(0.9124, abs=1e-4)  # 40 / (40 + z^2)
+    assert accuracy.standard_error > 0
+    assert 0 <= found.accuracy("wrong", level=0.95).low < found.accuracy("wrong", level=0.95).high <= 1
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_other_folds():

@@ -7,6 +7,7 @@ import pytest
 
 from crossdistill.diagnostics import parts as module
 from crossdistill.diagnostics.parts import Target, measure
+from crossdistill.errors import NotMeaningful
 
 
 def weak(n=400, strength=0.15, k=20, seed=0, groups=None):
@@ -62,3 +63,29 @@ def test_too_few_pairs_leave_plain_cross_validation():
     assert (difference.settings["lam"], scores.n_unlabelled) == (0, 0)
     assert difference.value == pytest.approx((scores.weights * (scores.hits["pilot"] - scores.hits["raw"])).mean())
     assert measure(world, teacher, proxy="ridge").scores.n_unlabelled == 140
+
+
+def copies(groups, rep, seed):
+    """Rows that are near copies of few: four classes of which a group is one, of `rep` rows each; eighty labelled."""
+    rng = np.random.default_rng(seed)
+    kind = np.arange(groups) % 4
+    latent = 3 * np.random.default_rng(99).normal(size=(4, 8))[kind] + 3 * rng.normal(size=(groups, 8))
+    target = np.concatenate([0.5 * latent + 2 * rng.normal(size=(groups, 8)), rng.normal(size=(groups, 12))], axis=1)
+    latent, target = (np.repeat(rows, rep, axis=0) for rows in (latent, target))
+    latent, target = (rows + 0.05 * rng.normal(size=rows.shape) for rows in (latent, target))
+    group = np.repeat(np.arange(groups), rep)
+    known = {"ssl": None, "groups": group, "level": 0.9, "seed": seed}
+    return Target.checked(target, np.repeat(kind, rep)[:80], np.arange(80), **known), latent
+
+
+def test_the_error_is_the_spread_over_draws_where_rows_are_near_copies():
+    drawn = [measure(*copies(60, 5, seed), proxy="ridge").parts["p_max"] for seed in range(12)]
+    spread = np.std([one.value for one in drawn], ddof=1)  # itself known to a fifth
+    told = np.mean([one.standard_error for one in drawn])
+    assert 0.6 < told / spread < 1.7  # over rows: 0.4 or so
+    assert drawn[0].n == 16
+
+
+def test_labels_in_few_groups_have_no_error():
+    with pytest.raises(NotMeaningful, match="in 5 of them or more; all 80 are in 4"):
+        copies(20, 20, 0)

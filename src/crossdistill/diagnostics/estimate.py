@@ -80,6 +80,25 @@ def normal_estimate(
     return Estimate(value, standard_error, value - half, value + half, n, level, kind, settings or {}, note)
 
 
+def wilson_estimate(value: float, standard_error: float, n: int, *, level: float = 0.95, kind: str) -> Estimate:
+    """Make an estimate of a share, with an interval that stays in [0, 1] and has a width where all draws agree.
+
+    Wilson's interval (1927; from memory, unverified) for as many independent draws as the standard error speaks of,
+    value (1 - value) / standard_error^2: n where no error was seen. There, it is half the width by z.
+
+    Raises:
+        ConfigError: If `level` is not in (0, 1).
+    """
+    check_level(level)
+    z, seen = float(stats.norm.ppf((1 + level) / 2)), value * (1 - value)
+    known = seen > 0 and standard_error > 0
+    draws = seen / standard_error**2 if known else float(n)
+    middle = (value + z**2 / (2 * draws)) / (1 + z**2 / draws)
+    half = z * (seen / draws + z**2 / (4 * draws**2)) ** 0.5 / (1 + z**2 / draws)
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Estimate(value, standard_error if known else (high - low) / (2 * z), low, high, n, level, kind)
+
+
 def check_level(level: float) -> None:
     """Refuse a confidence level that is none.
 

@@ -11,14 +11,14 @@ Shapes: m rows, n of them labelled, c classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from crossdistill.diagnostics.estimate import Estimate, normal_estimate
+from crossdistill.diagnostics.estimate import Estimate, wilson_estimate
 from crossdistill.diagnostics.ppi import ppi_mean
 from crossdistill.diagnostics.spreading import spread
 from crossdistill.errors import NotMeaningful
@@ -41,8 +41,9 @@ class PairedScores:
         hits: By embedding (n,), share of repeats in which the labelled row was classed rightly.
         pseudo: By embedding (n,), the same scored against pseudo-labels.
         pseudo_mean: By embedding, the mean of that over unlabelled rows, pseudo-classes counting alike; 0 of none.
-        n_unlabelled: How many unlabelled rows.
+        n_unlabelled: How many unlabelled rows, or groups of them where there are groups.
         weights: (n,) of mean 1: classes count alike.
+        groups: (n,) what a labelled row belongs to, for the errors; None where each row is its own.
         predicted: By embedding (repeats, n), the class that each labelled row was given.
         spread: (repeats, n), its pseudo-label.
     """
@@ -52,6 +53,7 @@ class PairedScores:
     pseudo_mean: Mapping[str, float]
     n_unlabelled: int
     weights: Doubles
+    groups: Whole | None
     predicted: Mapping[str, Whole]
     spread: Whole
 
@@ -61,11 +63,16 @@ class PairedScores:
 
     def accuracy(self, name: str, *, level: float) -> Estimate:
         """Give the cross-validated balanced accuracy of one embedding, from labelled rows alone."""
-        values = _balanced(self.hits[name], self.weights)
-        kind = "cross-validation on labelled rows"
-        return normal_estimate(
-            float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5, len(values), level=level, kind=kind
+        values = _influences(self.hits[name], self.weights, self.groups)
+        value, n = float(values.mean()), len(values)
+        return wilson_estimate(
+            value, float(values.std(ddof=1)) / n**0.5, n, level=level, kind=f"cross-validation on labelled {self.of}"
         )
+
+    @property
+    def of(self) -> str:
+        """What errors are counted over."""
+        return "rows" if self.groups is None else "groups"
 
 
 def powered_difference(scores: PairedScores, name: str, others: PairedScores, other: str, *, level: float) -> Estimate:
@@ -73,13 +80,14 @@ def powered_difference(scores: PairedScores, name: str, others: PairedScores, ot
 
     Each is scored against the pseudo-labels of its own graph, which leaves the mean unbiased.
     """
-    return ppi_mean(
-        _balanced(scores.hits[name] - others.hits[other], scores.weights),
-        _balanced(scores.pseudo[name] - others.pseudo[other], scores.weights),
+    found = ppi_mean(
+        _influences(scores.hits[name] - others.hits[other], scores.weights, scores.groups),
+        _influences(scores.pseudo[name] - others.pseudo[other], scores.weights, scores.groups),
         scores.pseudo_mean[name] - others.pseudo_mean[other],
         scores.n_unlabelled,
         level=level,
     )
+    return replace(found, kind=f"prediction-powered mean over labelled {scores.of}")
 
 
 def paired_cross_validation(
@@ -102,7 +110,8 @@ def paired_cross_validation(
         unlabelled: Positions (any,) of the rows that pseudo-labels are looked at on; None takes all that are not
             labelled, and none leaves plain cross-validation. They must be to every embedding what the labelled rows
             are: where a network was trained on them and not on the labelled ones, differences are biased.
-        groups: (n,) of the labelled rows; no group is on both sides of a fold, where every class is in two groups.
+        groups: (m,) of all rows; no group is on both sides of a fold, where every class is in two groups. Errors are
+            over groups, and no unlabelled row is looked at that shares one with a labelled row.
         seed: Of folds, and of the unlabelled rows where there are more than 500.
 
     Raises:
@@ -115,6 +124,9 @@ def paired_cross_validation(
         )
     rng = np.random.default_rng(seed)
     rest = np.setdiff1d(np.arange(len(operator)) if unlabelled is None else unlabelled, labelled)
+    mine = None if groups is None else groups[labelled]
+    if groups is not None:
+        rest = rest[~np.isin(groups[rest], groups[labelled])]
     rest = np.sort(rng.choice(rest, UNLABELLED, replace=False)) if len(rest) > UNLABELLED else rest
     probes = {name: _Probe(rows[np.concatenate([labelled, rest])], len(labelled)) for name, rows in embeddings.items()}
     n, reach = len(labelled), operator[np.concatenate([labelled, rest])]
@@ -123,7 +135,7 @@ def paired_cross_validation(
     means: dict[str, float] = dict.fromkeys(probes, 0.0)
     pseudo_labels = np.zeros((REPEATS, n), dtype=np.int64)
     for repeat in range(REPEATS):
-        folds = _folds(code, groups, least, REPEATS * seed + repeat)
+        folds = _folds(code, mine, least, REPEATS * seed + repeat)
         for held in folds:
             kept = np.setdiff1d(np.arange(n), held)
             found = spread(reach[:, kept], code[kept], classes)
@@ -135,7 +147,9 @@ def paired_cross_validation(
                 hits[name][held] += (answer[held] == code[held]) / REPEATS
                 pseudo[name][held] += (answer[held] == found[held]) / REPEATS
                 means[name] += float((balance * (answer[n:] == found[n:])).sum()) / (REPEATS * len(folds))
-    return PairedScores(hits, pseudo, means, len(rest), n * balance_weights(code, classes), predicted, pseudo_labels)
+    count = len(rest) if groups is None else len(np.unique(groups[rest]))
+    weights = n * balance_weights(code, classes)
+    return PairedScores(hits, pseudo, means, count, weights, mine, predicted, pseudo_labels)
 
 
 def episode_accuracies(
@@ -218,7 +232,16 @@ def _folds(code: Whole, groups: Whole | None, least: int, seed: int) -> list[Who
     return [fold for _, fold in by_row.split(code, code)]
 
 
-def _balanced(values: Doubles, weights: Doubles) -> Doubles:
-    """Give values (n,) whose mean is the weighted mean, and whose spread is that of the weighted mean's influence."""
+def _influences(values: Doubles, weights: Doubles, groups: Whole | None) -> Doubles:
+    """Give numbers whose mean is the weighted mean of values (n,), and whose variance by their count is its variance.
+
+    One a row, or one a group, of its rows' summed influences: rows of a group are no independent draws.
+    """
     centre = float((weights * values).mean())
-    return centre + weights * (values - centre)
+    influence: Doubles = weights * (values - centre)
+    if groups is not None:
+        names, member = np.unique(groups, return_inverse=True)
+        sums = np.zeros(len(names))
+        np.add.at(sums, member, influence)
+        influence = sums
+    return centre + influence * (len(influence) / len(values))

@@ -164,7 +164,8 @@ def forecast_gain(
         source_labelled: Teacher embeddings (any, d) of labelled source samples, and their labels; used with one label
             per class alone, where they are worth having.
         groups: (n,) what a pair belongs to (a person, a scene); none is split by the ridge student's folds, nor, where
-            every class is labelled in two groups or more, by the cross-validation.
+            every class is labelled in two groups or more, by the cross-validation. The labels' noise is that over
+            groups, whose rows are no independent draws.
         loss: Of the student to be trained, which decides the default coefficients.
         proxy: What stands for the student: "pilot" trains a small network for half a second beside the closed form and
             is the better one; "ridge" trains nothing. With one label per class nothing is trained.
@@ -178,7 +179,8 @@ def forecast_gain(
             unknown (-1), or a class of the source has no label.
         ConfigError: If a parameter is out of range, the calibration is of another proxy, or the level was not
             calibrated.
-        NotMeaningful: If there are fewer than 50 pairs, or only one class is labelled.
+        NotMeaningful: If there are fewer than 50 pairs, only one class is labelled, or several labelled rows share a
+            group and there are fewer than 5 labelled groups: their spread would say nothing of the error.
 
     Examples:
         >>> import numpy as np

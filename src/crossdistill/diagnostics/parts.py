@@ -34,6 +34,8 @@ Trained = Literal["pilot", "ridge"]
 Parts = Mapping[str, Estimate | float]
 
 LEAST_PAIRS = 50
+LEAST_GROUPS = 5
+"""Labelled groups below which their spread says nothing of the error."""
 PILOT_PAIRS = 100
 """Pairs that the pilot trains on beside those held out for pseudo-labels; with fewer, none are held out."""
 HELD_SHARE = 3
@@ -116,6 +118,12 @@ class Target:
         more = min(len(rest), max(GRAPH_ROWS - len(at), UNLABELLED))
         rows = np.concatenate([at, np.sort(np.random.default_rng(seed).choice(rest, more, replace=False))])
         k = int(np.bincount(code).min())
+        held = len(at) if group is None else len(np.unique(group[at]))
+        if k > 1 and held < min(LEAST_GROUPS, len(at)):
+            raise NotMeaningful(
+                f"the error of a forecast is over groups: it needs labels in {LEAST_GROUPS} of them or more; "
+                f"all {len(at)} are in {held}"
+            )
         warnings = _warnings(given, code, own, group, at)
         return cls(standardised(given), own, classes, code, at, group, rows, k, warnings, level, seed)
 
@@ -178,7 +186,7 @@ def measure(
     if proxy == "pilot":
         unseen, unlabelled = _unseen(world)
         embeddings["pilot"] = pilot_student(world.raw, z, leave_out=unseen, seed=world.seed)[rows]
-    groups = None if world.groups is None else world.groups[world.index]
+    groups = None if world.groups is None else world.groups[rows]
     scores = paired_cross_validation(
         embeddings, operator, np.arange(m), world.code, unlabelled=unlabelled, groups=groups, seed=world.seed
     )

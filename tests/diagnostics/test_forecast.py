@@ -54,11 +54,12 @@ def test_the_same_seed_gives_the_same_numbers_in_any_order_of_labels_and_unit_of
     first, second = forecast_gain(**known, seed=2), forecast_gain(**known, seed=2)
     assert first.values() == second.values()
     assert first.gain == second.gain
-    assert forecast_gain(**known, seed=3, proxy="ridge").parts["p_max"] != first.parts["p_max"]
+    plain = forecast_gain(**known, seed=2, proxy="ridge")
+    assert forecast_gain(**known, seed=3, proxy="ridge").parts["p_max"] != plain.parts["p_max"]
     other = np.random.default_rng(0).permutation(len(known["index"]))
     mixed = {**known, "index": known["index"][other], "labels": np.array(list("abcde"))[known["labels"][other]]}
     third = forecast_gain(**{**mixed, "target": 7 * known["target"] + 3}, seed=2, proxy="ridge")
-    assert third.values() == pytest.approx({name: first.values()[name] for name in third.parts})
+    assert third.values() == pytest.approx(plain.values())
 
 
 def test_the_forecast_is_the_calibration_of_its_parts():
@@ -93,7 +94,8 @@ def test_verdicts_are_where_the_interval_lies():
     bad = forecast_gain(**{**known, "teacher": shuffled, "target": known["teacher"]}, proxy="ridge")
     assert bad.verdict == "no help"  # the target knows it all, and learns noise
     assert bad.gain.high < 0
-    assert any("pairing carries nothing" in warning for warning in bad.warnings)
+    assert bad.parts["retrieval"] < 2 * bad.parts["retrieval_chance"] < good.parts["retrieval"]
+    assert not any("pairing" in warning for warning in bad.warnings)  # that question is check_pairs'
     wide = dataclasses.replace(default_calibration("ridge"), quantiles=((0.9, 99.0),))
     assert forecast_gain(**known, proxy="ridge", calibration=wide).verdict == "undecided"
 
@@ -122,7 +124,9 @@ def test_a_constant_teacher_gives_finite_numbers_and_no_help(k):
 def test_one_label_a_class_goes_by_episodes_or_by_labels_of_the_source():
     known = world(k=1)
     found = forecast_gain(**known)
-    assert (found.calibration.proxy, found.k, found.gain.standard_error) == ("episodes", 1, 0)
+    assert (found.calibration.proxy, found.k, found.gain.standard_error) == ("episodes", 1, None)
+    assert found.gain.high - found.gain.low == pytest.approx(2 * 4.3 * 0.04)
+    assert found.more_labels
     e, t = found.parts["e"], found.parts["t"]
     assert e == pytest.approx(found.parts["acc_ridge"] - found.parts["acc_raw"])
     expected = 0.10 + 1.05 * 0.2 * np.tanh(e / 0.2) + 0.37 * 0.1 * np.tanh(t / 0.1)
@@ -137,12 +141,64 @@ def test_one_label_a_class_goes_by_episodes_or_by_labels_of_the_source():
     assert forecast_gain(**world(), source_labelled=source, proxy="ridge").calibration.proxy == "ridge"
 
 
-def test_a_single_class_with_one_label_is_told():
+def test_classes_with_a_single_label_are_left_out_where_two_others_have_more():
     known = world()
-    few = {**known, "labels": known["labels"][11:], "index": known["index"][11:]}
+    few = {**known, "labels": known["labels"][11:], "index": known["index"][11:]}  # one of class 0 is left
     found = forecast_gain(**few)
-    assert found.calibration.proxy == "episodes"
-    assert any("a class has a single label" in warning for warning in found.warnings)
+    assert (found.calibration.proxy, found.k, found.n_labels) == ("pilot", 12, 48)
+    assert "1 of 5 classes had a single label: the forecast is of the other 4" in found.warnings
+    # unlabelled rows are of class 0, too, unlike the labelled ones: they correct nothing
+    assert found.parts["p_pilot"].settings["n_unlabelled"] == 0
+    without = forecast_gain(**{**known, "labels": known["labels"][12:], "index": known["index"][12:]})
+    assert found.parts["acc_raw"].value == without.parts["acc_raw"].value
+    # of two classes one would be left
+    pair = np.r_[0, 12:24]
+    told = forecast_gain(**{**known, "labels": known["labels"][pair], "index": known["index"][pair]})
+    assert (told.calibration.proxy, told.k, told.n_labels) == ("episodes", 1, 13)
+    assert any("a class has a single label" in warning for warning in told.warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"n": 140}, "140 pairs"),
+        ({"n": 1000, "k": 30}, "30 labels per class"),
+        ({"n": 5100}, "5100 pairs"),
+    ],
+)
+def test_what_lies_outside_the_first_study_is_told(changes, says):
+    told = [one for one in forecast_gain(**world(**changes), proxy="ridge").warnings if "default calibration" in one]
+    assert len(told) == 1
+    assert told[0].endswith(f"outside lie {says}")
+
+
+def test_two_classes_lie_outside_the_first_study_but_not_outside_ones_own():
+    known = world()
+    two = {**known, "labels": known["labels"] % 2}
+    assert any("outside lie 2 classes" in warning for warning in forecast_gain(**two, proxy="ridge").warnings)
+    own = dataclasses.replace(default_calibration("ridge"), data_sets=("mine",))
+    found = forecast_gain(**two, proxy="ridge", calibration=own)
+    assert not any("outside" in warning for warning in found.warnings)
+    assert not any("outside" in warning for warning in forecast_gain(**known, proxy="ridge").warnings)
+
+
+def test_a_level_is_refused_before_the_data_are_looked_at():
+    nothing = {"target": None, "labels": None, "index": None, "level": 0.95}
+    with pytest.raises(ConfigError, match=r"level 0\.95 of the forecast was not calibrated"):
+        forecast_gain(teacher=None, **nothing)
+    with pytest.raises(ConfigError, match=r"level 0\.95 of the forecast was not calibrated"):
+        rank_sources({"a": None}, **nothing)
+
+
+def test_a_teacher_twice_differs_by_nothing():
+    for k in (1, K):
+        known = world(k=k)
+        teacher = known.pop("teacher")
+        found = rank_sources({"a": teacher, "b": teacher.copy()}, **known, proxy="ridge")
+        (difference,) = found.differences.values()
+        assert (difference.value, difference.standard_error, difference.low, difference.high) == (0, 0, 0, 0)
+        assert difference.kind == "the same embedding twice"
+        assert found.compare("a", "b") == "cannot tell"
 
 
 def test_warnings_name_what_makes_a_forecast_weak():
@@ -153,7 +209,11 @@ def test_warnings_name_what_makes_a_forecast_weak():
     pixels = np.clip(np.round(known["target"] @ np.random.default_rng(0).normal(size=(25, 80)) + 128), 0, 255)
     groups = np.arange(400) // 20
     groups[known["index"]] = 0
-    found = forecast_gain(**{**known, "target": pixels}, groups=groups, proxy="ridge")
+    with pytest.raises(NotMeaningful, match="labels in 5 of them or more; all 60 are in 1"):
+        forecast_gain(**known, groups=groups, proxy="ridge")
+    one = world(k=1)
+    groups[one["index"]] = 0
+    found = forecast_gain(**{**one, "target": pixels}, groups=groups)
     assert any("looks like pixels" in warning for warning in found.warnings)
     assert any("labels sit in 1 of 20 groups" in warning for warning in found.warnings)
     assert len(forecast_gain(**known, ssl=known["teacher"], groups=np.arange(400), proxy="ridge").warnings) == 0
@@ -193,6 +253,7 @@ def test_ranking_with_one_label_a_class_knows_no_noise_but_the_floor():
     found = rank_sources({"a": teacher, "b": np.random.default_rng(0).normal(size=teacher.shape)}, **known)
     difference = found.differences[found.names]
     assert difference.high - difference.low == pytest.approx(2 * 4.3 * 0.04)
+    assert difference.standard_error is None
 
 
 @pytest.mark.parametrize(

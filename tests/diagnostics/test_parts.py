@@ -89,3 +89,13 @@ def test_the_error_is_the_spread_over_draws_where_rows_are_near_copies():
 def test_labels_in_few_groups_have_no_error():
     with pytest.raises(NotMeaningful, match="in 5 of them or more; all 80 are in 4"):
         copies(20, 20, 0)
+
+
+def test_retrieval_counts_ties_by_what_a_draw_among_them_would_find():
+    rows = np.eye(64)
+    assert module._retrieval(rows, rows, 0) == (1, 1 / 64)
+    twice = np.repeat(np.eye(32), 2, axis=0)  # each embedding is that of two rows
+    assert module._retrieval(twice, twice, 0) == (0.5, 1 / 64)
+    assert module._retrieval(np.ones((64, 2)), np.ones((64, 2)), 0) == (1 / 64, 1 / 64)
+    wrong = np.roll(rows, 1, axis=0)
+    assert module._retrieval(rows, wrong, 0) == (0, 1 / 64)

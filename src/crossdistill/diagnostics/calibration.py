@@ -91,13 +91,15 @@ class Calibration:
             raise ConfigError(f"level {level:g} of the forecast was not calibrated; take one of {levels}")
         return known[level]
 
-    def forecast(self, parts: Mapping[str, float], standard_error: float, *, n: int, level: float = 0.9) -> Estimate:
+    def forecast(
+        self, parts: Mapping[str, float], standard_error: float | None, *, n: int, level: float = 0.9
+    ) -> Estimate:
         """Forecast the gain, as a fraction of balanced accuracy.
 
         Args:
             parts: At least those that `proxy` needs: "p_max" and "p_tea", "p_pilot" and "p_tea", "e" and "t", or
                 "a_source" and "a_reference".
-            standard_error: Of the stand-in's part; 0 where it has none.
+            standard_error: Of the stand-in's part; None where none is known, and the interval is of the floor alone.
             n: Labelled rows.
             level: Of the interval; one that was calibrated.
 
@@ -107,7 +109,7 @@ class Calibration:
         quantile = self.quantile(level)
         first, second = _terms(self.proxy, parts)
         c0, c1, c2 = self.coefficients
-        value, half = c0 + c1 * first + c2 * second, quantile * math.hypot(standard_error, self.floor)
+        value, half = c0 + c1 * first + c2 * second, quantile * math.hypot(standard_error or 0.0, self.floor)
         settings = {"coefficients": self.coefficients, "quantile": quantile, "floor": self.floor}
         return Estimate(
             value,

@@ -36,9 +36,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, get_args
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from crossdistill.diagnostics.calibration import Calibration, Loss, Proxy, default_calibration
+from crossdistill.diagnostics.calibration import SIX, Calibration, Loss, Proxy, default_calibration
 from crossdistill.diagnostics.estimate import Estimate
 from crossdistill.diagnostics.few_labels import powered_difference
 from crossdistill.diagnostics.parts import Measured, Reference, Target, Trained, measure, values_of
@@ -46,13 +47,18 @@ from crossdistill.errors import ConfigError
 
 Verdict = Literal["help", "no help", "undecided"]
 
+STUDIED = "150 to 1800 pairs, 3 to 40 classes and up to 20 labels per class"
+LEAST_STUDIED, MOST_STUDIED, MOST_CLASSES, MOST_LABELS = 150, 5000, 40, 20
+"""Sizes outside which a forecast by the first study's coefficients is warned of; of pairs, some way above it."""
+
 
 @dataclass(frozen=True)
 class Forecast:
     """The gain to be expected from distillation; made by `forecast_gain`.
 
     Attributes:
-        gain: Student less the best reference, as a fraction of balanced accuracy, with its calibrated interval.
+        gain: Student less the best reference, as a fraction of balanced accuracy, with its calibrated interval. Its
+            standard error is the labels' noise: None with one label per class, where it is not known.
         verdict: "help" where the whole interval is above zero; "no help" where it is wholly below: the student is
             expected to be worse than the best reference; "undecided" where it holds zero, which is not "no help".
         parts: What the gain was forecast from, fractions. With two labels of each class or more: "p_max" (ridge student
@@ -64,8 +70,9 @@ class Forecast:
             chance, "retrieval_chance"; with 128 pairs or more "tv" (`kernel_tv` of teacher and ridge student), shown
             because it is asked for: it does not foretell the gain, and no forecast looks at it.
         reference: The better of raw features and target-only self-supervision, which the gain is less.
-        n_labels: Labelled pairs.
-        k: Labels of the class with the fewest.
+        n_labels: Labelled pairs that were used.
+        k: Labels of the class with the fewest. Classes with a single label are left out, and told of in a warning,
+            where two or more others have more.
         calibration: Where coefficients and interval come from.
         warnings: What a reader must know, a sentence each.
         seconds: Of wall clock.
@@ -87,11 +94,13 @@ class Forecast:
 
     @property
     def more_labels(self) -> bool:
-        """Whether more labels would narrow the interval: their noise exceeds the model's own error.
+        """Whether more labels would narrow the interval: their noise exceeds the model's own error, or is not known.
 
-        Otherwise, up to the calibration's floor, only the pilot, or one run of the student, tells more.
+        It is not with one label per class, where a second one of each allows cross-validation. Otherwise, up to the
+        calibration's floor, only the pilot, or one run of the student, tells more.
         """
-        return (self.gain.standard_error or 0.0) > self.calibration.floor
+        error = self.gain.standard_error
+        return error is None or error > self.calibration.floor
 
     def __str__(self) -> str:
         """Say it in points: ``+6 points, 90 % interval -6 to +18, undecided``."""
@@ -112,7 +121,7 @@ class Ranking:
         differences: Forecast of the first named less that of the second, by (name, name), for every pair in the order
             of `names`. Labels' noise is that of the paired difference on the same folds; the interval is the
             calibration's with one floor, as the common reference cancels: our choice, not calibrated on differences,
-            nor corrected for the number of comparisons.
+            nor corrected for the number of comparisons. Equal embeddings differ by 0, without a width.
     """
 
     names: tuple[str, ...]
@@ -193,6 +202,7 @@ def forecast_gain(
         ('raw', 60, True)
     """
     start = time.perf_counter()
+    _checked_level(calibration, proxy, loss, level)
     world = Target.checked(target, labels, index, ssl=ssl, groups=groups, level=level, seed=seed)
     chosen = _chosen(calibration, world, proxy, loss, source=source_labelled is not None)
     return _forecast(measure(world, teacher, proxy=chosen.proxy, source_labelled=source_labelled), world, chosen, start)
@@ -234,6 +244,7 @@ def rank_sources(
     """
     if not sources:
         raise ConfigError("rank_sources needs one teacher embedding or more")
+    _checked_level(calibration, proxy, loss, level)
     world = Target.checked(target, labels, index, ssl=ssl, groups=groups, level=level, seed=seed)
     chosen = _chosen(calibration, world, proxy, loss, source=False)
     measured: dict[str, Measured] = {}
@@ -244,7 +255,10 @@ def rank_sources(
         forecasts[name] = _forecast(measured[name], world, chosen, start)
     names = tuple(sorted(forecasts, key=lambda name: -forecasts[name].gain.value))
     differences = {
-        (a, b): _difference(forecasts[a], measured[a], forecasts[b], measured[b]) for a, b in combinations(names, 2)
+        (a, b): _nothing(forecasts[a])
+        if np.array_equal(np.asarray(sources[a]), np.asarray(sources[b]))
+        else _difference(forecasts[a], measured[a], forecasts[b], measured[b])
+        for a, b in combinations(names, 2)
     }
     return Ranking(names, {name: forecasts[name] for name in names}, differences)
 
@@ -258,7 +272,9 @@ def _forecast(measured: Measured, world: Target, calibration: Calibration, start
         verdict = "help"
     if gain.high is not None and gain.high < 0:
         verdict = "no help"
-    warnings = world.warnings + measured.warnings
+    warnings = world.warnings
+    if calibration.data_sets == SIX and (outside := _outside(world)):
+        warnings = (*warnings, f"the default calibration is of {STUDIED}; outside lie {', '.join(outside)}")
     return Forecast(
         gain,
         verdict,
@@ -272,30 +288,47 @@ def _forecast(measured: Measured, world: Target, calibration: Calibration, start
     )
 
 
+def _outside(world: Target) -> list[str]:
+    """Name what lies outside the sizes that the first study saw, or, of pairs, far above them."""
+    n, classes, each = len(world.raw), len(world.classes), len(world.index) / len(world.classes)
+    found = [] if LEAST_STUDIED <= n <= MOST_STUDIED else [f"{n} pairs"]
+    found += [] if 2 < classes <= MOST_CLASSES else [f"{classes} classes"]
+    return found + ([] if each <= MOST_LABELS else [f"{each:.0f} labels per class"])
+
+
+def _checked_level(calibration: Calibration | None, proxy: Trained, loss: Loss, level: float) -> None:
+    """Refuse, before any work, a level that the calibration does not have; all defaults of a loss have the same."""
+    if proxy not in get_args(Trained):
+        raise ConfigError(f"proxy must be 'pilot' or 'ridge'; received '{proxy}'")
+    (calibration or default_calibration(proxy, loss)).quantile(level)
+
+
 def _chosen(
     calibration: Calibration | None, world: Target, trained: Trained, loss: Loss, *, source: bool
 ) -> Calibration:
-    """Give the calibration that applies, and refuse before anything is measured what would be refused after."""
-    if trained not in get_args(Trained):
-        raise ConfigError(f"proxy must be 'pilot' or 'ridge'; received '{trained}'")
+    """Give the calibration that applies, and refuse before anything is measured one that does not."""
     proxy: Proxy = trained if world.k > 1 else "source" if source else "episodes"
     if calibration is None:
-        calibration = default_calibration(proxy, loss)
-    elif calibration.proxy != proxy or calibration.loss != loss:
+        return default_calibration(proxy, loss)
+    if calibration.proxy != proxy or calibration.loss != loss:
         raise ConfigError(
             f"the calibration is of {calibration.proxy}, {calibration.loss}; this forecast is by {proxy}, {loss}"
         )
-    calibration.quantile(world.level)
     return calibration
+
+
+def _nothing(of: Forecast) -> Estimate:
+    """Give the difference between two forecasts of one embedding."""
+    return Estimate(0.0, 0.0, 0.0, 0.0, of.n_labels, of.gain.level, "the same embedding twice", of.gain.settings)
 
 
 def _difference(a: Forecast, of_a: Measured, b: Forecast, of_b: Measured) -> Estimate:
     """Give the forecast of a less that of b; the labels' noise is that of the paired difference of their stand-ins."""
-    error, level = 0.0, a.gain.level
+    error, level = None, a.gain.level
     if of_a.scores is not None and of_b.scores is not None:
         paired = powered_difference(of_a.scores, a.calibration.proxy, of_b.scores, b.calibration.proxy, level=level)
-        error = paired.standard_error or 0.0
+        error = paired.standard_error
     value = a.gain.value - b.gain.value
-    half = a.calibration.quantile(level) * math.hypot(error, a.calibration.floor)
+    half = a.calibration.quantile(level) * math.hypot(error or 0.0, a.calibration.floor)
     kind = "paired difference of forecasts on the same folds; one floor, our choice"
     return Estimate(value, error, value - half, value + half, a.n_labels, level, kind, a.gain.settings)

@@ -26,7 +26,6 @@ from crossdistill.diagnostics.pilot import pilot_student
 from crossdistill.diagnostics.ridge import ridge_student, standardised
 from crossdistill.diagnostics.spreading import label_spreading, spread
 from crossdistill.errors import DataError, NotMeaningful
-from crossdistill.evaluation import found_within, partner_ranks
 from crossdistill.evaluation._checks import Doubles, Labels, Whole, feature_rows, label_column, unit_rows
 
 Reference = Literal["raw", "ssl"]
@@ -48,8 +47,8 @@ FEW_LABELS = 45
 """Labelled rows below which label noise was larger than all else in the first study."""
 CANDIDATES = 64
 """Teacher embeddings among which a ridge student looks for its own."""
-BY_CHANCE = 1.645
-"""Standard errors above chance that retrieval stays below in 95 of 100 shuffled pairings."""
+TIED = 1e-9
+"""Cosines no further apart are equal but for rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +59,8 @@ class Target:
         raw: (n, D) standardised features.
         ssl: (n, e) unit rows, or None.
         classes: (c,) labels, ascending.
-        code: (m,) classes of the labelled rows, 0 .. c - 1.
+        code: (m,) classes of the labelled rows, 0 .. c - 1; one of a single label is left out where others have more.
+        left_out: How many classes are. Unlabelled rows may be of them, and are then unlike the labelled ones.
         index: (m,) their rows.
         groups: (n,) or None.
         rows: Rows of graph and probes, the labelled ones first.
@@ -74,6 +74,7 @@ class Target:
     ssl: Doubles | None
     classes: Labels
     code: Whole
+    left_out: int
     index: Whole
     groups: Whole | None
     rows: Whole
@@ -114,6 +115,12 @@ class Target:
         group = None if groups is None else np.unique(label_column("groups", groups, n), return_inverse=True)[1]
         order = np.argsort(at)  # folds are dealt by position
         at, code = at[order].astype(np.int64), code[order]
+        counts = np.bincount(code)
+        left_out = int((counts == 1).sum()) if (counts > 1).sum() > 1 else 0
+        if left_out:
+            kept = counts[code] > 1
+            at, known = at[kept], classes[code[kept]]
+            classes, code = np.unique(known, return_inverse=True)
         rest = np.setdiff1d(np.arange(n), at)
         more = min(len(rest), max(GRAPH_ROWS - len(at), UNLABELLED))
         rows = np.concatenate([at, np.sort(np.random.default_rng(seed).choice(rest, more, replace=False))])
@@ -124,8 +131,8 @@ class Target:
                 f"the error of a forecast is over groups: it needs labels in {LEAST_GROUPS} of them or more; "
                 f"all {len(at)} are in {held}"
             )
-        warnings = _warnings(given, code, own, group, at)
-        return cls(standardised(given), own, classes, code, at, group, rows, k, warnings, level, seed)
+        warnings = _warnings(given, code, left_out, own, group, at)
+        return cls(standardised(given), own, classes, code, left_out, at, group, rows, k, warnings, level, seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,16 +142,14 @@ class Measured:
     Attributes:
         parts: See `Forecast.parts`.
         reference: What the student is compared with.
-        standard_error: Of the stand-in's part; 0 with one label per class, where none is known.
+        standard_error: Of the stand-in's part; None with one label per class, where none is known.
         scores: Of the cross-validation; None with one label per class.
-        warnings: Sentences.
     """
 
     parts: Parts
     reference: Reference
-    standard_error: float
+    standard_error: float | None
     scores: PairedScores | None
-    warnings: tuple[str, ...]
 
 
 def values_of(parts: Parts) -> dict[str, float]:
@@ -166,8 +171,6 @@ def measure(
     parts: dict[str, Estimate | float] = {"r2": ridge.r2, "retrieval": found, "retrieval_chance": chance}
     with suppress(NotMeaningful):  # fewer than two sets of pairs: nothing of the forecast hangs on it
         parts["tv"] = kernel_tv(z, ridge.values, groups=world.groups, level=world.level, seed=world.seed)
-    lost = found <= chance + BY_CHANCE * (chance * (1 - chance) / len(z)) ** 0.5
-    warnings = ("the pairing carries nothing: partners are found no better than by chance",) if lost else ()
     embeddings = {"raw": unit_rows(world.raw)[rows], "tea": z[rows], "ridge": ridge.values[rows]}
     views = [z[rows], world.raw[rows]]
     if world.ssl is not None:
@@ -177,15 +180,17 @@ def measure(
     operator = label_spreading(views, sources=np.arange(m))
     if proxy == "episodes":
         more, reference = _by_episodes(world, embeddings, operator)
-        return Measured(parts | more, reference, 0.0, None, warnings)
+        return Measured(parts | more, reference, None, None)
     if proxy == "source":
         assert source_labelled is not None
         more, reference = _by_source(world, embeddings, source_labelled)
-        return Measured(parts | more, reference, 0.0, None, warnings)
+        return Measured(parts | more, reference, None, None)
     unlabelled = None
     if proxy == "pilot":
         unseen, unlabelled = _unseen(world)
         embeddings["pilot"] = pilot_student(world.raw, z, leave_out=unseen, seed=world.seed)[rows]
+    if world.left_out:  # unlabelled rows may be of classes that no labelled one is of
+        unlabelled = np.empty(0, dtype=np.int64)
     groups = None if world.groups is None else world.groups[rows]
     scores = paired_cross_validation(
         embeddings, operator, np.arange(m), world.code, unlabelled=unlabelled, groups=groups, seed=world.seed
@@ -195,7 +200,7 @@ def measure(
     leading, reference = parts["p_max"], _ = _over_the_better(scores, "ridge", world)
     if proxy == "pilot":
         leading, reference = parts["p_pilot"], _ = _over_the_better(scores, "pilot", world)
-    return Measured(parts, reference, leading.standard_error or 0.0, scores, warnings)
+    return Measured(parts, reference, leading.standard_error, scores)
 
 
 def _over_the_better(scores: PairedScores, name: str, world: Target) -> tuple[Estimate, Reference]:
@@ -266,7 +271,8 @@ def _unseen(world: Target) -> tuple[Whole, Whole]:
     The pilot remembers its teacher on the pairs it was distilled on, and pseudo-labels are spread along the teacher, so
     that it agrees with them there far better than on others. A prediction-powered mean needs unlabelled rows like the
     labelled ones: they are left out of training, too, by whole groups. No rows are given where too few pairs would
-    remain, nor where the labelled rows' own groups are trained on: no other rows are like those.
+    remain, nor where no other rows are like the labelled ones: those of classes left out are among them, or the
+    labelled rows' own groups are trained on.
     """
     n, m = len(world.raw), len(world.index)
     group = np.arange(n) if world.groups is None else world.groups
@@ -279,7 +285,7 @@ def _unseen(world: Target) -> tuple[Whole, Whole]:
     whole, drawn = (np.bincount(of, minlength=int(group.max()) + 1)[order] for of in (group, group[world.rows[away]]))
     held = order[(whole.cumsum() <= n // HELD_SHARE) & (drawn.cumsum() <= UNLABELLED)]
     left_out = near | np.isin(group, held)
-    if n - int(left_out.sum()) < PILOT_PAIRS:
+    if world.left_out or n - int(left_out.sum()) < PILOT_PAIRS:
         return np.flatnonzero(near), none
     return np.flatnonzero(left_out), away[np.isin(group[world.rows[away]], held)]
 
@@ -287,20 +293,31 @@ def _unseen(world: Target) -> tuple[Whole, Whole]:
 def _retrieval(student: Doubles, teacher: Doubles, seed: int) -> tuple[float, float]:
     """Give the share of rows whose ridge embedding finds its own teacher embedding among 64, and that of chance.
 
-    Groups of candidates are drawn, as rows may be sorted by class; there is one where there are fewer rows.
+    Groups of candidates are drawn, as rows may be sorted by class; there is one where there are fewer rows. Of t
+    candidates that are nearest alike, the right one among them counts 1 / t, as if one of them were drawn: a teacher of
+    few distinct embeddings is not below chance, and a constant one at it.
     """
     n, size = len(student), min(CANDIDATES, len(student))
     order = np.random.default_rng(seed).permutation(n)
-    drawn = [order[start : start + size] for start in range(0, n - size + 1, size)]
-    ranks = np.concatenate([partner_ranks(student[rows], teacher[rows]) for rows in drawn])
-    return float(found_within(ranks, 1).mean()), 1 / size
+    found: list[float] = []
+    for start in range(0, n - size + 1, size):
+        rows = order[start : start + size]
+        near = student[rows] @ teacher[rows].T
+        nearest = near >= near.max(axis=1, keepdims=True) - TIED
+        found.extend((nearest.diagonal() / nearest.sum(axis=1)).tolist())
+    return float(np.mean(found)), 1 / size
 
 
-def _warnings(target: Doubles, code: Whole, ssl: Doubles | None, groups: Whole | None, index: Whole) -> tuple[str, ...]:
+def _warnings(
+    target: Doubles, code: Whole, left_out: int, ssl: Doubles | None, groups: Whole | None, index: Whole
+) -> tuple[str, ...]:
     found: list[str] = []
     counts = np.bincount(code)
     if len(code) < FEW_LABELS:
         found.append(f"{len(code)} labels are few: below {FEW_LABELS} the forecast is mostly their noise")
+    if left_out:
+        of = f"{left_out} of {left_out + len(counts)} classes"
+        found.append(f"{of} had a single label: the forecast is of the other {len(counts)}")
     if counts.min() == 1 < counts.max():
         found.append("a class has a single label: all were treated as if one label per class were known")
     if ssl is None:

@@ -421,10 +421,8 @@ def _forecasts(
 
 
 def _warned(forecasts: Mapping[str, Forecast]) -> list[str]:
-    """Give the warnings of all forecasts, those of some candidates alone with their names."""
-    all_of = dict.fromkeys(w for forecast in forecasts.values() for w in forecast.warnings)
-    who = {w: [name for name, forecast in forecasts.items() if w in forecast.warnings] for w in all_of}
-    return [w if len(names) == len(forecasts) else f"{', '.join(names)}: {w}" for w, names in who.items()]
+    """Give the warnings of all forecasts, each once."""
+    return list(dict.fromkeys(w for forecast in forecasts.values() for w in forecast.warnings))
 
 
 def _verdict(forecast: Forecast | None, findings: tuple[Finding, ...]) -> Verdict:

@@ -182,6 +182,21 @@ def test_a_source_that_cannot_tell_the_labels_stops():
     assert check_pairs(source, target, labels=rare) == ()
 
 
+@pytest.mark.parametrize(("rare", "apart"), [(5, 2.0), (10, 2.0), (20, 1.4)])
+def test_a_rare_class_that_cannot_be_told_from_chance_does_not_stop(rare, apart):
+    # Bayes' balanced accuracy is Phi(apart / 2): 84 % and 76 %
+    found = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        labels = rng.permutation(np.arange(300) < rare).astype(int)
+        source = rng.normal(size=(300, 8))
+        source[:, 0] += apart * labels
+        target = source + 0.5 * rng.normal(size=source.shape)
+        found += [f for f in check_pairs(source, target, labels=labels, seed=seed) if f.check == "teacher"]
+    assert found
+    assert all(f.severity == "warn" and f"({rare} rows of 1)" in f.what for f in found)
+
+
 def test_a_source_that_tells_labels_the_wrong_way_round_is_worse_than_chance():
     # what the sign of the first column means changes from group to group, so that the others mislead
     rng = np.random.default_rng(0)
@@ -210,6 +225,24 @@ def test_columns_and_rows_on_a_wrong_scale_are_named():
     found = check_pairs(source, np.clip(np.rint(60 * target + 120), 0, 255))
     assert "bytes" in [f.check for f in found]
     assert names(check_pairs(np.ones_like(source), target)) == [("constant columns", "stop", "source")]
+
+
+def test_a_source_that_is_the_target_once_more_is_found():
+    source, target, _ = pairs()
+    assert names(check_pairs(target, target)) == [("same array", "warn", "source")]
+    other = (target[:, ::-1] * np.arange(1, 9) + 0.5).astype(np.float32)
+    assert names(check_pairs(other, target)) == [("same array", "warn", "source")]
+    assert check_pairs(target + 0.01 * source[:, :8], target) == ()
+    flat = np.ones_like(target)
+    assert {f.check for f in check_pairs(flat, target)} == {"constant columns"}
+
+
+def test_a_source_of_one_column_is_no_embedding():
+    source, target, _ = pairs()
+    found = only(check_pairs(source[:, :1], target))
+    assert (found.check, found.severity, found.array) == ("one column", "warn", "source")
+    assert check_pairs(source[:, :2], target) == ()
+    assert check_pairs(source, target[:, :1]) == ()
 
 
 def test_findings_that_stop_come_first_and_become_plain_values():

@@ -2,8 +2,9 @@
 
     pairing      rows that are no partners: shuffled, slipped, mixed, or matched by label alone
     copies       the same row twice; in two groups; in two parts of a split
-    teacher      a source that cannot tell the labels
-    scale        columns that are constant or swamp the others, rows of zeros, bytes, vectors that all point one way
+    teacher      a source that cannot tell the labels, or is the target once more
+    scale        columns that are constant or swamp the others, rows of zeros, bytes, vectors that all point one way,
+                 a source of one column
     groups       too few of them for the interval that is asked for
 
 Each finding says what, where, how bad, and what to do. Thresholds are our own.
@@ -39,6 +40,10 @@ LEAST_COLUMNS = 5
 """Below, rows come that near by chance."""
 PROJECTED = 16
 """Dimensions in which near rows are looked for."""
+NEAR_CHANCE = 0.2
+"""Of the way from chance to all right: a source is taken for one without a clue if it surely stays below."""
+SAME = 1e-6
+"""Standard deviations within which entries are equal: what single precision leaves."""
 TEACHER_ROWS, SLIP_ROWS = 2000, 1500
 """Rows that are enough for telling, where all would cost seconds."""
 
@@ -50,7 +55,7 @@ class Finding:
     Attributes:
         check: Which check found it: "pairing", "slip", "shuffled part", "mixed pairs", "label pairs", "few pairs",
             "copies", "leak", "copies across groups", "group leak", "teacher", "constant columns", "scale", "zero rows",
-            "one direction", "bytes" or "groups".
+            "one direction", "one column", "same array", "bytes" or "groups".
         severity: "stop", training on it is wasted or its figures are wrong; "warn", look before you go on.
         what: What was found, in a line.
         do: What to do about it, in a line.
@@ -124,6 +129,7 @@ def check_pairs(
     found: list[Finding] = []
     for name, x in arrays.items():
         found += _scale(name, x)
+    found += _embedding(**arrays)
     usable = all(np.ptp(x, axis=0).any() for x in arrays.values())
     if usable:
         found += _alignment(
@@ -325,16 +331,24 @@ def _teacher(
         return []  # there is no telling
     fitted = ridge_student(source[rows], np.eye(c)[code], groups=own, seed=seed).values
     answer = (fitted * len(rows) / size).argmax(axis=1)
-    reached = float((np.bincount(code[answer == code], minlength=c) / size).mean())
+    right = np.bincount(code[answer == code], minlength=c)
+    reached, chance = float((right / size).mean()), 1 / c
     # whatever is answered without regard to the labels is right once in c, balanced
     share = np.bincount(answer, minlength=c) / len(rows)
-    error = float(np.sqrt(np.sum(share * (1 - share) / size))) / c
-    apart = (reached - 1 / c) / (INFLATION * error)
+    apart = (reached - chance) / (INFLATION * float(np.sqrt(np.sum(share * (1 - share) / size))) / c)
     if apart > 2.33:  # one in a hundred sources without a clue passes
         return []
+    # one row more of each answer: none right of five does not make sure
+    recall = (right + 1) / (size + 2)
+    error = INFLATION * float(np.sqrt(np.sum(recall * (1 - recall) / size))) / c
+    said = f"{reached:.1%} of {c} classes, chance {chance:.1%}"
+    if float(recall.mean()) + 1.64 * error > chance + NEAR_CHANCE * (1 - chance):
+        least = int(size.argmin())
+        what = f"the source cannot be told from chance on the labels: {said} ({size[least]} rows of {classes[least]!s})"
+        return [Finding("teacher", "warn", what, "label more rows of the rarest classes", "source")]
     worse = "worse" if apart < -2.33 else "no better"
-    what = f"the source tells the labels {worse} than chance: {reached:.1%} of {c} classes, chance {1 / c:.1%}"
     do = "check that labels and rows are in one order; if they are, this teacher has nothing to teach about them"
+    what = f"the source tells the labels {worse} than chance: {said}"
     return [Finding("teacher", "stop" if len(rows) >= 200 else "warn", what, do, "source")]
 
 
@@ -367,6 +381,26 @@ def _scale(name: str, x: Doubles) -> list[Finding]:
         what = f"the {name} looks like bytes, whole numbers from {x.min():.0f} to {large.max():.0f}"
         found.append(Finding("bytes", "warn", what, "scale pixels, and take features rather than pixels", name))
     return found
+
+
+def _embedding(source: Doubles, target: Doubles) -> list[Finding]:
+    """Find a source that says no more than the target does, or whose cosines say next to nothing."""
+    found: list[Finding] = []
+    if source.shape == target.shape and _same(standardised(source), standardised(target)):
+        what = "source and target are one array, up to the order and scale of columns"
+        do = "check what was given twice; a student of its own input is not across modalities"
+        found.append(Finding("same array", "warn", what, do, "source"))
+    if source.shape[1] == 1:
+        what = "the source is one column: its unit rows are signs alone"
+        found.append(Finding("one column", "warn", what, "give an embedding, of several columns", "source"))
+    return found
+
+
+def _same(x: Doubles, y: Doubles) -> bool:
+    """Tell whether two standardised arrays (n, d) have the same columns, which a random direction puts in order."""
+    direction = np.random.default_rng(0).normal(size=len(x))
+    x, y = (z[:, np.argsort(direction @ z)] for z in (x, y))
+    return bool(np.abs(x - y).max() < SAME)
 
 
 def _known(label: Labels) -> NDArray[np.bool_]:

@@ -216,8 +216,8 @@ def test_the_example_of_the_docstring():
     assert doctest.testmod(shared).attempted > 0
 
 
-def test_a_constant_modality_tells_nothing():
+def test_a_modality_of_noise_tells_nothing():
     x, _, y = sign_world(4, 0, 0, n=200, width=4)
-    found = values(shared_information(x, np.full((200, 3), 5.0), y))
-    assert max(abs(found["target"]), abs(found["shared"])) < 1e-12
+    found = values(shared_information(x, 5 + 1e-3 * np.random.default_rng(0).normal(size=(200, 3)), y))
+    assert max(abs(found["target"]), abs(found["shared"])) < 0.02
     assert found["only_source"] > 0.2

@@ -30,6 +30,7 @@ from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
 from crossdistill.diagnostics.estimate import Estimate, check_level
+from crossdistill.diagnostics.varying import check_varies
 from crossdistill.errors import ConfigError, DataError, NotMeaningful
 from crossdistill.evaluation._checks import Doubles, Whole, feature_rows, label_column, unit_rows
 
@@ -76,7 +77,7 @@ def kernel_tv(
     Raises:
         DataError: If shapes do not fit or a number is not finite.
         ConfigError: If a parameter is out of range.
-        NotMeaningful: If there are fewer than two sets or groups.
+        NotMeaningful: If there are fewer than two sets or groups, or no column of an embedding varies.
 
     Examples:
         >>> import numpy as np
@@ -86,7 +87,7 @@ def kernel_tv(
         >>> 0.7 < found.low < found.value < found.high < 0.9, found.n
         (True, 10)
     """
-    code = None if labels is None else _codes("labels", labels, len(np.asarray(source)))
+    code = None if labels is None else _codes("labels", labels, len(feature_rows("source", source)))
     classes = 0 if code is None else int(code.max()) + 1
 
     def rows(logits: Sequence[Doubles], positions: Whole) -> Doubles:
@@ -207,7 +208,7 @@ def vote_error(
         ConfigError: Likewise.
         NotMeaningful: Likewise.
     """
-    code = _codes("labels", labels, len(np.asarray(z)))
+    code = _codes("labels", labels, len(feature_rows("z", z)))
 
     def rows(logits: Sequence[Doubles], positions: Whole) -> Doubles:
         own = code[positions]
@@ -353,7 +354,10 @@ def _estimate(
     check_level(level)
     if size < 3 or not (math.isfinite(tau) and tau >= 1e-4) or seed < 0:
         raise ConfigError(f"need size >= 3, tau >= 0.0001 and seed >= 0; received {size}, {tau} and {seed}")
-    units = [unit_rows(feature_rows(name, x)) for name, x in arrays]
+    embeddings = {name: feature_rows(name, x) for name, x in arrays}
+    for name, z in embeddings.items():
+        check_varies(name, z)
+    units = [unit_rows(z) for z in embeddings.values()]
     n = len(units[0])
     if len(units[-1]) != n:
         raise DataError(f"row i of both must be one pair; received {n} and {len(units[-1])} rows")

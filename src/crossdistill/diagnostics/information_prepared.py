@@ -21,8 +21,9 @@ from crossdistill.diagnostics.information_contrast import contrast_information
 from crossdistill.diagnostics.information_knn import ksg, ross, untied
 from crossdistill.diagnostics.information_latent import latent_information
 from crossdistill.diagnostics.sub_samples import LEAST_UNITS, MOST_DRAWN, group_code
+from crossdistill.diagnostics.varying import check_varies, varying
 from crossdistill.errors import ConfigError, DataError, NotMeaningful, suggest
-from crossdistill.evaluation._checks import Doubles, Whole, feature_rows, label_column
+from crossdistill.evaluation._checks import Doubles, Whole, as_array, feature_rows, label_column
 from crossdistill.evaluation.linear import linear_probe
 
 Estimator = Literal["auto", "ksg", "gaussian", "latent", "infonce", "discrete", "classifier"]
@@ -97,7 +98,7 @@ def side(name: str, values: ArrayLike) -> Side:
         DataError: If it is neither finite numbers nor classes.
         NotMeaningful: If no column varies.
     """
-    given = np.asarray(values)
+    given = as_array(name, values)
     if given.dtype.kind not in "biufUS":
         raise DataError(f"{name} must be numbers, or classes as whole numbers or words; received {given.dtype} entries")
     if given.ndim == 1 and given.dtype.kind in "biuUS":
@@ -107,10 +108,8 @@ def side(name: str, values: ArrayLike) -> Side:
         raw = np.eye(len(classes))[code]
         return Side(_standard(raw), code.astype(np.int64), raw)
     raw = feature_rows(name, given[:, None] if given.ndim == 1 else given)
-    size = np.abs(raw).max(axis=0)
-    varies = np.ptp(raw / np.where(size > 0, size, 1.0), axis=0) > 1e-12  # less is rounding
-    if not varies.any():
-        raise NotMeaningful(f"{name}: none of its {raw.shape[1]} columns varies over {len(raw)} rows")
+    check_varies(name, raw)
+    varies = varying(raw)
     return Side(_standard(raw[:, varies]), None, raw, int((~varies).sum()))
 
 
@@ -185,9 +184,10 @@ def probe_logits(
     Raises:
         DataError: If shapes do not fit.
         ConfigError: If `folds` is below 2.
-        NotMeaningful: If there are fewer groups or pairs than folds, or one class.
+        NotMeaningful: If there are fewer groups or pairs than folds, or one class, or no column varies.
     """
     x = feature_rows("features", features)
+    check_varies("features", x)
     y = label_column("label", label, len(x))
     if folds < 2:
         raise ConfigError(f"probes need folds >= 2; received {folds}")

@@ -22,6 +22,7 @@ from scipy.special import log_softmax, logsumexp
 from crossdistill.diagnostics.estimate import Estimate
 from crossdistill.diagnostics.labelled import UNKNOWN, Counted, labelled_pairs
 from crossdistill.diagnostics.probes import Ridge, block, check_folds, dealt_folds, expanded, log_probabilities
+from crossdistill.diagnostics.varying import check_varies
 from crossdistill.errors import ConfigError, DataError, NotMeaningful, suggest
 from crossdistill.evaluation._checks import Doubles, Whole, feature_rows, label_column
 
@@ -104,10 +105,12 @@ def nontarget_of_probes(
         DataError: If shapes do not fit or a number is not finite.
         ConfigError: If a parameter is out of range.
         NotMeaningful: If there are two classes, where it is always 0, one has fewer than 10 rows or is in too few
-            groups.
+            groups, or no column of a side varies.
     """
     _check_word("kind", kind, get_args(Kind))
     x, y, label, group = labelled_pairs("source", source, "target", target, labels, groups, seed)
+    check_varies("source", x)
+    check_varies("target", y)
     classes, code = np.unique(label, return_inverse=True)
     _check_many(len(classes))
     count = Counted(group, len(code), level)

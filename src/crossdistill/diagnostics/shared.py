@@ -39,6 +39,7 @@ from crossdistill.diagnostics.probes import (
     expanded,
     log_probabilities,
 )
+from crossdistill.diagnostics.varying import check_varies
 from crossdistill.errors import NotMeaningful
 from crossdistill.evaluation._checks import Doubles, Whole
 
@@ -105,7 +106,7 @@ def shared_information(
         DataError: If shapes do not fit or a feature is not finite.
         ConfigError: If `level` is not in (0, 1) or the seed is negative.
         NotMeaningful: If there is one class alone, a class has fewer than 10 rows or is in too few groups, or there are
-            fewer than 10 pairs or groups.
+            fewer than 10 pairs or groups, or no column of a modality varies.
 
     Examples:
         >>> import numpy as np
@@ -117,6 +118,8 @@ def shared_information(
     """
     check_level(level)
     x, y, label, group = labelled_pairs("source", source, "target", target, labels, groups, seed)
+    check_varies("source", x)
+    check_varies("target", y)
     classes, code = np.unique(label, return_inverse=True)
     unit = np.arange(len(code)) if group is None else np.unique(group, return_inverse=True)[1]
     units = int(unit.max()) + 1

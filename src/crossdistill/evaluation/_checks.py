@@ -21,7 +21,13 @@ def feature_rows(name: str, x: ArrayLike, *, width: int | None = None) -> Double
     Raises:
         DataError: With the rule and what was received, or the first row that is not finite.
     """
-    rows = np.asarray(x, dtype=np.float64)
+    given = as_array(name, x)
+    try:
+        if given.dtype.kind not in "biufO":
+            raise TypeError
+        rows = given.astype(np.float64, copy=False)
+    except (TypeError, ValueError):  # of objects that are no numbers
+        raise DataError(f"{name} must be features (n, d) of real numbers; received {_entries(given)}") from None
     if rows.ndim != 2 or 0 in rows.shape:
         raise DataError(f"{name} must be features (n, d) with n, d >= 1; received shape {rows.shape}")
     if width is not None and rows.shape[1] != width:
@@ -38,12 +44,39 @@ def label_column(name: str, label: ArrayLike, rows: int | None = None) -> Labels
     Raises:
         DataError: With the rule and what was received.
     """
-    column = np.asarray(label)
+    column = as_array(name, label)
     if column.ndim != 1 or len(column) == 0:
         raise DataError(f"{name} must be (n,) with n >= 1; received shape {column.shape}")
     if rows is not None and len(column) != rows:
         raise DataError(f"{name} must have one entry for each of {rows} rows; received {len(column)}")
-    return column
+    if column.dtype.kind != "O":
+        return column
+    entries: list[Any] = column.tolist()  # words or numbers of a table come as objects
+    kinds = [kind for kind in (str, (int, float)) if all(isinstance(entry, kind) for entry in entries)]
+    if not kinds:
+        raise DataError(f"{name} must be words throughout, or numbers; received {_entries(column)}")
+    return np.array(entries)
+
+
+def as_array(name: str, x: ArrayLike) -> NDArray[Any]:
+    """Give an array of what entries it has.
+
+    Raises:
+        DataError: If rows are of unequal length, or it cannot be read as an array.
+    """
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError):
+        what = f"a {type(x).__name__} with rows of unequal length, or that numpy cannot read"
+        raise DataError(f"{name} must be an array; received {what}") from None
+
+
+def _entries(x: NDArray[Any]) -> str:
+    if x.dtype.kind in "US":
+        return "words"
+    if x.dtype.kind != "O":
+        return f"entries of {x.dtype}"
+    return f"objects: {', '.join(sorted({type(entry).__name__ for entry in x.ravel().tolist()}))}"
 
 
 def unit_rows(x: Doubles) -> Doubles:

@@ -90,6 +90,7 @@ class Trap:
         (["--source", "rich.npy", "--target", "poor.npy", "--labels", "rich.npy"], "one whole number or word a row"),
         (["--source", "rich.npy", "--target", "poor.npy", "--groups", "short.npy"], "one whole number or word a row"),
         (["--source", "a=rich.npy", "--source", "a=poor.npy", "--target", "poor.npy"], "two sources are called 'a'"),
+        (["--source", "x=", "--target", "poor.npy"], "--source takes FILE or NAME=FILE; received 'x='"),
         (["--source", "=rich.npy", "--target", "poor.npy"], "--source takes FILE or NAME=FILE"),
         (["--source", "rich.npy", "--target", "poor.npy", "--labels", "few.npy", "--level", 0.5], "take one of 0.8"),
         (["gone.yaml"], "there is no experiment file 'gone.yaml'"),

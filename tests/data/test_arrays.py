@@ -49,7 +49,7 @@ def test_groups_are_numbered(save):
     ("array", "told"),
     [
         (np.array([[1.0, 2.0], [np.nan, 1.0], [np.inf, 0.0]]), "row 1, column 0 is nan, and 1 more"),
-        (np.array([{"a": 1}, None]), "not an array that can be read"),
+        (np.array([{"a": 1}, None]), "not an array that can be read: it holds Python objects, which are never loaded"),
         (np.array(["one", "two"]), "not an array of real numbers"),
         (np.zeros((0, 3)), r"shape \(0, 3\)"),
         (np.array(1.0), r"shape \(\)"),
@@ -71,8 +71,10 @@ def test_a_pickle_under_another_name_is_refused_and_never_loaded(tmp_path):
     path = tmp_path / "a.npy"
     path.write_bytes(pickle.dumps(Trap()))
     for read in (read_features, lambda p: read_labels(p, 2), lambda p: read_groups(p, 2)):
-        with pytest.raises(DataError, match="not an array that can be read"):
+        with pytest.raises(DataError, match="not an array that can be read") as caught:
             read(path)
+        assert "never loaded" in str(caught.value)
+        assert "unsafe" not in str(caught.value)
     assert not (tmp_path / "sprung").exists()
     with pytest.raises(DataError, match="there is no such file"):
         read_features(tmp_path / "b.npy")
@@ -90,6 +92,18 @@ def test_a_pickle_under_another_name_is_refused_and_never_loaded(tmp_path):
 def test_labels_that_are_none_are_refused(save, column, told):
     with pytest.raises(DataError, match=told):
         read_labels(save(np.array(column)), 4)
+
+
+def test_a_label_of_minus_one_that_was_cast_is_refused(save):
+    for kind, most in ((np.uint8, 255), (np.uint16, 65535)):
+        with pytest.raises(DataError, match=f"row 2: label {most} is probably -1"):
+            read_labels(save(np.array([0, 100, -1, 3]).astype(kind)), 4)
+    # with others near it, it is a class like them
+    label, names = read_labels(save(np.array([0, 128, 255, 3], dtype=np.uint8)), 4)
+    assert label.tolist() == [0, 2, 3, 1]
+    assert names[-1] == "255"
+    assert read_labels(save(np.array([0, 255])), 2)[1] == ("0", "255")
+    assert read_groups(save(np.array([0, 255], dtype=np.uint8)), 2).tolist() == [0, 1]
 
 
 def test_a_row_without_group_is_refused(save):

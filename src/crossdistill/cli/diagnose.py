@@ -91,7 +91,7 @@ def _named(sources: Sequence[str]) -> dict[str, Path]:
         name, equals, file = text.partition("=")
         path = Path(file if equals else text)
         name = name if equals else path.stem
-        if not name or not str(path):
+        if not name or not (file if equals else text):  # str(Path("")) is "."
             raise ConfigError(f"--source takes FILE or NAME=FILE; received '{text}'")
         if name in found:
             raise ConfigError(f"two sources are called '{name}'; name them with --source NAME=FILE")

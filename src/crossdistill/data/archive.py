@@ -15,7 +15,7 @@ from crossdistill.data import checks
 from crossdistill.data.assemble import assemble
 from crossdistill.data.checks import Contents, Problems
 from crossdistill.data.dataset import PairedDataset
-from crossdistill.data.decode import check_finite
+from crossdistill.data.decode import check_finite, why_unread
 from crossdistill.data.modality import Modality, check_name
 from crossdistill.data.options import ReadOptions
 from crossdistill.data.probe import array_modality
@@ -105,7 +105,9 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: there is no such file") from None
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for broken archives
         what = f"array '{key}'" if key else "the archive"
-        raise DataError(f"{path}: {what} cannot be read: {error}; save plain arrays with numpy.savez") from None
+        raise DataError(
+            f"{path}: {what} cannot be read: {why_unread(error)}; save plain arrays with numpy.savez"
+        ) from None
     return arrays
 
 

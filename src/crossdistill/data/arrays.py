@@ -45,9 +45,11 @@ def read_labels(path: Path, rows: int) -> tuple[NDArray[np.int64], tuple[str, ..
         (n,) int64, 0 to classes - 1 or -1, and the classes' names.
 
     Raises:
-        DataError: If the file is no such column, or has another number of rows.
+        DataError: If the file is no such column, has another number of rows, or has -1 cast to an unsigned type.
     """
-    words = _column("label", path, rows)
+    column = _column(path)
+    _check_cast(path, column)
+    words = _words("label", path, column, rows)
     for i, word in enumerate(words):
         if word.startswith("-") and word[1:].isdecimal():
             raise DataError(f"{path}: row {i}: label {word}; classes are 0, 1, 2, ... or words, and -1 is for none")
@@ -60,16 +62,36 @@ def read_groups(path: Path, rows: int) -> NDArray[np.int64]:
     Raises:
         DataError: If the file is no such column, has another number of rows, or a row has no group.
     """
-    words, problems = _column("group", path, rows), Problems(str(path))
+    words, problems = _words("group", path, _column(path), rows), Problems(str(path))
     numbers = checks.read_groups(words, [f"row {i}" for i in range(rows)], problems)
     problems.raise_if_any()
     return numbers
 
 
-def _column(key: str, path: Path, rows: int) -> list[str]:
-    column, problems = load_array(path, words=True), Problems(str(path))
-    if column.ndim == 2 and 1 in column.shape:
-        column = column.ravel()
+def _column(path: Path) -> np.ndarray:
+    column = load_array(path, words=True)
+    return column.ravel() if column.ndim == 2 and 1 in column.shape else column
+
+
+def _check_cast(path: Path, column: np.ndarray) -> None:
+    """Refuse what is probably -1 as an unsigned number: the largest there is, where all others are in the lower half.
+
+    Raises:
+        DataError: With the first such row.
+    """
+    if column.dtype.kind != "u":
+        return
+    most = np.iinfo(column.dtype).max
+    cast = np.flatnonzero(column == most)
+    if len(cast) and column[column != most].max(initial=0) <= most // 2:
+        raise DataError(
+            f"{path}: row {cast[0]}: label {most} is probably -1, for none, cast to {column.dtype}; save labels as "
+            "int64, and if it is a class give it another number"
+        )
+
+
+def _words(key: str, path: Path, column: np.ndarray, rows: int) -> list[str]:
+    problems = Problems(str(path))
     words = column_words(key, column, problems)
     problems.raise_if_any()
     assert words is not None

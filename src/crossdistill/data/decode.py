@@ -110,6 +110,15 @@ def _check_fits(path: Path, array: np.ndarray, dtype: str) -> None:
         )
 
 
+def why_unread(error: Exception) -> str:
+    """Say why numpy has not read a file, without its advice to load what is not safe."""
+    if "pickle" not in str(error):
+        return str(error)
+    objects = "holds Python objects, which are never loaded"
+    # numpy takes any file that is not its own for Python objects
+    return f"it {objects}" if "Object arrays" in str(error) else f"it is no file of numpy's, or {objects}"
+
+
 def load_array(path: Path, *, words: bool = False) -> np.ndarray:
     """Read a NPY file of numbers, or of `words` too; nothing is ever unpickled.
 
@@ -121,7 +130,7 @@ def load_array(path: Path, *, words: bool = False) -> np.ndarray:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not an array that can be read: {error}") from None
+        raise DataError(f"{path}: not an array that can be read: {why_unread(error)}") from None
     if getattr(getattr(array, "dtype", None), "kind", "") not in tuple("biufUS" if words else "biuf"):
         what = "real numbers or words" if words else "real numbers"
         raise DataError(f"{path}: holds {getattr(array, 'dtype', 'an archive')}, not an array of {what}")

@@ -24,6 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from crossdistill.diagnostics.information_knn import ksg, ross, untied
+from crossdistill.diagnostics.information_known import KnownGaussians
 from crossdistill.diagnostics.information_networks import Canonical, Towers, canonical, trained, whitening
 from crossdistill.evaluation._checks import Doubles, Whole
 
@@ -36,10 +37,6 @@ TOLERANCE = 0.03
 none: about the noise of KSG on 1000 rows, so that the highest is not the luckiest."""
 STEPS = 100
 """Of training at most: what is not linear is found within 50, and directions beyond the strongest are not wanted."""
-CALIBRATION_ROWS = 4000
-"""Rows of Gaussians, in all, that KSG is asked about for a point of its correction; one draw at least."""
-TOTALS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0, 15.0)
-"""Known truths at which KSG is asked for its correction; between them it is interpolated."""
 LEAST_CORRELATION, MOST_CORRELATION = 0.05, 0.9999
 
 
@@ -65,13 +62,14 @@ class LatentInformation:
         width: Latents that were taken.
         network: Whether those of the networks, or of the linear directions they started from.
         plain: The estimate on all rows before the correction.
+        shares: How the information is spread over the latents, (width,), adding up to 1.
     """
 
     def __init__(self, halves: Sequence[Latents], code: Whole | None, k: int, width: int, network: bool, seed: int):
         self._halves, self._code, self._k, self._seed = halves, code, k, seed
         self.width, self.network = width, network
-        self._known: dict[tuple[int, int], float] = {}
-        self._shares = np.mean([_shares(half, width) for half in halves], axis=0)
+        self._known: dict[int, KnownGaussians] = {}
+        self.shares: Doubles = np.mean([_shares(half, width) for half in halves], axis=0)
         every = np.ones(sum(len(half.rows) for half in halves), dtype=bool)
         self.plain, size = self._plain(every)
         self._step = max(1, size // 4)  # sizes of a half are rounded to this, so that sub-samples share corrections
@@ -95,34 +93,12 @@ class LatentInformation:
         return float(np.mean(values)), round(float(np.mean(sizes)))
 
     def _corrected(self, value: float, size: int) -> float:
-        """Give the information of the Gaussian of which KSG says `value`: between two of `TOTALS`, linearly."""
+        """Give the information of the Gaussian of which KSG says `value`, its correlations like those found."""
         size = max(self._k + 1, self._step * round(size / self._step))
-        low, high = 0, len(TOTALS) - 1
-        at_low, at_high = self._said(0, size), self._said(high, size)
-        if value <= at_low:
-            return value - at_low
-        if value >= at_high:
-            return value - at_high + TOTALS[high]
-        while high - low > 1:
-            middle = (low + high) // 2
-            said = self._said(middle, size)
-            if said <= value:
-                low, at_low = middle, said
-            else:
-                high, at_high = middle, said
-        return TOTALS[low] + (TOTALS[high] - TOTALS[low]) * (value - at_low) / (at_high - at_low)
-
-    def _said(self, position: int, size: int) -> float:
-        """Give what KSG says of `size` rows of the Gaussian of that total, its correlations like those found."""
-        if (position, size) not in self._known:
-            r = np.sqrt(-np.expm1(-2 * TOTALS[position] * self._shares))
-            rng = np.random.default_rng(self._seed)  # the same draws for every total
-            values: list[float] = []
-            for _ in range(max(1, CALIBRATION_ROWS // size)):
-                first, noise = rng.normal(size=(2, size, self.width))
-                values.append(ksg(first, r * first + np.sqrt(1 - r**2) * noise, self._k))
-            self._known[position, size] = float(np.mean(values))
-        return self._known[position, size]
+        if size not in self._known:
+            columns = (self.width, self.width)
+            self._known[size] = KnownGaussians(size, columns, self.shares, k=self._k, seed=self._seed)
+        return self._known[size].truth(value)
 
 
 def latent_information(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -19,7 +20,8 @@ from scipy.special import logsumexp
 from crossdistill.diagnostics.information_closed import discrete, entropy, gaussian
 from crossdistill.diagnostics.information_contrast import contrast_information
 from crossdistill.diagnostics.information_knn import ksg, ross, untied
-from crossdistill.diagnostics.information_latent import latent_information
+from crossdistill.diagnostics.information_known import TOTALS, KnownGaussians, known_pairs
+from crossdistill.diagnostics.information_latent import LatentInformation, latent_information
 from crossdistill.diagnostics.sub_samples import LEAST_UNITS, MOST_DRAWN, group_code
 from crossdistill.diagnostics.varying import check_varies, varying
 from crossdistill.errors import ConfigError, DataError, NotMeaningful, suggest
@@ -37,6 +39,8 @@ DUPLICATES = 0.01
 NEAR_CAP = 0.75
 """Share of its cap above which InfoNCE says no more than "at least this"."""
 INFONCE_BATCH = 2048
+KNOWN_ROWS = 2000
+"""Of Gaussians that ksg is asked about, at most, which bounds the time to a second; of more rows it misses less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +82,15 @@ class Prepared:
         settings: What the numbers depend on.
         notes: What a reader must know.
         fixed: What is held fixed when rows change, for the reader.
+        truth: Of Gaussians of equal size, the information of those of which the estimator says a number; None where
+            that is not asked.
     """
 
     at: Callable[[Whole], float]
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()
     fixed: str = ""
+    truth: Callable[[float], float] | None = None
 
     @property
     def note(self) -> str:
@@ -158,7 +165,8 @@ def prepare(
         return Prepared(terms, settings, tuple(notes), "critics held fixed")
     latents = latent_information(x.rows, y.rows, y.code, halves, k=k, seed=seed)
     settings |= {"k": k, "latents": latents.width, "networks": latents.network, "uncorrected": latents.plain}
-    return Prepared(latents, settings, tuple(notes), "encoders held fixed")
+    truth = None if y.code is not None else _truth_of_latents(latents, (x, y), halves, k, seed)
+    return Prepared(latents, settings, tuple(notes), "encoders held fixed", truth)
 
 
 def probe_logits(
@@ -253,8 +261,31 @@ def _prepared_ksg(x: Side, y: Side, k: int, settings: dict[str, Any], notes: lis
     if y.code is not None:
         code = y.code
         return Prepared(lambda rows: ross(first[rows], code[rows], k), settings, tuple(notes))
-    second = untied(y.rows, seed=1)
-    return Prepared(lambda rows: ksg(first[rows], second[rows], k), settings, tuple(notes))
+    second, shared = untied(y.rows, seed=1), min(x.rows.shape[1], y.rows.shape[1])
+    sides = (x.rows.shape[1], y.rows.shape[1])
+    shares: Doubles = np.full(shared, 1 / shared)
+    known = KnownGaussians(min(len(x), KNOWN_ROWS), sides, shares, k=k)
+    return Prepared(lambda rows: ksg(first[rows], second[rows], k), settings, tuple(notes), truth=known.truth)
+
+
+def _truth_of_latents(
+    latents: LatentInformation, sides: tuple[Side, Side], halves: tuple[Whole, Whole], k: int, seed: int
+) -> Callable[[float], float]:
+    """Learn latents anew of Gaussians that share as much in as many dimensions, twice, and shift by what is missed."""
+    n, columns = len(sides[0]), (sides[0].rows.shape[1], sides[1].rows.shape[1])
+    shares = latents.shares[: min(columns)]
+
+    @cache
+    def missed() -> float:
+        value = max(latents(np.arange(n)), 0.0)
+        off, rng = 0.0, np.random.default_rng([seed, 3])
+        for _ in range(2):  # the second time about where the truth is taken to be
+            total = min(value + max(off, 0.0), TOTALS[-1])
+            x, y = (_standard(side) for side in known_pairs(n, columns, total * shares / shares.sum(), rng))
+            off = total - latent_information(x, y, None, halves, k=k, seed=seed)(np.arange(n))
+        return off
+
+    return lambda value: value + missed()
 
 
 def _prepared_classifier(

@@ -263,7 +263,7 @@ def _prepared_ksg(x: Side, y: Side, k: int, settings: dict[str, Any], notes: lis
         return Prepared(lambda rows: ross(first[rows], code[rows], k), settings, tuple(notes))
     second, shared = untied(y.rows, seed=1), min(x.rows.shape[1], y.rows.shape[1])
     sides = (x.rows.shape[1], y.rows.shape[1])
-    shares: Doubles = np.full(shared, 1 / shared)
+    shares: Doubles = np.ones(shared) / shared
     known = KnownGaussians(min(len(x), KNOWN_ROWS), sides, shares, k=k)
     return Prepared(lambda rows: ksg(first[rows], second[rows], k), settings, tuple(notes), truth=known.truth)
 

@@ -103,6 +103,8 @@ def main() -> None:
     gains = {k: realised(given.suite, k) for k in LABELS}
     for seed in suite.seeds:
         for entry in suite.entries:
+            if entry.experiment.data.pairs is not None:  # a diagnosis is of all pairs
+                continue
             for k in entry.labels_per_class:
                 if k not in LABELS or (entry.name, str(seed), str(k)) in known or (entry.name, seed) not in gains[k]:
                     continue

@@ -1,10 +1,11 @@
 """Forecast every cell of a suite whose runs are kept: `python -m benchmarks.forecast.collect mfeat`.
 
-For each experiment, seed and number of labels: the forecast and its parts, as `crossdistill diagnose` makes them (the
-teacher of the suite, pilots, the labels of that seed), numbers that others would forecast by (teacher accuracy, linear
-CKA, retrieval, total variation), and what came true, from benchmarks/results/SUITE/runs*.csv: accuracy of each loss
-less the best of raw features and target-only self-supervision. Written to benchmarks/forecast/results/SUITE.csv, a row
-a cell; rows that are there already are kept. Teachers are trained in --out.
+For each experiment, seed and number of labels: the forecast and its parts, as `crossdistill diagnose --pilot` makes
+them (the teacher of the suite, pilots, the labels of that seed), numbers that others would forecast by (teacher
+accuracy, linear CKA, retrieval, total variation), and what came true, from benchmarks/results/SUITE/runs*.csv: accuracy
+of each loss less the best of raw features and target-only self-supervision. Written to
+benchmarks/forecast/results/SUITE.csv, a row a cell; rows that are there already are kept. Teachers are trained in
+--out.
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ def cell(bench: Bench, seed: int, k: int) -> dict[str, object] | None:
     index = np.flatnonzero(label >= 0)
     try:
         own = target_embedding(standardised(asked.target), seed=seed)
-        found = forecast_gain(asked.target, z, label[index], index, ssl=own, groups=asked.groups, seed=seed)
+        found = forecast_gain(
+            asked.target, z, label[index], index, ssl=own, groups=asked.groups, proxy="pilot", seed=seed
+        )
     except NotMeaningful as error:
         print(f"withheld: {error}")
         return None

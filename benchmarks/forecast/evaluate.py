@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
+from crossdistill.diagnostics import Estimate
 from crossdistill.diagnostics.calibration import Proxy, Realised, default_calibration, left_out_forecasts
 from crossdistill.errors import NotMeaningful
 
@@ -126,19 +127,21 @@ def table(loss: str, of: Sequence[Cell], proxy: Proxy) -> str:
         "| error |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    calibration = default_calibration(proxy, "contrastive" if loss == "contrastive" else "similarity")
+    whose = "contrastive" if loss == "contrastive" else "similarity"
     rows = [c.realised for c in of]
-    first = [calibration.forecast(r.parts, r.standard_error, n=1, level=LEVEL) for r in rows]
-    options = [("first study's coefficients", first)]
-    try:
-        options.append(("refitted, data set left out", left_out_forecasts(rows, level=LEVEL, proxy=proxy)))
-    except NotMeaningful as error:
-        lines.insert(1, f"\nnot refitted: {error}")
+    options: list[tuple[str, list[Estimate]]] = []
+    stand_ins: dict[str, Proxy] = {"one label": "episodes"}
     if proxy == "pilot":
-        ridge = default_calibration("ridge", calibration.loss)
-        options.append(
-            ("without training", [ridge.forecast(r.parts, r.standard_error, n=1, level=LEVEL) for r in rows])
-        )
+        stand_ins = {"**closed form** (default)": "ridge", "pilot student": "pilot"}
+    for name, word in stand_ins.items():
+        first = default_calibration(word, whose)
+        options.append((name, [first.forecast(r.parts, r.standard_error, n=1, level=LEVEL) for r in rows]))
+        try:
+            options.append((f"{name}, refitted", left_out_forecasts(rows, level=LEVEL, proxy=word)))
+        except NotMeaningful:
+            said = "Not refitted with a data set left out: that takes four data sets."
+            if said not in lines:
+                lines.insert(1, said)
     for name, found in options:
         value = np.array([e.value for e in found])
         lines.append(line(name, of, value, (np.array([e.low for e in found]), np.array([e.high for e in found]))))

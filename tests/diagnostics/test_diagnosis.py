@@ -97,7 +97,7 @@ def test_unknown_labels_change_nothing_and_many_are_thinned(world):
 
 
 def test_training_adds_a_pilot_and_the_targets_own_reference(world):
-    twice = [diagnose({"rich": world["rich"]}, world["poor"], labels=world["few"]) for _ in range(2)]
+    twice = [diagnose({"rich": world["rich"]}, world["poor"], labels=world["few"], pilot=True) for _ in range(2)]
     assert {"p_pilot", "acc_pilot", "acc_ssl"} <= set(twice[0].best.estimates)
     first, second = (found.as_json() for found in twice)
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
@@ -127,6 +127,7 @@ def test_the_reference_learns_what_the_views_share_and_is_its_own_for_each_seed(
         ({"labels": np.full(N, 0.5)}, DataError, "whole numbers from 0, and -1"),
         ({"labels": np.full(N, -2)}, DataError, "whole numbers from 0, and -1"),
         ({"groups": np.arange(7)}, DataError, "groups must have one entry"),
+        ({"pilot": True}, ConfigError, "a pilot is trained"),
         ({"level": 0.5}, ConfigError, "level 0.5 of the forecast was not calibrated; take one of 0.8, 0.9"),
     ],
 )

@@ -240,8 +240,9 @@ def diagnose(
     splits: Annotated[Path | None, typer.Option(help="NPY of the part of each row, to look for leaks.")] = None,
     out: Out = Path("runs/diagnosis"),
     training: Annotated[
-        bool, typer.Option("--training/--no-training", help="Train a pilot student for seconds: the better forecast.")
+        bool, typer.Option("--training/--no-training", help="Train a target-only reference for seconds: a fairer gain.")
     ] = True,
+    pilot: Annotated[bool, typer.Option("--pilot", help="Let a small student, trained for seconds, forecast.")] = False,
     level: Annotated[float, typer.Option(help="Confidence of the forecast's interval: 0.8 or 0.9.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
 ) -> None:
@@ -250,7 +251,7 @@ def diagnose(
     from crossdistill.cli.diagnose import question_of, run_diagnose
 
     question = question_of(experiment, source or [], target, labels, groups, splits, out)
-    run_diagnose(question, out, training=training, level=level, seed=seed)
+    run_diagnose(question, out, training=training, pilot=pilot, level=level, seed=seed)
 
 
 @app.command()

@@ -53,7 +53,7 @@ def question_of(
     return from_files(_named(sources), target, labels=labels, groups=groups, splits=splits)
 
 
-def run_diagnose(question: Question, out: Path, *, training: bool, level: float, seed: int) -> None:
+def run_diagnose(question: Question, out: Path, *, training: bool, pilot: bool, level: float, seed: int) -> None:
     """Diagnose, write DIR/diagnosis.json and DIR/diagnosis.html, and print the verdict with its reasons.
 
     Raises:
@@ -73,6 +73,7 @@ def run_diagnose(question: Question, out: Path, *, training: bool, level: float,
             groups=question.groups,
             splits=question.splits,
             training=training,
+            pilot=pilot,
             level=level,
             seed=seed,
         )

@@ -275,7 +275,7 @@ def test_ranking_with_one_label_a_class_knows_no_noise_but_the_floor():
         ({"level": lambda w: 0.5}, ConfigError, "not calibrated"),
         ({"proxy": lambda w: "both"}, ConfigError, "proxy must be"),
         ({"loss": lambda w: "kd"}, ConfigError, "none of the proxies and losses"),
-        ({"calibration": lambda w: default_calibration("ridge")}, ConfigError, "calibration is of ridge"),
+        ({"calibration": lambda w: default_calibration("pilot")}, ConfigError, "calibration is of pilot"),
     ],
 )
 def test_wrong_input_is_refused_with_what_and_where(changes, error, says):

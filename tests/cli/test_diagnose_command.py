@@ -94,6 +94,7 @@ class Trap:
         (["--source", "=rich.npy", "--target", "poor.npy"], "--source takes FILE or NAME=FILE"),
         (["--source", "rich.npy", "--target", "poor.npy", "--labels", "few.npy", "--level", 0.5], "take one of 0.8"),
         (["gone.yaml"], "there is no experiment file 'gone.yaml'"),
+        (["--source", "rich.npy", "--target", "poor.npy", "--pilot"], "--pilot trains a small student; leave out"),
     ],
 )
 def test_errors_are_one_line_that_says_what_to_do(says, arrays, arguments, told):

@@ -250,6 +250,8 @@ def diagnose(
     _import_from_here()
     from crossdistill.cli.diagnose import question_of, run_diagnose
 
+    if pilot and not training:
+        raise ConfigError("--pilot trains a small student; leave out --no-training")
     question = question_of(experiment, source or [], target, labels, groups, splits, out)
     run_diagnose(question, out, training=training, pilot=pilot, level=level, seed=seed)
 

@@ -15,7 +15,7 @@ labels; that of one's own draw scatters around it. Nothing depends on a rotation
 
 Differences are corrected by pseudo-labels of unlabelled pairs, which must be like the labelled ones to all that was
 trained: the pilot trains on neither. (Section 3.5 of the first study's sheet left the labelled ones alone out and took
-pseudo-labels on the others, where the pilot remembers its teacher: weak targets were forecast 20 points too high.) The
+pseudo-labels on the others, where the pilot remembers its teacher: weak targets were forecast far too high.) The
 self-supervised embedding may have seen all rows: it saw labelled and unlabelled ones alike, and neither label nor
 teacher, so that the correction stays unbiased. What it gains on rows it has seen, over new ones, it keeps as a
 reference.

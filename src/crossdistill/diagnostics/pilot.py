@@ -8,7 +8,9 @@ student's will be. Our own.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +20,7 @@ from crossdistill.errors import ConfigError, DataError, NotMeaningful
 from crossdistill.evaluation._checks import Doubles, feature_rows, unit_rows
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 HIDDEN, DIM = 128, 64
 TAU = 0.1
@@ -66,12 +68,7 @@ def pilot_student(
         raise NotMeaningful(f"the pilot student needs {LEAST} pairs beside the labelled ones; {len(rows)} are left")
     rng, size = np.random.default_rng(seed), min(batch, len(rows))
     inputs = torch.from_numpy(features.astype(np.float32))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = network(features.shape[1])
+    with small_network(features.shape[1], seed) as net:
         optimiser = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, fused=True)
         for _ in range(steps):
             chosen = rng.choice(rows, size, replace=False)
@@ -82,24 +79,38 @@ def pilot_student(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-        net.eval()
-        with torch.no_grad():
-            embedding = net(inputs).double().numpy()
-    finally:
-        torch.set_num_threads(threads)
-    return unit_rows(embedding)
+        return embedded(net, inputs)
 
 
-def network(width: int) -> nn.Sequential:
-    """Build D-128-128-64 with batch norm."""
+@contextlib.contextmanager
+def small_network(width: int, seed: int) -> Generator[nn.Sequential]:
+    """Build D-128-128-64 with batch norm, to be trained inside in one thread; the caller's random numbers stay."""
+    import torch
     from torch import nn
 
-    return nn.Sequential(
-        nn.Linear(width, HIDDEN, bias=False),  # the norm's shift makes a bias idle
-        nn.BatchNorm1d(HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, HIDDEN, bias=False),
-        nn.BatchNorm1d(HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, DIM),
-    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = nn.Sequential(
+                nn.Linear(width, HIDDEN, bias=False),  # the norm's shift makes a bias idle
+                nn.BatchNorm1d(HIDDEN),
+                nn.ReLU(),
+                nn.Linear(HIDDEN, HIDDEN, bias=False),
+                nn.BatchNorm1d(HIDDEN),
+                nn.ReLU(),
+                nn.Linear(HIDDEN, DIM),
+            )
+        yield net
+    finally:
+        torch.set_num_threads(threads)
+
+
+def embedded(net: nn.Module, inputs: Tensor) -> Doubles:
+    """Give what a trained network makes of all rows, (n, 64) unit rows."""
+    import torch
+
+    net.eval()
+    with torch.no_grad():
+        return unit_rows(net(inputs).double().numpy())

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from crossdistill.diagnostics.pilot import LEAST, network
+from crossdistill.diagnostics.pilot import LEAST, embedded, small_network
 from crossdistill.errors import ConfigError, NotMeaningful
-from crossdistill.evaluation._checks import Doubles, feature_rows, unit_rows
+from crossdistill.evaluation._checks import Doubles, feature_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,12 +53,7 @@ def target_embedding(x: ArrayLike, *, steps: int = 400, batch: int = 200, seed: 
         raise NotMeaningful(f"self-supervision needs {LEAST} rows; there are {len(features)}")
     rng, size = np.random.default_rng(seed), min(batch, len(features))
     inputs = torch.from_numpy(features.astype(np.float32))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = network(features.shape[1])
+    with small_network(features.shape[1], seed) as net:
         optimiser = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for _ in range(steps):
@@ -68,12 +63,7 @@ def target_embedding(x: ArrayLike, *, steps: int = 400, batch: int = 200, seed: 
             loss.backward()
             optimiser.step()
             schedule.step()
-        net.eval()
-        with torch.no_grad():
-            embedding = net(inputs).double().numpy()
-    finally:
-        torch.set_num_threads(threads)
-    return unit_rows(embedding)
+        return embedded(net, inputs)
 
 
 def _view(x: Tensor, rng: np.random.Generator) -> Tensor:

@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	$(BIN)/crossdistill demo --out runs/demo
 
 test: check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -18,6 +18,7 @@ from crossdistill.objectives.gather import gather_rows
 from crossdistill.objectives.ntxent import nt_xent
 from crossdistill.objectives.regression import L2, Cosine
 from crossdistill.objectives.smoothed import SmoothedTarget
+from crossdistill.objectives.tiled import tiles
 from crossdistill.registry import Facts
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "kernel_distances",
     "nt_xent",
     "similarity_distillation",
+    "tiles",
     "unit",
 ]

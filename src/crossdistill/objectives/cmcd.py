@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from crossdistill.errors import ConfigError, ObjectiveError
 from crossdistill.objectives.base import Context, Objective, check_pair, full_precision, mask_logits, unit
 from crossdistill.objectives.gather import gather_rows
+from crossdistill.objectives.tiled import Kernel, contrast, follow, in_tiles
 from crossdistill.registry import Facts, Need
 
 MIN_TAU = 1e-4
@@ -95,6 +96,9 @@ def similarity_distillation(
     check_tau(tau_student=tau_student, tau_teacher=tau_teacher)
     check_pair(student, teacher, name="similarity", equal_widths=False, least=2 if exclude_self else 1)
     student, teacher = gather_rows(student), gather_rows(teacher.detach())
+    if in_tiles(len(student), len(student)):
+        kernels = Kernel(unit(student), None, 1 / tau_student), Kernel(unit(teacher), None, 1 / tau_teacher)
+        return follow(*kernels, exclude_self=exclude_self)
     return soft_cross_entropy(
         similarities(student, tau=tau_student, exclude_self=exclude_self),
         similarities(teacher, tau=tau_teacher, exclude_self=exclude_self),
@@ -117,8 +121,9 @@ def anchored_distillation(
         teacher: (b, d), the partners; same width.
         tau_student: Temperature of the student's distribution (SEED's released default is 0.2).
         tau_teacher: Temperature of the teacher's distribution (SEED's released default is 1e-4).
-        bank: (k, d) earlier teacher embeddings. With a bank the candidates of row i are its own partner and the bank
-            (SEED); without, the teacher rows of the batch, the partner included: here it is informative.
+        bank: (k, d) earlier teacher embeddings, of any floating dtype and on any device: a store of all, say. With a
+            bank the candidates of row i are its own partner and the bank (SEED); without, the teacher rows of the
+            batch, the partner included: here it is informative.
 
     Returns:
         Scalar cross-entropy, nats.
@@ -131,12 +136,17 @@ def anchored_distillation(
     check_pair(student, teacher, name="similarity (anchor)", equal_widths=True)
     z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach()))
     if bank is None:
+        if in_tiles(len(z_s), len(z_t)):
+            return follow(Kernel(z_s, z_t, 1 / tau_student), Kernel(z_t, z_t, 1 / tau_teacher))
         return soft_cross_entropy(z_s @ z_t.T / tau_student, z_t @ z_t.T / tau_teacher)
     if bank.ndim != 2 or bank.shape[1] != teacher.shape[1]:
         raise ObjectiveError(
             f"similarity (anchor): the bank must be (k, {teacher.shape[1]}), as wide as the teacher; "
             f"received {tuple(bank.shape)}"
         )
+    if in_tiles(len(z_s), len(bank)):
+        kernels = [Kernel(z, bank, 1 / tau, own=z_t, bank=True) for z, tau in ((z_s, tau_student), (z_t, tau_teacher))]
+        return follow(*kernels)
     bank = unit(bank.to(z_t))
     own_s, own_t = (z_s * z_t).sum(dim=1, keepdim=True), (z_t * z_t).sum(dim=1, keepdim=True)
     return soft_cross_entropy(
@@ -173,9 +183,11 @@ def cross_modal_contrastive(
         check_tau(tau=tau)
     check_pair(student, teacher, name="contrastive", equal_widths=True)
     z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach().to(student.dtype)))
+    group = None if group is None else gather_rows(group)
+    if in_tiles(len(z_s), len(z_t)):
+        return contrast(z_s, z_t, scale=1 / tau, both=symmetric, group=group)
     logits = z_s @ z_t.T / tau
     if group is not None:
-        group = gather_rows(group)
         same = group[:, None] == group[None, :]
         logits = mask_logits(logits, same & ~torch.eye(len(same), dtype=torch.bool, device=same.device))
     partner = torch.arange(len(logits), device=logits.device)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from crossdistill.objectives.base import check_pair, full_precision, mask_logits, unit
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.gather import gather_rows
+from crossdistill.objectives.tiled import contrast_views, in_tiles
 
 
 @full_precision
@@ -34,6 +35,8 @@ def nt_xent(first: Tensor, second: Tensor, *, tau: float = 0.2) -> Tensor:
     first, second = gather_rows(first), gather_rows(second)
     u = unit(torch.cat([first, second]))
     b = len(first)
+    if in_tiles(2 * b, 2 * b):
+        return contrast_views(u, scale=1 / tau)
     logits = mask_logits(u @ u.T / tau, torch.eye(2 * b, dtype=torch.bool, device=u.device))
     other = torch.arange(2 * b, device=u.device).roll(b)
     return F.cross_entropy(logits, other)

@@ -8,13 +8,16 @@ temperature instead of the shifted cosine.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, cast
 
+import torch
 from torch import Tensor
 
 from crossdistill.errors import ConfigError
 from crossdistill.objectives.base import Context, Objective, check_pair, full_precision, unit
 from crossdistill.objectives.gather import gather_rows
+from crossdistill.objectives.tiled import Plan, in_tiles, once, total_of
 from crossdistill.registry import Facts
 
 Average = Literal["rows", "entries"]
@@ -62,10 +65,53 @@ def probabilistic_transfer(student: Tensor, teacher: Tensor, *, average: Average
     """
     _check(average, eps)
     check_pair(student, teacher, name="pkt", equal_widths=False)
-    p_s = shifted_cosine_kernel(gather_rows(student))
-    p_t = shifted_cosine_kernel(gather_rows(teacher.detach()))
-    divergence = (p_t * ((p_t + eps).log() - (p_s + eps).log())).sum(dim=1).mean()
-    return divergence / len(p_t) if average == "entries" else divergence
+    student, teacher = gather_rows(student), gather_rows(teacher.detach())
+    if in_tiles(len(student), len(student)):
+        apply = cast("Callable[..., Tensor]", _Divergence.apply)  # torch does not type it
+        u = unit(student)
+        divergence = apply(u, unit(teacher).to(u), eps, torch.is_grad_enabled() and u.requires_grad)
+    else:
+        p_s, p_t = shifted_cosine_kernel(student), shifted_cosine_kernel(teacher)
+        divergence = (p_t * ((p_t + eps).log() - (p_s + eps).log())).sum(dim=1).mean()
+    return divergence / len(student) if average == "entries" else divergence
+
+
+class _Divergence(torch.autograd.Function):
+    """The mean over rows of the divergence, in tiles; row sums of the kernel are known from the rows' sum alone.
+
+    With p = k / r, dL/dk_ij = (G_ij - sum_l G_il p_il) / r_i, where G = dL/dp; the second term is of rank one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, v: Tensor, eps: float, needed: bool) -> Tensor:
+        n, plan = len(u), Plan(len(u), len(u), True, u.device)
+        whole = u.sum(dim=0)
+        r_s, r_t = ((z @ total + n) / 2 for z, total in ((u, whole), (v, v.sum(dim=0))))
+        loss, du, along = u.new_zeros(()), torch.zeros_like(u), u.new_zeros(n)
+        for i, j in plan:
+            k_s, k_t = ((z[i] @ z[j].T).add_(1).div_(2).clamp_(min=0) for z in (u, v))
+            pull = torch.zeros_like(k_s)
+            # a tile off the diagonal is its mirror image too, with the columns' sums
+            for rows, dim in ((i, 1),) if i == j else ((i, 1), (j, 0)):
+                p_s, p_t = (k / r[rows].unsqueeze(dim) for k, r in ((k_s, r_s), (k_t, r_t)))
+                loss += torch.dot(p_t.flatten(), ((p_t + eps).log_() - (p_s + eps).log_()).flatten())
+                # G + 1: a constant in G changes nothing, as p sums to 1, and without it nothing cancels
+                slope = (p_s - p_t).add_(eps).div_(p_s + eps)
+                along[rows] += p_s.mul_(slope).sum(dim=dim)
+                pull += slope.div_(r_s[rows].unsqueeze(dim))
+            if needed:
+                du[i] += pull @ u[j]
+                du[j] += pull.T @ u[i]
+        share = along / r_s
+        du -= share[:, None] * whole + share @ u
+        ctx.save_for_backward(du.mul_(plan.world / (2 * n)))
+        return total_of(loss) / n
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        once()
+        (du,) = ctx.saved_tensors
+        return du * gradients[0], None, None, None
 
 
 class ProbabilisticTransfer(Objective):

@@ -1,0 +1,319 @@
+"""Relational losses without their b x b matrices: tiles that are computed, used and dropped.
+
+    rows      ┌────┬────┬────┐   first   the log-sum-exp of every row (and column), tile by tile
+    of the    │ 00 │ 01 │ 02 │   second  each tile again; as those sums are known, its share of the loss and of
+    student   ├────┼────┼────┤           the gradient is final, and is added to (b, d) gradients at once
+              │    │ 11 │ 12 │   Within one modality the matrix is symmetric: below the diagonal nothing is done.
+              │    │    │ 22 │   Processes that hold the same rows take every n-th tile each.
+              └────┴────┴────┘
+
+What is kept for backward is the gradient itself, O(b d). Tiles with running sums are known from Inf-CL (2024) and flash
+attention, a gradient in the forward pass from fused cross-entropies. Values are the full form's but for rounding.
+
+Shapes: n rows of width d, m columns; the teacher's widths may differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from crossdistill.errors import ConfigError, ObjectiveError
+
+Use = Literal["auto", "always", "never"]
+
+TILE, TILE_GPU = 512, 4096
+"""Rows and columns of a tile: 1 MB in float32, which stays in a core's cache; on accelerators, enough to fill them."""
+ENOUGH = 512
+"""Pairs from which on tiles are used; at 256 both forms take the same time, and the full one has second derivatives."""
+_BOUNDED = 80.0
+"""Logits that differ by less than this need no shift of their own in float32: exp(-80) is 2e-35, a normal number."""
+
+_use: ContextVar[tuple[Use, int | None]] = ContextVar("tiles", default=("auto", None))
+
+
+@contextlib.contextmanager
+def tiles(use: Use = "auto", *, size: int | None = None) -> Generator[None]:
+    """Choose within a `with` block how relational losses are computed; the result is the same but for rounding.
+
+    Args:
+        use: "auto" takes tiles from 512 pairs on; "always" and "never" do as they say. The full form can be
+            differentiated twice, the tiles once.
+        size: Rows and columns of a tile; None is 512 on the CPU, 4096 on accelerators.
+
+    Raises:
+        ConfigError: If a value is none of these.
+    """
+    if use not in ("auto", "always", "never"):
+        raise ConfigError(f"tiles are 'auto', 'always' or 'never'; received '{use}'")
+    if size is not None and size < 1:
+        raise ConfigError(f"a tile has one row and column at least; received {size}")
+    before = _use.set((use, size))
+    try:
+        yield
+    finally:
+        _use.reset(before)
+
+
+def in_tiles(rows: int, columns: int) -> bool:
+    """Say whether a matrix of similarities is to be computed in tiles."""
+    use, _ = _use.get()
+    return use == "always" or (use == "auto" and rows * columns >= ENOUGH * ENOUGH)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One network's logits, scale * rows @ columns.T.
+
+    Attributes:
+        rows: Unit rows (n, d).
+        columns: Unit rows (m, d); None compares the rows with themselves.
+        scale: One over the temperature.
+        own: (n, d) a candidate of each row's own, before the columns; None for none.
+        bank: Whether columns are given raw, of any floating dtype, on any device: a store, say. They are read,
+            converted and scaled to unit length tile by tile, and get no gradient.
+    """
+
+    rows: Tensor
+    columns: Tensor | None
+    scale: float
+    own: Tensor | None = None
+    bank: bool = False
+
+    def logits(self, i: slice, j: slice) -> Tensor:
+        """Give a tile."""
+        return torch.mm(self.rows[i], self.block(j).T).mul_(self.scale)
+
+    def block(self, j: slice) -> Tensor:
+        """Give some columns as they are multiplied with."""
+        if self.columns is None:
+            return self.rows[j]
+        if not self.bank:
+            return self.columns[j]
+        from crossdistill.objectives.base import unit
+
+        return unit(self.columns[j].to(self.rows))
+
+    @property
+    def first(self) -> Tensor | None:
+        """The logits of the rows' own candidates, (n,)."""
+        return None if self.own is None else (self.rows * self.own).sum(dim=1) * self.scale
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """Which candidates do not count: the row itself, others of its group."""
+
+    diagonal: bool
+    group: Tensor | None
+
+    def apply(self, logits: Tensor, i: slice, j: slice) -> Tensor:
+        lowest = torch.finfo(logits.dtype).min
+        if self.group is not None:
+            same = self.group[i, None] == self.group[None, j]
+            if i == j:
+                same.fill_diagonal_(False)
+            logits.masked_fill_(same, lowest)
+        if self.diagonal and i == j:
+            logits.fill_diagonal_(lowest)
+        return logits
+
+
+def contrast(u: Tensor, w: Tensor, *, scale: float | Tensor, both: bool, group: Tensor | None = None) -> Tensor:
+    """Give InfoNCE of unit rows u and w (n, d), partners at equal positions: the mean over rows of lse - own logit.
+
+    Args:
+        u: Rows; they and the columns get gradients.
+        w: Columns.
+        scale: One over the temperature; a scalar tensor gets a gradient too.
+        both: Mean of both directions.
+        group: (n,); other rows of one's own group are no candidates.
+    """
+    return _apply(u, w, scale, None, _Mask(False, group), both) - scale * (u * w).sum(dim=1).mean()
+
+
+def contrast_views(u: Tensor, *, scale: float) -> Tensor:
+    """Give NT-Xent of 2b unit rows, the other view of i at i + b: each finds it among all rows but itself."""
+    partner = (u * u.roll(len(u) // 2, 0)).sum(dim=1).mean()
+    return _apply(u, None, scale, None, _Mask(True, None), False) - scale * partner
+
+
+def follow(student: Kernel, teacher: Kernel, *, exclude_self: bool = False) -> Tensor:
+    """Give the cross-entropy of the student's kernel under the teacher's, mean over rows, nats.
+
+    The student's rows get gradients, and its columns where they are rows too; nothing of the teacher does.
+    """
+    return _apply(student.rows, None, student.scale, (student, teacher), _Mask(exclude_self, None), False)
+
+
+_Teaching = tuple[Kernel, Kernel]
+
+
+def _apply(
+    u: Tensor, w: Tensor | None, scale: float | Tensor, teaching: _Teaching | None, mask: _Mask, both: bool
+) -> Tensor:
+    needed = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (u, w, scale))
+    apply = cast("Callable[..., Tensor]", _MeanLogSumExp.apply)  # torch does not type it
+    return apply(u, w, scale, teaching, mask, both, needed)
+
+
+class _MeanLogSumExp(torch.autograd.Function):
+    """Mean over rows of log sum_j exp(s_ij), less sum_j P_t(j|i) s_ij where there is a teacher, in tiles."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        w: Tensor | None,
+        scale: float | Tensor,
+        teaching: _Teaching | None,
+        mask: _Mask,
+        both: bool,
+        needed: bool,
+    ) -> Tensor:
+        if teaching is None:
+            student, teacher = Kernel(u, w, float(scale)), None
+        else:
+            student, teacher = teaching
+            student = Kernel(u, student.columns, student.scale, student.own, student.bank)
+        within = student.columns is None
+        plan = Plan(len(u), len(u) if student.columns is None else len(student.columns), within, u.device)
+        ways = _Ways(rows=True, columns=within or both)
+        sums = _sums(student, plan, mask, ways)
+        taught = None if teacher is None else _sums(teacher, plan, mask, ways)
+        loss = sums[0].mean() if not both else (sums[0].mean() + sums[1].mean()) / 2
+        if not needed and teacher is None:
+            return loss
+        du = torch.zeros_like(u)
+        dw = torch.zeros_like(w) if w is not None else None
+        cross = u.new_zeros(())
+        for i, j in plan:
+            logits = mask.apply(student.logits(i, j), i, j)
+            # within, a tile off the diagonal stands for its mirror image too, whose rows are this one's columns
+            row, column = (x[i] for x in sums[:1]), (x[j] for x in sums[1:])
+            mirrored = both or (within and i != j)
+            pull = _probabilities(logits, next(row), next(column) if mirrored else None, student.scale)
+            if teacher is not None and taught is not None:
+                aim = mask.apply(teacher.logits(i, j), i, j)
+                aim = _probabilities(aim, taught[0][i], taught[1][j] if mirrored else None, teacher.scale)
+                cross += torch.dot(aim.flatten(), logits.flatten())
+                pull = pull.sub_(aim)
+            if not needed:
+                continue
+            du[i] += pull @ student.block(j)
+            if within:
+                du[j] += pull.T @ u[i]
+            elif dw is not None:
+                dw[j] += pull.T @ u[i]
+        cross = total_of(cross)
+        if student.own is not None and teacher is not None and taught is not None:
+            first, aim = cast("Tensor", student.first), (cast("Tensor", teacher.first) - taught[0]).exp()
+            cross += (aim * first).sum()
+            if needed:  # every process computes this whole, and gives its part of it
+                du += ((first - sums[0]).exp() - aim)[:, None] * student.own / plan.world
+        if not needed:
+            return loss - cross / len(u)
+        share = plan.world / (len(u) * (2 if both else 1))
+        dscale = (u * du).sum() * (share / (2 if within else 1)) if isinstance(scale, Tensor) else None
+        ctx.save_for_backward(
+            du.mul_(student.scale * share), None if dw is None else dw.mul_(student.scale * share), dscale
+        )
+        return loss - cross / len(u)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        once()
+        du, dw, dscale = ctx.saved_tensors
+        given = [None if x is None else x * gradients[0] for x in (du, dw, dscale)]
+        return (*given, None, None, None, None)
+
+
+@dataclass(frozen=True)
+class _Ways:
+    rows: bool
+    columns: bool
+
+
+class Plan:
+    """The tiles of a matrix that this process computes: all, or every n-th of n processes that hold the same rows."""
+
+    def __init__(self, rows: int, columns: int, within: bool, device: torch.device) -> None:
+        _, size = _use.get()
+        self.size = size or (TILE if device.type == "cpu" else TILE_GPU)
+        self.rows, self.columns, self.within = rows, columns, within
+        several = dist.is_available() and dist.is_initialized()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        number = 0
+        for i in range(0, self.rows, self.size):
+            for j in range(i if self.within else 0, self.columns, self.size):
+                if number % self.world == self.rank:
+                    yield slice(i, min(i + self.size, self.rows)), slice(j, min(j + self.size, self.columns))
+                number += 1
+
+
+def _sums(kernel: Kernel, plan: Plan, mask: _Mask, ways: _Ways) -> list[Tensor]:
+    """Give the log-sum-exp of every row and, where both ways are wanted, of every column; within, they are the same."""
+    new, first = kernel.rows.new_full, kernel.first
+    row = new((plan.rows,), -torch.inf) if first is None or plan.rank else first
+    column = row if plan.within else new((plan.columns,), -torch.inf)
+    for i, j in plan:
+        logits = mask.apply(kernel.logits(i, j), i, j)
+        across = ways.columns and not (plan.within and i == j)
+        if 2 * kernel.scale <= _BOUNDED:  # one exponential serves both ways
+            powers = logits.sub_(kernel.scale).exp_()
+            row[i] = torch.logaddexp(row[i], powers.sum(dim=1).log_().add_(kernel.scale))
+            if across:
+                column[j] = torch.logaddexp(column[j], powers.sum(dim=0).log_().add_(kernel.scale))
+        else:
+            row[i] = torch.logaddexp(row[i], logits.logsumexp(dim=1))
+            if across:
+                column[j] = torch.logaddexp(column[j], logits.logsumexp(dim=0))
+    if plan.world > 1:
+        row = _shared(row)
+        column = row if plan.within else _shared(column)
+    return [row, column]
+
+
+def _probabilities(logits: Tensor, row: Tensor, column: Tensor | None, scale: float) -> Tensor:
+    """Give exp(logits - row), plus exp(logits - column) where there is one."""
+    if 2 * scale <= _BOUNDED:
+        powers = (logits - scale).exp_()
+        weight = (scale - row).exp()[:, None]
+        return powers.mul_(weight if column is None else weight + (scale - column).exp())
+    out = (logits - row[:, None]).exp_()
+    return out if column is None else out.add_((logits - column).exp_())
+
+
+def _shared(sums: Tensor) -> Tensor:
+    """Add up what processes have found of each row, in log space."""
+    found = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, sums.contiguous())
+    return torch.stack(found).logsumexp(dim=0)
+
+
+def once() -> None:
+    """Refuse a backward pass that is to be differentiated itself: its graph would lack what tiles do not keep.
+
+    Raises:
+        ObjectiveError: If `create_graph` is on.
+    """
+    if torch.is_grad_enabled():
+        raise ObjectiveError(
+            "a loss in tiles has no second derivatives: compute it within `with crossdistill.objectives.tiles('never')`"
+        )
+
+
+def total_of(value: Tensor) -> Tensor:
+    """Add up a number over processes, in place; one process: unchanged."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value)
+    return value

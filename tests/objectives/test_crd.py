@@ -143,6 +143,20 @@ def test_negatives_are_drawn_evenly_from_all_but_the_own_one_and_anew_each_step(
     assert (everyone - 0.2).abs().max() < 0.05
 
 
+def test_draws_that_are_counted_give_what_looking_at_each_gives():
+    one, other = (prepared(pairs=9, count=500) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    memory = other.memory
+    memory._times = lambda rows, own: None  # each draw is looked at
+    for step in range(3):
+        s, t = (x.requires_grad_() for x in pair(4))
+        index = torch.tensor([8, 0, 3, 5]) - step % 2
+        losses = [objective(s, t, index=index.clamp(min=0)) for objective in (one, other)]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+        torch.testing.assert_close(*(torch.autograd.grad(loss, s)[0] for loss in losses))
+    torch.testing.assert_close(one.state_dict(), other.state_dict())
+
+
 def test_the_memory_starts_uniform_from_the_seed_and_is_kept_by_prepare():
     one, other = prepared(pairs=500, dim=8), prepared(pairs=500, dim=8)
     assert torch.equal(one.memory.student, other.memory.student)

@@ -13,7 +13,7 @@ from all samples but the own one. The variants "batch" and "queue" are not the p
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,9 @@ Negatives = Literal["memory", "batch", "queue"]
 
 
 @full_precision
-def noise_contrast(logits: Tensor, log_z: Tensor, *, samples: int, eps: float = 1e-7) -> Tensor:
+def noise_contrast(
+    logits: Tensor, log_z: Tensor, *, samples: int, eps: float = 1e-7, times: Tensor | None = None
+) -> Tensor:
     """Tell the first candidate of each row from k drawn ones, by noise-contrastive estimation; one side of CRD.
 
     With P = exp(logit) / Z and m = k / samples, the mean over rows of
@@ -42,14 +44,16 @@ def noise_contrast(logits: Tensor, log_z: Tensor, *, samples: int, eps: float = 
         log_z: Scalar, log Z.
         samples: n, the number that negatives are drawn from.
         eps: Released 1e-7; 0 leaves it out.
+        times: (b, k') how often each candidate after the first was drawn, equally many draws k a row; None is once.
 
     Returns:
         Scalar, nats; a sum over k, so it grows with k.
     """
-    m = (logits.shape[1] - 1) / samples
+    k = logits.shape[1] - 1 if times is None else int(times[0].sum())
+    m = k / samples
     log_p = logits - log_z - math.log(m + eps)
     partner, others = -F.logsigmoid(log_p[:, 0]), -F.logsigmoid(-log_p[:, 1:])
-    return (partner + others.sum(dim=1)).mean() + (logits.shape[1] - 1) * math.log1p(eps / m)
+    return (partner + (others if times is None else others * times).sum(dim=1)).mean() + k * math.log1p(eps / m)
 
 
 @full_precision
@@ -137,27 +141,50 @@ class _Memory(nn.Module):
         own = None
         if self.training:
             own = positions(index, len(u), n, name="crd", otherwise="use negatives='batch' or 'queue'")
-        drawn = self._draw(len(u), own)
+        # where most are drawn several times, they are counted, and each is looked at once
+        times = self._times(len(u), own) if self.count > n else None
+        drawn = self._draw(len(u), own) if times is None else None
         sides: list[Tensor] = []
         for one, partner, memory in ((u, w, self.teacher), (w, u, self.student)):
             known = memory.to(one, copy=True)  # it is written to before the gradient is taken
             logits = one @ known.T  # (b, n) costs less than gathering (b, k, dim), unless n is above k * dim
             first = (one * partner).sum(dim=1, keepdim=True) if own is None else logits.gather(1, own[:, None])
-            sides.append(torch.cat([first, logits.gather(1, drawn)], dim=1) / self.tau)
+            sides.append(torch.cat([first, logits if drawn is None else logits.gather(1, drawn)], dim=1) / self.tau)
         log_z = self.log_z.to(u)
         if not int(self.steps):
-            log_z = torch.stack([s.detach().flatten().logsumexp(0) - math.log(s.numel() / n) for s in sides])
+            log_z = torch.stack([self._log_z(side.detach(), times) for side in sides])
         if self.training:
             assert own is not None
             self._remember(u, w, own, log_z)
-        return torch.stack([noise_contrast(s, log_z[k], samples=n, eps=self.eps) for k, s in enumerate(sides)]).sum()
+        how: dict[str, Any] = {"samples": n, "eps": self.eps, "times": times}
+        return torch.stack([noise_contrast(s, log_z[k], **how) for k, s in enumerate(sides)]).sum()
+
+    def _log_z(self, side: Tensor, times: Tensor | None) -> Tensor:
+        """Give log Z as the first batch says it: n times the mean of the powers of all its candidates."""
+        if times is not None:
+            side = torch.cat([side[:, :1], side[:, 1:] + times.to(side).log()], dim=1)
+        return side.flatten().logsumexp(0) - math.log(len(side) * (1 + self.count) / len(self.student))
 
     def _draw(self, rows: int, own: Tensor | None) -> Tensor:
         """Draw `count` positions for each row, with replacement, all alike but the own one: a function of the step."""
-        n, device = len(self.student), self.student.device
-        generator = torch.Generator().manual_seed((int(self.seed) + int(self.steps)) % 2**63)
-        drawn = torch.randint(n - (own is not None), (rows, self.count), generator=generator).to(device)
+        drawn = self._among(rows, len(self.student) - (own is not None))
         return drawn if own is None else drawn + (drawn >= own[:, None])
+
+    def _times(self, rows: int, own: Tensor | None) -> Tensor:
+        """Count how often `_draw` draws each position, (rows, n) int32."""
+        n = len(self.student)
+        drawn = self._among(rows, n - (own is not None))
+        ones = torch.ones((), dtype=torch.int32, device=drawn.device).expand_as(drawn)
+        times = torch.zeros(rows, n - (own is not None), dtype=torch.int32, device=drawn.device)
+        times.scatter_add_(1, drawn, ones)
+        if own is None:
+            return times
+        others = torch.ones(rows, n, dtype=torch.bool, device=own.device).scatter_(1, own[:, None], False)
+        return torch.zeros(rows, n, dtype=torch.int32, device=own.device).masked_scatter_(others, times)
+
+    def _among(self, rows: int, n: int) -> Tensor:
+        generator = torch.Generator().manual_seed((int(self.seed) + int(self.steps)) % 2**63)
+        return torch.randint(n, (rows, self.count), generator=generator).to(self.student.device)
 
     @torch.no_grad()
     def _remember(self, u: Tensor, w: Tensor, own: Tensor, log_z: Tensor) -> None:

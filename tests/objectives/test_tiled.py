@@ -161,6 +161,58 @@ def test_a_bank_may_be_a_store_of_half_precision(tmp_path):
         torch.testing.assert_close(tiled, anchored_distillation(s, t, bank=bank.float()))
 
 
+def of_all(u, t, everyone, own, tau):
+    """Logits of each row's partner and of all but its own row of `everyone`, (b, 1 + k)."""
+    logits = unit(u) @ unit(everyone).T / tau
+    logits = logits.index_put((torch.arange(len(u)), own), torch.tensor(-torch.inf, dtype=u.dtype))
+    return torch.cat([(unit(u) * unit(t)).sum(dim=1, keepdim=True) / tau, logits], dim=1)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_candidates_may_be_all_pairs(symmetric):
+    s, everyone, _ = rows(30, torch.float64)
+    own = torch.tensor([3, 29, 0, 17, 5])
+    u = s.detach()[:5].requires_grad_()
+    contrastive = CrossModalContrastive(0.3, symmetric=symmetric, candidates="all")
+    anchored = SimilarityDistillation(0.05, target="anchor", candidates="all")
+    for loss in (contrastive, anchored):
+        assert "index" in loss.needs
+        loss.study([(everyone[:20], None), (everyone[20:], None)])
+        assert not any("bank" in name for name in loss.state_dict())
+    t = everyone[own]
+    logits = of_all(u, t, everyone, own, 0.3)
+    forth = F.cross_entropy(logits, torch.zeros(5, dtype=torch.int64))
+    back = F.cross_entropy(unit(t) @ unit(u).T / 0.3, torch.arange(5))
+    aim = of_all(t, t, everyone, own, 0.05).softmax(dim=1)
+    followed = -(aim * of_all(u, t, everyone, own, 0.1).log_softmax(dim=1).clamp(min=-1e9)).sum(dim=1).mean()
+    for loss, expected in ((contrastive, (forth + back) / 2 if symmetric else forth), (anchored, followed)):
+        with tiles(size=4):
+            found = loss(u, t, index=own)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(x, u, retain_graph=True)[0] for x in (found, expected)))
+    held_out = anchored.eval()(u, t + 1)  # other samples than those kept: no position, nothing skipped
+    assert held_out.isfinite()
+
+
+def test_all_pairs_as_candidates_must_be_known_and_asked_for_rightly():
+    s, t, _ = rows(6, torch.float64)
+    loss = CrossModalContrastive(candidates="all")
+    with pytest.raises(ObjectiveError, match="knows of none yet; call study"):
+        loss(s, t, index=torch.arange(6))
+    loss.study([(t, None)])
+    with pytest.raises(ObjectiveError, match="needs the positions of the samples"):
+        loss(s, t)
+    for how, message in (
+        ({"target": "within", "candidates": "all"}, "is for target 'anchor' without a queue"),
+        ({"target": "anchor", "queue_size": 4, "candidates": "all"}, "is for target 'anchor' without a queue"),
+        ({"candidates": "some"}, "candidates must be 'batch' or 'all'; received 'some'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            SimilarityDistillation(**how)
+    with pytest.raises(ConfigError, match="does not know the groups of all pairs"):
+        CrossModalContrastive(candidates="all", mask_groups=True)
+
+
 def test_large_batches_use_tiles_by_themselves_and_small_ones_do_not():
     for n, few in ((256, False), (600, True)):
         s, t, _ = rows(n, torch.float32)
@@ -193,6 +245,7 @@ def shared_losses(part):
     shared = LOSSES | {
         "bank": lambda s, t, g: anchored_distillation(s, t, bank=earlier),
         "long bank": lambda s, t, g: anchored_distillation(s, t, tau_teacher=1e-4, bank=earlier),
+        "contrast with a bank": lambda s, t, g: cross_modal_contrastive(s, t, bank=earlier, skip=g),
     }
     found = {}
     for name, loss in shared.items():

@@ -10,21 +10,23 @@ Shapes: b pairs, widths d_s (student) and d_t (teacher), c candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.objectives._pieces import positions
 from crossdistill.objectives.base import Context, Objective, check_pair, full_precision, mask_logits, unit
 from crossdistill.objectives.gather import gather_rows
-from crossdistill.objectives.tiled import Kernel, contrast, follow, in_tiles
+from crossdistill.objectives.tiled import Kernel, contrast, find, follow, in_tiles
 from crossdistill.registry import Facts, Need
 
 MIN_TAU = 1e-4
 """SEED's released temperature of the teacher, the smallest in use; far below it logits overflow."""
+Candidates = Literal["batch", "all"]
 MAX_INVERSE_TAU = 100.0
 """A learned temperature stays above 1/100, as in CLIP."""
 
@@ -113,6 +115,7 @@ def anchored_distillation(
     tau_student: float = 0.1,
     tau_teacher: float = 0.1,
     bank: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> Tensor:
     """Compare the student with the *teacher's* embeddings, as SEED does (Fang et al. 2021); CMCD's ancestor.
 
@@ -124,6 +127,7 @@ def anchored_distillation(
         bank: (k, d) earlier teacher embeddings, of any floating dtype and on any device: a store of all, say. With a
             bank the candidates of row i are its own partner and the bank (SEED); without, the teacher rows of the
             batch, the partner included: here it is informative.
+        skip: (b,) int64 row of the bank that is not counted for a sample, its own partner's; -1 for none.
 
     Returns:
         Scalar cross-entropy, nats.
@@ -139,19 +143,24 @@ def anchored_distillation(
         if in_tiles(len(z_s), len(z_t)):
             return follow(Kernel(z_s, z_t, 1 / tau_student), Kernel(z_t, z_t, 1 / tau_teacher))
         return soft_cross_entropy(z_s @ z_t.T / tau_student, z_t @ z_t.T / tau_teacher)
-    if bank.ndim != 2 or bank.shape[1] != teacher.shape[1]:
-        raise ObjectiveError(
-            f"similarity (anchor): the bank must be (k, {teacher.shape[1]}), as wide as the teacher; "
-            f"received {tuple(bank.shape)}"
-        )
-    if in_tiles(len(z_s), len(bank)):
+    _check_bank(bank, teacher, "similarity (anchor)")
+    if skip is not None or in_tiles(len(z_s), len(bank)):
+        skip = None if skip is None else gather_rows(skip)
         kernels = [Kernel(z, bank, 1 / tau, own=z_t, bank=True) for z, tau in ((z_s, tau_student), (z_t, tau_teacher))]
-        return follow(*kernels)
+        return follow(*kernels, skip=skip)
     bank = unit(bank.to(z_t))
     own_s, own_t = (z_s * z_t).sum(dim=1, keepdim=True), (z_t * z_t).sum(dim=1, keepdim=True)
     return soft_cross_entropy(
         torch.cat([own_s, z_s @ bank.T], dim=1) / tau_student, torch.cat([own_t, z_t @ bank.T], dim=1) / tau_teacher
     )
+
+
+def _check_bank(bank: Tensor, teacher: Tensor, name: str) -> None:
+    if bank.ndim != 2 or bank.shape[1] != teacher.shape[1] or not bank.is_floating_point():
+        raise ObjectiveError(
+            f"{name}: the bank must be (k, {teacher.shape[1]}), as wide as the teacher, floating point; "
+            f"received {tuple(bank.shape)} {bank.dtype}"
+        )
 
 
 @full_precision
@@ -162,6 +171,8 @@ def cross_modal_contrastive(
     tau: float | Tensor = 0.2,
     symmetric: bool = True,
     group: Tensor | None = None,
+    bank: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> Tensor:
     """Find each row's partner among all: CMCD's CMC, which two reviewers identify with CLIP's loss.
 
@@ -171,6 +182,9 @@ def cross_modal_contrastive(
         tau: Temperature, a number or a scalar tensor (then it gets a gradient).
         symmetric: Mean of both directions (the factor 1/2 is open_clip's convention); else student to teacher alone.
         group: (b,) int64; other rows of one's own group are no negatives.
+        bank: (k, d) teacher embeddings, of any floating dtype and on any device: a store of all, say. A student's
+            candidates are then its partner and the bank, whatever their groups; a teacher's are the batch's students.
+        skip: (b,) int64 row of the bank that is not counted for a sample, its own partner's; -1 for none.
 
     Returns:
         Scalar, nats; ln b for constant features, 0 for b = 1.
@@ -184,6 +198,10 @@ def cross_modal_contrastive(
     check_pair(student, teacher, name="contrastive", equal_widths=True)
     z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach().to(student.dtype)))
     group = None if group is None else gather_rows(group)
+    if bank is not None:
+        _check_bank(bank, teacher, "contrastive")
+        forth = find(z_s, z_t, bank, scale=1 / tau, skip=None if skip is None else gather_rows(skip))
+        return (forth + contrast(z_t, z_s, scale=1 / tau, both=False, group=group)) / 2 if symmetric else forth
     if in_tiles(len(z_s), len(z_t)):
         return contrast(z_s, z_t, scale=1 / tau, both=symmetric, group=group)
     logits = z_s @ z_t.T / tau
@@ -222,6 +240,40 @@ def kernel_distances(student: Tensor, teacher: Tensor, *, tau: float = 0.1) -> d
     return {"kl": kl, "tv": (p_t - log_s.exp()).abs().sum(dim=1).mean() / 2}
 
 
+class Everyone(nn.Module):
+    """A frozen teacher's embeddings of all training pairs, as candidates; made anew in a resumed stage, never saved."""
+
+    bank: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(0, 0), persistent=False)
+
+    def study(self, teacher: Iterable[tuple[Tensor, Context]]) -> None:
+        """Keep (pairs, d)."""
+        self.bank = torch.cat([features.detach() for features, _ in teacher])
+
+    def of(self, context: Context, rows: int, *, training: bool, name: str) -> dict[str, Tensor | None]:
+        """Give bank and what to skip of it: a sample's own row, which held-out samples do not have.
+
+        Raises:
+            ObjectiveError: If nothing was studied, or positions are needed and missing or wrong.
+        """
+        if not len(self.bank):
+            raise ObjectiveError(f"{name}: candidates='all' knows of none yet; call study with the teacher's features")
+        own = positions(context.index, rows, len(self.bank), name=name) if training else None
+        return {"bank": self.bank, "skip": own}
+
+
+def _check_candidates(candidates: str) -> None:
+    if candidates not in get_args(Candidates):
+        raise ConfigError(f"candidates must be 'batch' or 'all'; received '{candidates}'")
+
+
+def _needs_of(everyone: Everyone | None) -> set[Need]:
+    return set() if everyone is None else {"index"}
+
+
 class SimilarityDistillation(Objective):
     """CMCD's CMD: the student's similarities between samples follow the teacher's.
 
@@ -235,6 +287,8 @@ class SimilarityDistillation(Objective):
             "within" alone: with "anchor" a sample's own candidate is its partner, which belongs there.
         queue_size: For "anchor": number of earlier teacher embeddings to compare with, first in first out; 0 uses the
             batch.
+        candidates: For "anchor": "batch", or "all", the teacher's embeddings of all training pairs, which are kept in
+            memory; the teacher's inputs should then not be augmented.
 
     Raises:
         ConfigError: If a parameter is out of range.
@@ -257,9 +311,11 @@ class SimilarityDistillation(Objective):
         target: Literal["within", "anchor"] = "within",
         exclude_self: bool = True,
         queue_size: int = 0,
+        candidates: Candidates = "batch",
     ) -> None:
         super().__init__()
         check_tau(tau_teacher=tau_teacher, tau_student=tau_student)
+        _check_candidates(candidates)
         if target not in ("within", "anchor"):
             raise ConfigError(f"target must be 'within' or 'anchor'; received '{target}'")
         if queue_size < 0 or (queue_size and target == "within"):
@@ -271,8 +327,11 @@ class SimilarityDistillation(Objective):
                 "exclude_self=False belongs to target 'within'; with 'anchor' the sample itself is never a candidate "
                 "and its partner always is: leave exclude_self out"
             )
+        if candidates == "all" and (target == "within" or queue_size):
+            raise ConfigError("candidates='all' is for target 'anchor' without a queue, which would hold them twice")
         self.tau_teacher, self.tau_student = tau_teacher, tau_student
         self.target, self.exclude_self, self.queue_size = target, exclude_self, queue_size
+        self.everyone = Everyone() if candidates == "all" else None
         self.register_buffer("queue", torch.zeros(0, 0))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 
@@ -280,7 +339,12 @@ class SimilarityDistillation(Objective):
     def needs(self) -> frozenset[Need]:
         """Pairs, and with "anchor" equal widths."""
         more: set[Need] = {"equal_widths"} if self.target == "anchor" else set()
-        return self.facts.needs | more
+        return self.facts.needs | more | _needs_of(self.everyone)
+
+    def study(self, teacher: Iterable[tuple[Tensor, Context]]) -> None:
+        """Keep the teacher's embeddings of all pairs, where they are the candidates."""
+        if self.everyone is not None:
+            self.everyone.study(teacher)
 
     def prepare(self, student: Tensor, teacher: Tensor, *, pairs: int) -> None:
         """Make the queue, (queue_size, d_t), empty; one that is there with this shape is kept with what it holds."""
@@ -296,9 +360,11 @@ class SimilarityDistillation(Objective):
         check_pair(student, teacher, name="similarity (anchor)", equal_widths=True)
         self.prepare(student, teacher, pairs=0)
         held = min(int(self.filled), self.queue_size)
-        bank = self.queue[:held].clone() if held else None
+        how: dict[str, Any] = {"bank": self.queue[:held].clone() if held else None}
+        if self.everyone is not None:
+            how = self.everyone.of(context, len(student), training=self.training, name="similarity (anchor)")
         loss = anchored_distillation(
-            student, teacher, tau_student=self.tau_student, tau_teacher=self.tau_teacher, bank=bank
+            student, teacher, tau_student=self.tau_student, tau_teacher=self.tau_teacher, **how
         )
         if self.queue_size and self.training:
             self._enqueue(unit(gather_rows(teacher.detach())))
@@ -321,6 +387,8 @@ class CrossModalContrastive(Objective):
         symmetric: Mean of both directions; else student to teacher alone.
         learnable_tau: Learn the temperature, kept at 1/100 or above.
         mask_groups: Do not count rows of one group as negatives of each other, where the data have groups.
+        candidates: Where a student looks for its partner: "batch", or "all", the teacher's embeddings of all training
+            pairs, which are kept in memory; the teacher's inputs should then not be augmented.
 
     Raises:
         ConfigError: If tau is out of range.
@@ -334,23 +402,38 @@ class CrossModalContrastive(Objective):
     )
 
     def __init__(
-        self, tau: float = 0.2, *, symmetric: bool = True, learnable_tau: bool = False, mask_groups: bool = False
+        self,
+        tau: float = 0.2,
+        *,
+        symmetric: bool = True,
+        learnable_tau: bool = False,
+        mask_groups: bool = False,
+        candidates: Candidates = "batch",
     ) -> None:
         super().__init__()
         check_tau(tau=tau)
+        _check_candidates(candidates)
+        if candidates == "all" and mask_groups:
+            raise ConfigError("candidates='all' does not know the groups of all pairs; leave mask_groups out")
         self.symmetric, self.mask_groups, self.learnable_tau = symmetric, mask_groups, learnable_tau
         if learnable_tau and tau < 1 / MAX_INVERSE_TAU:
             raise ConfigError(
                 f"learnable_tau keeps tau at {1 / MAX_INVERSE_TAU} or above, so tau must start there; received {tau}"
             )
         self.tau = tau
+        self.everyone = Everyone() if candidates == "all" else None
         self.log_scale = nn.Parameter(torch.tensor(-math.log(tau))) if learnable_tau else None
 
     @property
     def needs(self) -> frozenset[Need]:
         """Pairs of equal widths, and to mask groups a group for each."""
         more: set[Need] = {"group"} if self.mask_groups else set()
-        return self.facts.needs | more
+        return self.facts.needs | more | _needs_of(self.everyone)
+
+    def study(self, teacher: Iterable[tuple[Tensor, Context]]) -> None:
+        """Keep the teacher's embeddings of all pairs, where they are the candidates."""
+        if self.everyone is not None:
+            self.everyone.study(teacher)
 
     def parts(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Tensor]:
         """Give {"contrastive": the InfoNCE}; student and teacher (b, d).
@@ -361,7 +444,10 @@ class CrossModalContrastive(Objective):
         if self.mask_groups and context.group is None:
             raise ObjectiveError("contrastive: mask_groups needs a group for each sample, and the data have none")
         groups = context.group if self.mask_groups else None
-        loss = cross_modal_contrastive(student, teacher, tau=self._tau(), symmetric=self.symmetric, group=groups)
+        how: dict[str, Any] = {"group": groups}
+        if self.everyone is not None:
+            how = self.everyone.of(context, len(student), training=self.training, name="contrastive")
+        loss = cross_modal_contrastive(student, teacher, tau=self._tau(), symmetric=self.symmetric, **how)
         return {"contrastive": loss}
 
     def _tau(self) -> float | Tensor:

@@ -109,10 +109,11 @@ class Kernel:
 
 @dataclass(frozen=True)
 class _Mask:
-    """Which candidates do not count: the row itself, others of its group."""
+    """Which candidates do not count: the row itself, others of its group, one column (n,) of each row's; -1 is none."""
 
-    diagonal: bool
-    group: Tensor | None
+    diagonal: bool = False
+    group: Tensor | None = None
+    skip: Tensor | None = None
 
     def apply(self, logits: Tensor, i: slice, j: slice) -> Tensor:
         lowest = torch.finfo(logits.dtype).min
@@ -123,6 +124,10 @@ class _Mask:
             logits.masked_fill_(same, lowest)
         if self.diagonal and i == j:
             logits.fill_diagonal_(lowest)
+        if self.skip is not None:
+            column = self.skip[i] - j.start
+            row = torch.nonzero((column >= 0) & (column < j.stop - j.start)).flatten()
+            logits[row, column[row]] = lowest
         return logits
 
 
@@ -136,24 +141,45 @@ def contrast(u: Tensor, w: Tensor, *, scale: float | Tensor, both: bool, group: 
         both: Mean of both directions.
         group: (n,); other rows of one's own group are no candidates.
     """
-    return _apply(u, w, scale, None, _Mask(False, group), both) - scale * (u * w).sum(dim=1).mean()
+    return _apply(u, w, scale, None, _Mask(group=group), both) - scale * (u * w).sum(dim=1).mean()
 
 
 def contrast_views(u: Tensor, *, scale: float) -> Tensor:
     """Give NT-Xent of 2b unit rows, the other view of i at i + b: each finds it among all rows but itself."""
     partner = (u * u.roll(len(u) // 2, 0)).sum(dim=1).mean()
-    return _apply(u, None, scale, None, _Mask(True, None), False) - scale * partner
+    return _apply(u, None, scale, None, _Mask(diagonal=True), False) - scale * partner
 
 
-def follow(student: Kernel, teacher: Kernel, *, exclude_self: bool = False) -> Tensor:
+def find(u: Tensor, w: Tensor, bank: Tensor, *, scale: float | Tensor, skip: Tensor | None = None) -> Tensor:
+    """Give InfoNCE of unit rows u (n, d) whose candidates are their partners w (n, d) and a bank, mean over rows.
+
+    Args:
+        u: Rows, which get gradients.
+        w: Their partners; no gradient.
+        bank: (m, d) raw rows, as `Kernel.bank` says.
+        scale: One over the temperature; a scalar tensor gets a gradient too.
+        skip: (n,) int64 column of the bank that does not count for a row; -1 for none.
+    """
+    student = Kernel(u, bank, float(scale), own=w.detach(), bank=True)
+    own = scale * (u * w.detach()).sum(dim=1).mean()
+    return _apply(u, None, scale, (student, None), _Mask(skip=skip), False) - own
+
+
+def follow(student: Kernel, teacher: Kernel, *, exclude_self: bool = False, skip: Tensor | None = None) -> Tensor:
     """Give the cross-entropy of the student's kernel under the teacher's, mean over rows, nats.
 
     The student's rows get gradients, and its columns where they are rows too; nothing of the teacher does.
+
+    Args:
+        student: With the same candidates as the teacher.
+        teacher: Whose probabilities are followed.
+        exclude_self: A row is no candidate of its own.
+        skip: (n,) int64 column that does not count for a row; -1 for none.
     """
-    return _apply(student.rows, None, student.scale, (student, teacher), _Mask(exclude_self, None), False)
+    return _apply(student.rows, None, student.scale, (student, teacher), _Mask(exclude_self, skip=skip), False)
 
 
-_Teaching = tuple[Kernel, Kernel]
+_Teaching = tuple[Kernel, Kernel | None]
 
 
 def _apply(
@@ -213,11 +239,14 @@ class _MeanLogSumExp(torch.autograd.Function):
             elif dw is not None:
                 dw[j] += pull.T @ u[i]
         cross = total_of(cross)
-        if student.own is not None and teacher is not None and taught is not None:
-            first, aim = cast("Tensor", student.first), (cast("Tensor", teacher.first) - taught[0]).exp()
-            cross += (aim * first).sum()
-            if needed:  # every process computes this whole, and gives its part of it
-                du += ((first - sums[0]).exp() - aim)[:, None] * student.own / plan.world
+        if student.own is not None:  # every process computes this whole, and gives its part of it
+            first, pull = cast("Tensor", student.first), (cast("Tensor", student.first) - sums[0]).exp()
+            if teacher is not None and taught is not None:
+                aim = (cast("Tensor", teacher.first) - taught[0]).exp()
+                cross += (aim * first).sum()
+                pull = pull - aim
+            if needed:
+                du += pull[:, None] * student.own / plan.world
         if not needed:
             return loss - cross / len(u)
         share = plan.world / (len(u) * (2 if both else 1))

@@ -94,9 +94,10 @@ class _Divergence(torch.autograd.Function):
             # a tile off the diagonal is its mirror image too, with the columns' sums
             for rows, dim in ((i, 1),) if i == j else ((i, 1), (j, 0)):
                 p_s, p_t = (k / r[rows].unsqueeze(dim) for k, r in ((k_s, r_s), (k_t, r_t)))
-                loss += torch.dot(p_t.flatten(), ((p_t + eps).log_() - (p_s + eps).log_()).flatten())
+                below = p_s + eps
+                loss += torch.dot(p_t.flatten(), (p_t + eps).div_(below).log_().flatten())
                 # G + 1: a constant in G changes nothing, as p sums to 1, and without it nothing cancels
-                slope = (p_s - p_t).add_(eps).div_(p_s + eps)
+                slope = (below - p_t).div_(below)
                 along[rows] += p_s.mul_(slope).sum(dim=dim)
                 pull += slope.div_(r_s[rows].unsqueeze(dim))
             if needed:

@@ -33,8 +33,8 @@ TILE, TILE_GPU = 512, 4096
 """Rows and columns of a tile: 1 MB in float32, which stays in a core's cache; on accelerators, enough to fill them."""
 ENOUGH = 512
 """Pairs from which on tiles are used; at 256 both forms take the same time, and the full one has second derivatives."""
-_BOUNDED = 80.0
-"""Logits that differ by less than this need no shift of their own in float32: exp(-80) is 2e-35, a normal number."""
+_BOUNDED = 40.0
+"""Logits of at most this size need no shift in float32: exp(40) is 2e17, exp(-40) 4e-18, and 1e9 of them add up."""
 
 _use: ContextVar[tuple[Use, int | None]] = ContextVar("tiles", default=("auto", None))
 
@@ -89,7 +89,8 @@ class Kernel:
 
     def logits(self, i: slice, j: slice) -> Tensor:
         """Give a tile."""
-        return torch.mm(self.rows[i], self.block(j).T).mul_(self.scale)
+        nothing = self.rows.new_zeros(())  # times beta = 0: the product is scaled as it is made
+        return torch.addmm(nothing, self.rows[i], self.block(j).T, beta=0, alpha=self.scale)
 
     def block(self, j: slice) -> Tensor:
         """Give some columns as they are multiplied with."""
@@ -297,11 +298,11 @@ def _sums(kernel: Kernel, plan: Plan, mask: _Mask, ways: _Ways) -> list[Tensor]:
     for i, j in plan:
         logits = mask.apply(kernel.logits(i, j), i, j)
         across = ways.columns and not (plan.within and i == j)
-        if 2 * kernel.scale <= _BOUNDED:  # one exponential serves both ways
-            powers = logits.sub_(kernel.scale).exp_()
-            row[i] = torch.logaddexp(row[i], powers.sum(dim=1).log_().add_(kernel.scale))
+        if kernel.scale <= _BOUNDED:  # one exponential serves both ways
+            powers = logits.exp_()
+            row[i] = torch.logaddexp(row[i], powers.sum(dim=1).log_())
             if across:
-                column[j] = torch.logaddexp(column[j], powers.sum(dim=0).log_().add_(kernel.scale))
+                column[j] = torch.logaddexp(column[j], powers.sum(dim=0).log_())
         else:
             row[i] = torch.logaddexp(row[i], logits.logsumexp(dim=1))
             if across:
@@ -314,10 +315,9 @@ def _sums(kernel: Kernel, plan: Plan, mask: _Mask, ways: _Ways) -> list[Tensor]:
 
 def _probabilities(logits: Tensor, row: Tensor, column: Tensor | None, scale: float) -> Tensor:
     """Give exp(logits - row), plus exp(logits - column) where there is one."""
-    if 2 * scale <= _BOUNDED:
-        powers = (logits - scale).exp_()
-        weight = (scale - row).exp()[:, None]
-        return powers.mul_(weight if column is None else weight + (scale - column).exp())
+    if scale <= _BOUNDED:
+        weight = row.neg().exp_()[:, None]
+        return logits.exp().mul_(weight if column is None else weight + column.neg().exp_())
     out = (logits - row[:, None]).exp_()
     return out if column is None else out.add_((logits - column).exp_())
 

@@ -219,7 +219,7 @@ class _MeanLogSumExp(torch.autograd.Function):
         if not needed and teacher is None:
             return loss
         du = torch.zeros_like(u)
-        dw = torch.zeros_like(w) if w is not None else None
+        dw = torch.zeros_like(w) if w is not None and w.requires_grad else None  # a frozen teacher gets none
         cross = u.new_zeros(())
         for i, j in plan:
             logits = mask.apply(student.logits(i, j), i, j)

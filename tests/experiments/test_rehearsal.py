@@ -334,3 +334,13 @@ def test_what_would_fail_after_minutes_is_found_before(change, message, toy, tmp
     path.write_text(LEAN)
     with pytest.raises(CrossDistillError, match=message):
         plan(Bench(read_experiment(path, [change]), tmp_path / "out", data=toy))
+
+
+def test_micro_batches_of_a_step_that_cannot_be_cut_are_refused_before_anything_is_trained(toy, tmp_path):
+    split = yaml.safe_load(LEAN)
+    split["stages"]["student"]["micro_batch"] = 16
+    assert plan(Bench(parse_experiment(yaml.safe_dump(split, sort_keys=False)), tmp_path, data=toy)).tasks
+    split["stages"]["student"] = {"method": "mla", "epochs": 1, "batch_size": 32, "micro_batch": 16}
+    del split["stages"]["teacher"]
+    with pytest.raises(ConfigError, match=r"micro_batch.*mla cannot be cut"):
+        plan(Bench(parse_experiment(yaml.safe_dump(split, sort_keys=False)), tmp_path, data=toy))

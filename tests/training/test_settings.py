@@ -14,6 +14,7 @@ from crossdistill.training import Settings
         ("epochs", True, "whole number"),
         ("batch_size", 0, "at least 1"),
         ("accumulate", 0, "at least 1"),
+        ("micro_batch", 0, "at least 1"),
         ("workers", -1, "at least 0"),
         ("checkpoint_every", 0, "at least 1"),
         ("lr", 0.0, "above 0"),

@@ -27,9 +27,10 @@ from crossdistill.experiments.blame import definition_of, spot_of, told
 from crossdistill.experiments.specs import Experiment, StageSpec
 from crossdistill.experiments.yaml_lines import Place
 from crossdistill.files import digest
-from crossdistill.methods import Distillation, Method
+from crossdistill.methods import Distillation, Method, Separable
 from crossdistill.networks.base import Outputs, as_outputs
 from crossdistill.objectives import Context
+from crossdistill.registry import lookup
 
 if TYPE_CHECKING:
     from crossdistill.experiments.bench import Bench
@@ -303,11 +304,14 @@ class _Unfilled:
 
 
 def check_loops(bench: Bench, arms: Sequence[Arm]) -> None:
-    """Refuse batches that the data do not fill, all stages at once, and "best" weights that nothing held out decides.
+    """Refuse what a stage's loop cannot do, before anything is trained.
+
+    That is batches that the data do not fill (all stages at once), "best" weights that nothing held out decides, and
+    micro-batches of a step that cannot be cut.
 
     Raises:
         DataError: Naming every stage whose batch is too large.
-        ConfigError: If "best" is to be kept.
+        ConfigError: Of the other two.
     """
     seed, document = bench.experiment.seeds[0], bench.experiment.document
     unfilled: dict[str, _Unfilled] = {}
@@ -323,6 +327,11 @@ def check_loops(bench: Bench, arms: Sequence[Arm]) -> None:
         if settings.keep == "best" and bench.held_out_data(arm, seed) is None:
             where = document.where((*place, "keep"))
             raise ConfigError(f"{where}: there are no held-out pairs that say which weights are best; keep last")
+        if settings.micro_batch is not None and not issubclass(
+            lookup("crossdistill.methods", arm.stage.method), Separable
+        ):
+            where = document.where((*place, "micro_batch"))
+            raise ConfigError(f"{where}: the step of {arm.stage.method} cannot be cut into micro-batches; leave it out")
     if unfilled:
         each = [
             f"{u.where}: a batch of {u.batch} does not fit into {u.rows} training samples" for u in unfilled.values()

@@ -240,6 +240,42 @@ class Method(nn.Module, ABC):
         """
 
 
+class Separable(Method):
+    """A method whose step has two halves: networks encode rows, then losses compare what they gave.
+
+        batch ─► learnable ─► encode, rows by rows ─► compare, all rows at once ─► Losses
+
+    Such a step need not hold the whole batch in the networks at once: the loop may encode it in micro-batches.
+
+    What `encode` gives of a row must depend on that row alone; a batch norm is the exception, which then takes its
+    statistics from the rows that it is given. It may use random numbers, but changes no state: it may be run twice.
+    """
+
+    @abstractmethod
+    def learnable(self, batch: Batch) -> Batch | None:
+        """Give the rows of a batch that the step learns from, in order; None where they are too few for any term."""
+
+    @abstractmethod
+    def encode(self, rows: Batch) -> Mapping[str, Outputs]:
+        """Run what learns on rows (b, ...), b >= 1; frozen teachers are left to `compare`.
+
+        Returns:
+            Outputs (b, ...) by any names.
+        """
+
+    @abstractmethod
+    def compare(self, encoded: Mapping[str, Outputs], rows: Batch) -> Losses:
+        """Compute the weighted loss terms from what `encode` gave for all of `rows`.
+
+        Frozen teachers are asked by `teacher_outputs`, whose answers the loop may have at hand.
+        """
+
+    def training_step(self, batch: Batch) -> Losses:
+        """Encode, then compare."""
+        rows = self.learnable(batch)
+        return Losses({}) if rows is None else self.compare(self.encode(rows), rows)
+
+
 def _fit(method: Method, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
     method.make_room(state, prefix)
     fit_buffers(method, state, prefix)

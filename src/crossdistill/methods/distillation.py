@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from crossdistill.errors import ConfigError, CrossDistillError, DataError, NetworkError, ObjectiveError
 from crossdistill.methods._clock import Clock
 from crossdistill.methods._rows import complete
-from crossdistill.methods.base import Batch, Losses, Method, StageData, freeze, index_of
+from crossdistill.methods.base import Batch, Losses, Separable, StageData, freeze, index_of
 from crossdistill.networks.base import Network, Outputs
 from crossdistill.networks.taps import Mapped, Maps
 from crossdistill.objectives.base import Context, Objective
@@ -24,7 +24,7 @@ from crossdistill.objectives.cmcd import kernel_distances
 from crossdistill.registry import Facts
 
 
-class Distillation(Method):
+class Distillation(Separable):
     """Distil a frozen teacher of the source modality into a student of the target modality (CMCD's second step).
 
     Objectives see the rows of a batch that have both modalities; fewer than two of them, where some are left out, give
@@ -133,7 +133,7 @@ class Distillation(Method):
             DataError: If there are no pairs.
         """
         self.clock.begin(data)
-        pairs = next(filter(None, map(self._pairs, data.batches())), None)
+        pairs = next(filter(None, map(self.learnable, data.batches())), None)
         if pairs is None:
             raise DataError(f"no batch holds two rows that have both '{self.source}' and '{self.target}'")
         with torch.no_grad():
@@ -232,14 +232,22 @@ class Distillation(Method):
 
     # Training --------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch) -> Losses:
-        """Weighted parts of all objectives on one batch of pairs.
+    def learnable(self, batch: Batch) -> Batch | None:
+        """Give the rows that have both modalities; None where they are too few for a batch norm, or to be compared."""
+        return complete(batch, self.source, self.target, least=2)
+
+    def encode(self, rows: Batch) -> Mapping[str, Outputs]:
+        """Run the student, without projector and head."""
+        return {self.target: self.read_student(rows[self.target])}
+
+    def compare(self, encoded: Mapping[str, Outputs], rows: Batch) -> Losses:
+        """Weighted parts of all objectives on pairs.
 
         In a loop of one's own that has no stages, `rehearse` or `before_stage` comes first where a head, a projector
         or an objective's memory is to be made.
         """
-        pairs = self._pairs(batch)
-        return Losses({}) if pairs is None else self._losses(*self._outputs(pairs), self._context(pairs))
+        teacher = self.teacher_outputs(rows, self.source)
+        return self._losses(encoded[self.target], teacher, self._context(rows))
 
     def after_step(self) -> None:
         """Count the steps, for objectives that change as training goes on."""
@@ -251,7 +259,7 @@ class Distillation(Method):
         Kernels are those of the student's own features, as they are used afterwards; partners are looked for after the
         projector, if there is one.
         """
-        pairs = self._pairs(batch)
+        pairs = self.learnable(batch)
         if pairs is None:
             return {}
         student, teacher = self._outputs(pairs)
@@ -269,10 +277,6 @@ class Distillation(Method):
     def read_student(self, x: Tensor) -> Outputs:
         """Give what objectives may read of the student, before projector and head."""
         return self.network(x) if self._maps is None else self._maps(x)
-
-    def _pairs(self, batch: Batch) -> Batch | None:
-        """Give the rows that have both modalities; None where they are too few for a batch norm, or to be compared."""
-        return complete(batch, self.source, self.target, least=2)
 
     def _context(self, batch: Batch) -> Context:
         return Context(

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import NetworkError
-from crossdistill.methods._rows import enough, present_rows, take
-from crossdistill.methods.base import Batch, Losses, Method, StageData, index_of
+from crossdistill.methods._rows import complete, present_rows, take
+from crossdistill.methods.base import Batch, Losses, Separable, StageData, index_of
 from crossdistill.nearest import Search
-from crossdistill.networks.base import Network
+from crossdistill.networks.base import Network, Outputs
 from crossdistill.objectives.base import Context
 from crossdistill.objectives.focused import Focused
 from crossdistill.registry import Facts
 
 
-class NeighbourGraph(Method):
+class NeighbourGraph(Separable):
     """Learn an encoder whose similarities follow a walk on the neighbourhoods of the modality's own plain inputs.
 
     It is the loss `focused` with target_share 1, in which no teacher and no partner is left.
@@ -86,15 +86,18 @@ class NeighbourGraph(Method):
             self.objective.study(_Own(self, data))
         self.to(self.objective.coordinates.device)
 
-    def training_step(self, batch: Batch) -> Losses:
+    def learnable(self, batch: Batch) -> Batch | None:
+        """Give the rows that have the modality; one sample has no similarities."""
+        return complete(batch, self.modality, least=2) if self.modality in batch else None
+
+    def encode(self, rows: Batch) -> Mapping[str, Outputs]:
+        """Run the encoder."""
+        return {self.modality: self.network(rows[self.modality])}
+
+    def compare(self, encoded: Mapping[str, Outputs], rows: Batch) -> Losses:
         """CMD between the student's features and the samples' coordinates; what is held out is placed among them."""
-        here = present_rows(batch, self.modality)
-        if not enough(here, self.network):
-            return Losses({})
-        features = self.network(take(batch[self.modality], here)).features
-        if len(features) < 2:  # one sample has no similarities
-            return Losses({})
-        return Losses(self.objective.terms(features, *self.own(batch)))
+        features = encoded[self.modality].features
+        return Losses(self.objective.terms(features, *self.own(rows)) if len(features) > 1 else {})
 
     def own(self, batch: Batch) -> tuple[Tensor, Context]:
         """Give what stands for a teacher, the inputs themselves, of the rows that have them, and what else is known."""

@@ -8,15 +8,15 @@ from typing import ClassVar
 from torch import nn
 
 from crossdistill.errors import ConfigError, NetworkError
-from crossdistill.methods._rows import shared_rows, take
-from crossdistill.methods.base import Batch, Losses, Method, view
-from crossdistill.networks.base import Network
+from crossdistill.methods._rows import complete
+from crossdistill.methods.base import Batch, Losses, Separable, view
+from crossdistill.networks.base import Network, Outputs
 from crossdistill.objectives.cmcd import check_tau
 from crossdistill.objectives.ntxent import nt_xent
 from crossdistill.registry import Facts
 
 
-class SimCLR(Method):
+class SimCLR(Separable):
     """Learn an encoder without labels: two augmented views of a sample find each other (CMCD's first step).
 
     The projection head is drawn from torch's global generator: seed torch before building for a reproducible head;
@@ -66,10 +66,15 @@ class SimCLR(Method):
         self.student(modality)
         return self.network
 
-    def training_step(self, batch: Batch) -> Losses:
-        """NT-Xent between the two views of the rows that have the modality; one alone has none to be told from."""
-        mask = shared_rows(batch, self.modality)
-        if mask is not None and int(mask.sum()) < 2:
-            return Losses({})
-        first, second = (self.network(take(batch[view(self.modality, k)], mask)).embedding for k in (0, 1))
+    def learnable(self, batch: Batch) -> Batch | None:
+        """Give the rows that have the modality; one alone has none to be told from."""
+        return complete(batch, self.modality, least=2)
+
+    def encode(self, rows: Batch) -> Mapping[str, Outputs]:
+        """Run encoder and projection head on each of the two views."""
+        return {name: self.network(rows[name]) for name in (self.modality, view(self.modality, 1))}
+
+    def compare(self, encoded: Mapping[str, Outputs], rows: Batch) -> Losses:
+        """NT-Xent between the two views."""
+        first, second = (encoded[view(self.modality, k)].read("embedding") for k in (0, 1))
         return Losses({"nt_xent": nt_xent(first, second, tau=self.tau)})

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from crossdistill.errors import ConfigError, NetworkError
-from crossdistill.methods._rows import shared_rows, take
-from crossdistill.methods.base import Batch, Losses, Method, label_of
+from crossdistill.methods._rows import complete
+from crossdistill.methods.base import Batch, Losses, Separable, label_of
 from crossdistill.networks.base import Network, Outputs, least_rows
 from crossdistill.registry import Facts
 
 
-class Supervised(Method):
+class Supervised(Separable):
     """Cross-entropy on labels, from a random start.
 
     The classifier is drawn from torch's global generator: seed torch before building for a reproducible head; `fit`'s
@@ -60,13 +60,17 @@ class Supervised(Method):
         self.student(modality)
         return self.network
 
-    def training_step(self, batch: Batch) -> Losses:
-        """Cross-entropy and, logged, the accuracy, of the rows that have the modality."""
-        mask = shared_rows(batch, self.modality)
-        if mask is not None and int(mask.sum()) < least_rows(self.network):
-            return Losses({})
-        output: Outputs = self.network(take(batch[self.modality], mask))
-        logits, label = output.read("logits"), take(label_of(batch, self.modality), mask)
+    def learnable(self, batch: Batch) -> Batch | None:
+        """Give the rows that have the modality; None where they are too few for a batch norm."""
+        return complete(batch, self.modality, least=least_rows(self.network))
+
+    def encode(self, rows: Batch) -> Mapping[str, Outputs]:
+        """Run encoder and classifier."""
+        return {self.modality: self.network(rows[self.modality])}
+
+    def compare(self, encoded: Mapping[str, Outputs], rows: Batch) -> Losses:
+        """Cross-entropy and, logged, the accuracy."""
+        logits, label = encoded[self.modality].read("logits"), label_of(rows, self.modality)
         loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
         with torch.no_grad():
             accuracy = (logits.argmax(dim=1) == label).float().mean()

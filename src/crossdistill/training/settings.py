@@ -38,6 +38,9 @@ class Settings:
         precision: "32-true"; "bf16-mixed" or "16-mixed" (autocast) are faster on GPUs that have them.
         clip: Largest global norm of the gradient, above 0; None does not clip.
         accumulate: Batches whose gradients are averaged into one step; 1.
+        micro_batch: Rows of a batch that the networks hold at once; None holds all. Less takes less memory and gives
+            the same gradient for a second forward pass of what learns (gradient caching), the losses still seeing all
+            rows. Dropout is then drawn, and a batch norm's statistics are taken, micro-batch by micro-batch.
         distinct_groups: Whether a training batch holds at most one sample of a group, where two of a group are no
             negatives of each other (two sketches of one photo); False. The data must have groups.
         workers: Processes that prepare batches; 0 prepares them in this one, best for small arrays.
@@ -61,6 +64,7 @@ class Settings:
     precision: str = "32-true"
     clip: float | None = None
     accumulate: int = 1
+    micro_batch: int | None = None
     distinct_groups: bool = False
     workers: int = 0
     checkpoint_every: int | None = None
@@ -69,8 +73,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("workers", 0)):
             _whole(name, getattr(self, name), least)
-        if self.checkpoint_every is not None:
-            _whole("checkpoint_every", self.checkpoint_every, 1)
+        for name in ("checkpoint_every", "micro_batch"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1)
         _inside("lr", self.lr, self.lr > 0, "a number above 0")
         _inside("weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
         _inside("momentum", self.momentum, 0 <= self.momentum < 1, "a number from 0 to below 1")

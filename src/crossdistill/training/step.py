@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import TrainingError
-from crossdistill.methods.base import Batch, Losses, Method
+from crossdistill.methods.base import Batch, Losses, Method, Separable
+from crossdistill.training.cached import cached_step
 from crossdistill.training.meter import Meter
 from crossdistill.training.optimiser import learning_rate
 from crossdistill.training.settings import Settings
@@ -35,7 +36,8 @@ class Stepper:
         meter: Takes the losses.
 
     Raises:
-        TrainingError: If gradients are to be accumulated over batches for a method of several steps a batch.
+        TrainingError: If gradients are to be accumulated over batches for a method of several steps a batch, or a batch
+            is to be cut into micro-batches for a method that is not `Separable`.
     """
 
     def __init__(
@@ -53,6 +55,11 @@ class Stepper:
             raise TrainingError(
                 f"{type(method).__name__} takes several optimiser steps on one batch, which cannot be accumulated over "
                 "batches; set accumulate to 1, and batch_size to what fits"
+            )
+        if settings.micro_batch is not None and not isinstance(method, Separable):
+            raise TrainingError(
+                f"the step of {type(method).__name__} cannot be cut into micro-batches, as it does not say which of it "
+                "is encoding (methods.Separable); leave micro_batch out, and set batch_size to what fits"
             )
         self._fabric, self._method, self._settings, self._total, self._meter = fabric, method, settings, total, meter
         self._optimizer = optimizer
@@ -87,12 +94,23 @@ class Stepper:
                 self._backward(losses, 1)
                 self._update()
             return
-        if self._mixed:
+        micro = self._settings.micro_batch
+        if micro is not None:
+            assert isinstance(self._method, Separable)
+            cached_step(
+                self._method,
+                batch,
+                micro_batch=micro,
+                device=self._fabric.device,
+                autocast=self.autocast,
+                backward=lambda losses: self._backward(losses, share),
+            )
+        elif self._mixed:
             with self.autocast():
                 losses = self._method.training_step(batch)
+            self._backward(losses, share)
         else:
-            losses = self._method.training_step(batch)
-        self._backward(losses, share)
+            self._backward(self._method.training_step(batch), share)
         if last:
             self._update()
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from worlds import Pairs, Regression, Teacher
 
-from crossdistill.errors import ConfigError, TrainingError
+from crossdistill.errors import ConfigError, DataError, TrainingError
 from crossdistill.methods import Distillation, Losses, Separable, SimCLR, Supervised, freeze
 from crossdistill.networks import MLP
 from crossdistill.networks.base import Outputs
@@ -253,7 +253,7 @@ def test_networks_that_change_as_they_run_are_refused():
 
 def test_streams_that_are_no_pairs_are_refused():
     method = ready(supervised)
-    with pytest.raises(TrainingError, match="23 and 7 rows"):
+    with pytest.raises(DataError, match="23 and 7 rows"):
         cached(method, {**rows(), "image": torch.zeros(7, 6)}, 4)
 
 

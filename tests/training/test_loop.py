@@ -434,7 +434,13 @@ def test_hooks_see_every_sample_in_order_without_augmentation():
     assert torch.equal(torch.cat([batch["index"] for batch in seen]), torch.arange(20))
 
 
-def test_several_processes_for_one_run_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="one device"):
+def test_what_several_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(TrainingError, match="cannot share the step of Regression"):
         train(Regression())
+    method = Supervised(MLP((4,), hidden=(8,), dim=5), modality="audio", classes=2)
+    with pytest.raises(ConfigError, match="batch_size 16 is that of all 3"):
+        train(method, settings=Settings(batch_size=16), labels=True)
+    alone = train(Regression(), shared=False)
+    monkeypatch.delenv("WORLD_SIZE")
+    torch.testing.assert_close(alone.state_dict(), train(Regression()).state_dict(), rtol=0, atol=0)

@@ -14,6 +14,7 @@ from crossdistill.errors import NetworkError
 from crossdistill.methods.base import Batch, Losses, Method, freeze
 from crossdistill.networks.base import Outputs
 from crossdistill.registry import Facts
+from crossdistill.training.cut import cut
 
 
 class Pairs:
@@ -75,20 +76,20 @@ class PairsLoader:
         whole, rest = divmod(len(self.data), self.batch_size)
         return whole + (0 if self.drop_last or not rest else 1)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]:
+    def epoch(self, epoch: int, skip: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         g = torch.Generator().manual_seed(1000 * self.seed + epoch)
         order = torch.randperm(len(self.data), generator=g) if self.shuffle else torch.arange(len(self.data))
         if self.distinct_groups:  # groups are neighbours: first one of each, then the other
             order = torch.cat([order[order % 2 == k].sort().values for k in (0, 1)])
-        jobs = Jobs(self, epoch, list(order.split(self.batch_size))[skip : len(self)])
+        jobs = Jobs(self, epoch, list(order.split(self.batch_size))[skip : len(self)], rank, world)
         return iter(
             DataLoader(jobs, batch_size=None, num_workers=self.workers)
         )  # draws a number, as torch's loader does
 
 
 class Jobs(Dataset):
-    def __init__(self, loader: PairsLoader, epoch: int, plan: list[Tensor]) -> None:
-        self.loader, self.epoch, self.plan = loader, epoch, plan
+    def __init__(self, loader: PairsLoader, epoch: int, plan: list[Tensor], rank: int, world: int) -> None:
+        self.loader, self.epoch, self.plan, self.share = loader, epoch, plan, (rank, world)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -108,7 +109,9 @@ class Jobs(Dataset):
         batch["group"] = torch.from_numpy(data.group)[rows]
         if self.loader.labels:
             batch["label"] = torch.from_numpy(data.label)[rows]
-        return batch
+        rank, world = self.share
+        size = len(rows) // world
+        return batch if world == 1 else dict(cut(batch, slice(rank * size, (rank + 1) * size)))
 
 
 class Small(Method):

@@ -156,6 +156,14 @@ def _import_from_here() -> None:
         sys.path.append(here)  # last: a file here must not stand in for a library
 
 
+def _refuse_several(command: str) -> None:
+    """Refuse the processes of torchrun: each would do all the work of a command that does not share it."""
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ConfigError(
+            f"{count} processes were started together (WORLD_SIZE), and {command} is done by one; start one"
+        )
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"crossdistill {__version__}")
@@ -192,6 +200,8 @@ def run(
 ) -> None:
     """Run an experiment: teacher, student, everything it is compared with, and the page that proves it.
 
+    Several devices train it together by `torchrun --nproc_per_node N -m crossdistill run FILE`; batch_size is of all.
+
     Networks and losses of your own, "module:name" in the file, are imported from the current folder too.
     """
     _import_from_here()
@@ -220,6 +230,7 @@ def bench(
 
     Killed or stopped it goes on where it was, and a run that fails is recorded with its reason.
     """
+    _refuse_several("bench")
     _import_from_here()
     from crossdistill.cli.bench import run_bench, suite_of
 
@@ -247,6 +258,7 @@ def diagnose(
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
 ) -> None:
     """Say before any training whether distillation will help, by how much, how sure that is, and by which teacher."""
+    _refuse_several("diagnose")
     _import_from_here()
     from crossdistill.cli.diagnose import question_of, run_diagnose
 
@@ -362,6 +374,8 @@ def _run(file: Path, changes: list[str], out: Path, jobs: int | None) -> None:
                 listen=progress.listen,
                 command=shlex.join(["crossdistill", *sys.argv[1:]]),
             )
+            if not results:  # one of several processes, and not the first
+                return
             page = write_report(out)
         except BrokenPipeError:
             raise

@@ -180,6 +180,10 @@ class Bench:
             return rows.keep_labels(np.zeros(len(rows), dtype=bool))
         return rows.keep_labels(np.isin(rows.rows, self.label_rows(seed).rows))
 
+    def shared(self, arm: Arm) -> bool:
+        """Say whether all processes of torchrun train an arm together; the few labelled rows are left to the first."""
+        return arm.stage is not None and arm.stage.module is None and not self._labels_alone(arm)
+
     def settings(self, arm: Arm, seed: int) -> Settings:
         """Give the loop's settings; an arm on few labels gets the epochs that make up the main stage's steps."""
         assert arm.stage is not None
@@ -270,6 +274,7 @@ class Bench:
                 listener=listener,
                 stop=stop,
                 store=TeacherStore(self.folder / "store", made_of=self.teacher_key(stage, seed)),
+                shared=self.shared(arm),
             )
 
     def method(self, arm: Arm, seed: int, *, purpose: str = "teacher", teacher: nn.Module | None = None) -> Method:

@@ -34,6 +34,7 @@ from crossdistill.registry import lookup
 
 if TYPE_CHECKING:
     from crossdistill.experiments.bench import Bench
+    from crossdistill.training.settings import Settings
 
 FEW = 8
 """Samples that the networks are run on; more would only take time."""
@@ -306,12 +307,12 @@ class _Unfilled:
 def check_loops(bench: Bench, arms: Sequence[Arm]) -> None:
     """Refuse what a stage's loop cannot do, before anything is trained.
 
-    That is batches that the data do not fill (all stages at once), "best" weights that nothing held out decides, and
-    micro-batches of a step that cannot be cut.
+    That is batches that the data do not fill (all stages at once), "best" weights that nothing held out decides,
+    micro-batches of a step that cannot be cut, and stages that the processes of torchrun cannot share.
 
     Raises:
         DataError: Naming every stage whose batch is too large.
-        ConfigError: Of the other two.
+        ConfigError: Of the others.
     """
     seed, document = bench.experiment.seeds[0], bench.experiment.document
     unfilled: dict[str, _Unfilled] = {}
@@ -327,6 +328,7 @@ def check_loops(bench: Bench, arms: Sequence[Arm]) -> None:
         if settings.keep == "best" and bench.held_out_data(arm, seed) is None:
             where = document.where((*place, "keep"))
             raise ConfigError(f"{where}: there are no held-out pairs that say which weights are best; keep last")
+        _check_shares(bench, arm, settings, place)
         if settings.micro_batch is not None and not issubclass(
             lookup("crossdistill.methods", arm.stage.method), Separable
         ):
@@ -337,3 +339,22 @@ def check_loops(bench: Bench, arms: Sequence[Arm]) -> None:
             f"{u.where}: a batch of {u.batch} does not fit into {u.rows} training samples" for u in unfilled.values()
         ]
         raise DataError(f"{'; '.join(each)}; lower {'it' if len(each) == 1 else 'each'}")
+
+
+def _check_shares(bench: Bench, arm: Arm, settings: Settings, place: Place) -> None:
+    from crossdistill.training.processes import rank_and_count
+
+    count, document = rank_and_count()[1], bench.experiment.document
+    if count == 1 or not bench.shared(arm):
+        return
+    assert arm.stage is not None
+    if settings.batch_size % count:
+        raise ConfigError(
+            f"{document.where((*place, 'batch_size'))}: a batch of {settings.batch_size}, that of {count} processes "
+            "together, has no equal share for each"
+        )
+    if not issubclass(lookup("crossdistill.methods", arm.stage.method), Separable):
+        raise ConfigError(
+            f"{document.where((*place, 'method'))}: {count} processes cannot share the step of {arm.stage.method}; "
+            "start one, and use --jobs for several seeds and rows"
+        )

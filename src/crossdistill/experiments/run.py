@@ -26,6 +26,7 @@ from crossdistill.experiments.schema import parse_experiment, to_yaml
 from crossdistill.experiments.specs import Experiment
 from crossdistill.experiments.student import remove_student, save_student
 from crossdistill.files import write_json, write_text
+from crossdistill.training.processes import rank_and_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +109,9 @@ def run_experiment(
 
     Started again in the same folder it goes on where it was: finished stages are found by the hash of what made them.
 
+    Where torchrun started several processes, all of them call this: they train every stage together, each on its share
+    of every batch, but for rows that learn from the few labels alone; then process 0 judges, and writes.
+
     Args:
         experiment: Checked.
         folder: Where everything goes; made if it is not there.
@@ -118,25 +122,34 @@ def run_experiment(
         command: What the user typed, for the record; empty where it was no command of ours.
 
     Returns:
-        The content of results.json.
+        The content of results.json; nothing in processes other than the first of torchrun's.
 
     Raises:
         CrossDistillError: If something does not fit, naming file and key; `Interrupted` if the user stops it.
     """
     folder = Path(folder)
     started, clock = datetime.now(UTC), time.monotonic()
-    listen = listen or _nobody
+    rank, count = rank_and_count()
+    if count > 1 and jobs not in (None, 1):
+        raise ConfigError(f"--jobs {jobs}: {count} processes train this run together already; leave it out")
+    listen = _nobody if listen is None or rank else listen
     bench = Bench(experiment, folder, data=data)
     tasks = plan(bench)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CrossDistillError(f"cannot write into '{folder}': {error.strerror}") from None
-    _begin(folder, to_yaml(bench.experiment))
+    if not rank:
+        _begin(folder, to_yaml(bench.experiment))
     news = {"tasks": len(tasks.tasks), "steps": tasks.total_steps, "data": bench.data.name}
     listen("planned", {**news, "warnings": list(bench.data.warnings)})
     cores = usable_cores()
-    jobs = 1 if data is not None else min(jobs or cores, len(tasks.tasks))
+    jobs = 1 if data is not None or count > 1 else min(jobs or cores, len(tasks.tasks))
+    for task in tasks.tasks if count > 1 else ():
+        if bench.shared(task.arm) and (task.teaching or task.arm.role != "ceiling"):
+            bench.trained(task.arm, task.seed, listen=listen)
+    if rank:
+        return {}
     rows: dict[tuple[str, int], list[Row]] = {}
     execute = _here(bench, listen) if jobs == 1 else _pool(bench, jobs, max(1, cores // jobs), listen)
     for task, found in execute(tasks):

@@ -9,7 +9,9 @@ gradient; averaging parameter gradients over processes, as DistributedDataParall
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Generator
+from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
@@ -17,6 +19,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossdistill.errors import ObjectiveError
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Generator[None]:
+    """Leave the other processes out: inside, `gather_rows` gives the rows it is given, which are all there are."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def is_alone() -> bool:
+    """Say whether there are no other processes, or they are left out."""
+    return _alone.get() or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
 
 
 class _GatherRows(torch.autograd.Function):
@@ -50,7 +69,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     Raises:
         ObjectiveError: If processes hold different numbers of rows.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if is_alone():
         return rows
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))

@@ -15,11 +15,8 @@ Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Mem
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +26,7 @@ from crossdistill.errors import TrainingError
 from crossdistill.methods.base import Batch, Losses, Separable
 from crossdistill.networks.base import Outputs
 from crossdistill.training.checkpoint import random_state, restore_random
-from crossdistill.training.watch import size_of
+from crossdistill.training.cut import cut, size_of, spans
 
 Encoded = Mapping[str, Outputs]
 
@@ -54,16 +51,17 @@ def cached_step(
         backward: Differentiates the sum of the terms, if there are any.
 
     Raises:
-        TrainingError: If the batch's streams are of different lengths, or `encode` changes the method's state.
+        DataError: If the batch's streams are of different lengths.
+        TrainingError: If `encode` changes the method's state.
     """
     rows = method.learnable(batch)
-    spans = [] if rows is None else _spans(size_of(rows), micro_batch)
-    if rows is None or len(spans) == 1:
+    runs = [] if rows is None else spans(size_of(rows), micro_batch)
+    if rows is None or len(runs) == 1:
         with autocast():
             losses = method.training_step(batch)
         backward(losses)
         return
-    parts = [_cut(rows, span) for span in spans]
+    parts = [cut(rows, span) for span in runs]
     leaves, whole, states = _encode_all(method, rows, parts, device, autocast)
     with autocast():
         losses = method.compare(leaves, whole)
@@ -71,7 +69,7 @@ def cached_step(
     del losses, whole  # and with them what the comparison kept
     after = random_state(device)
     with _statistics_kept(method):
-        for part, span, state in zip(parts, spans, states, strict=True):
+        for part, span, state in zip(parts, runs, states, strict=True):
             restore_random(state, device)
             with autocast():
                 encoded = method.encode(part)
@@ -126,33 +124,6 @@ def _push(encoded: Encoded, leaves: Encoded, span: slice) -> None:
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
-
-
-def _spans(rows: int, most: int) -> list[slice]:
-    """Cut 0..rows-1 into the fewest runs of at most `most`, their lengths one apart at most."""
-    count = max(1, math.ceil(rows / most))
-    ends = [rows * k // count for k in range(count + 1)]
-    return [slice(start, end) for start, end in itertools.pairwise(ends)]
-
-
-def _cut(batch: Batch, span: slice) -> Batch:
-    """Give some rows of everything that a batch of pairs holds."""
-    length = size_of(batch)
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, Outputs):
-            return value.each(cut)
-        if isinstance(value, Mapping):
-            return {name: cut(one) for name, one in cast("Mapping[str, Any]", value).items()}
-        if isinstance(value, Tensor):
-            if len(value) != length:
-                raise TrainingError(
-                    f"a batch of streams of {length} and {len(value)} rows cannot be cut; leave micro_batch out"
-                )
-            return value[span]
-        return value
-
-    return cut(batch)
 
 
 def _tensors(outputs: Outputs) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +32,10 @@ class Feed:
         batch_size: Samples a batch that hooks are given.
         store: Where teachers' outputs come from; None leaves all teachers live.
         seed: For the store's comparison with the live teacher.
+        share: Which part of every training batch this process takes, and of how many equal ones.
+
+    Raises:
+        DataError: If a batch is shared, and some rows lack a modality.
     """
 
     def __init__(
@@ -43,7 +48,9 @@ class Feed:
         batch_size: int,
         store: TeacherStore | None,
         seed: int,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
+        self._share = share
         self.data, self.device, self.labels, self.batch_size = data, device, labels, batch_size
         needs, name = method.facts.needs, method.facts.name
         self.learner, self.paired = (name if need in needs else "" for need in ("labels", "pairs"))
@@ -104,15 +111,22 @@ class Feed:
             DataError: If the first batch does not hold what the method reads, or labels that nobody asked for, or lacks
                 some that the method learns from.
         """
+        rank, world = self._share
+        further: dict[str, int] = {"rank": rank, "world": world} if world > 1 else {}
         with kept_random(self.device):
-            batches = iter(loader.epoch(epoch, skip))
+            batches = iter(loader.epoch(epoch, skip, **further))
             first = next(batches, None)
         if first is None:
             return
         self._check(first)
-        yield self.ready(first)
-        for batch in batches:
-            yield self.ready(batch)
+        for batch in itertools.chain([first], batches):
+            ready = self.ready(batch)
+            if world > 1 and not all(bool(here.all()) for here in ready.get("present", {}).values()):
+                raise DataError(
+                    "some rows lack a modality, and processes would learn from unequal numbers of them; leave such "
+                    "pairs out (data.having(...)), or train in one process"
+                )
+            yield ready
 
     def _check(self, batch: Batch) -> None:
         wanted = [view(modality, k) for modality, count in self.views.items() for k in range(count)]

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from crossdistill.errors import ConfigError, Interrupted, TrainingError
-from crossdistill.methods.base import Method
+from crossdistill.methods.base import Method, Separable
+from crossdistill.objectives.gather import alone as only_this
 from crossdistill.training.checkpoint import kept_random, refuse_other
 from crossdistill.training.identity import check_frozen, tensors_of
+from crossdistill.training.processes import Processes, rank_and_count, start_fabric
 from crossdistill.training.product import load_product, read_record
 from crossdistill.training.protocols import Listener, TrainingData
 from crossdistill.training.settings import Settings
 from crossdistill.training.stage import Stage
 from crossdistill.training.store import TeacherStore
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
 
 
 def fit(
@@ -41,6 +40,7 @@ def fit(
     stop: Callable[[], bool] | None = None,
     store: TeacherStore | None = None,
     accelerator: str = "auto",
+    shared: bool = True,
 ) -> Method:
     """Train a method on a data set.
 
@@ -50,6 +50,11 @@ def fit(
 
     Hooks that get data run in eval mode, in full precision. The global state of torch's random numbers is afterwards
     what it was.
+
+    Where torchrun started several processes, all of them call this with the same arguments and train together, each on
+    its share of every batch: `batch_size` is that of all together, and the weights are those of one process, dropout
+    aside, which each draws for itself. Process 0 writes into the folder, which all must see. One that fails leaves the
+    others without an answer, and they fail too.
 
     Args:
         method: Trained in place; a stage that is resumed must be given the method as it was built the first time.
@@ -66,14 +71,16 @@ def fit(
         stop: Asked after every step; once true, the run is saved and `Interrupted` raised.
         store: Where frozen teachers' outputs are taken from; None runs the teachers on every batch.
         accelerator: "auto", "cpu", "cuda" or "mps": Fabric's words.
+        shared: Whether all processes that torchrun started train together; False trains in this one alone.
 
     Returns:
         The same method, in eval mode, on the device it came on.
 
     Raises:
-        ConfigError: If keep="best" has nothing held out to go by.
+        ConfigError: If keep="best" has nothing held out to go by, or a batch has no equal share for each process.
         DataError: If a batch does not hold what the method needs.
-        TrainingError: If a loss term is not finite, a teacher is not frozen, or the folder is of another run.
+        TrainingError: If a loss term is not finite, a teacher is not frozen, the folder is of another run, several
+            processes cannot share the method's step, or another process is gone.
         Interrupted: If the user stopped it; all that is done so far is in the folder.
     """
     if settings.keep == "best" and held_out is None:
@@ -90,13 +97,22 @@ def fit(
         load_product(method, folder)
         (folder / "checkpoint.pt").unlink(missing_ok=True)  # left by a kill between the last two files
         return method.eval()
+    together = shared and rank_and_count()[1] > 1
+    if together:
+        _check_shares(method, settings)
     home = next((tensor.device for _, tensor in tensors_of(method)), torch.device("cpu"))
-    fabric = _start(accelerator, settings.precision)
+    fabric = start_fabric(accelerator, settings.precision, shared=together)
     method.train()
     for modality, teacher in method.teachers().items():
         check_frozen(teacher, modality)
     try:
-        with kept_random(fabric.device), _interrupts() as pressed:
+        with (
+            kept_random(fabric.device),
+            _interrupts() as pressed,
+            contextlib.nullcontext() if together else only_this(),
+            _others_gone(together),
+        ):
+            processes = Processes(fabric.device, shared=together, seed=seed)
             stage = Stage(
                 fabric,
                 method.to(fabric.device),
@@ -107,9 +123,11 @@ def fit(
                 folder=folder,
                 identity=identity,
                 name=name or (folder.name if folder else ""),
+                processes=processes,
             )
             stage.prepare(store, held_out)
-            stage.run(listener, lambda: pressed() or (stop is not None and stop()))
+            stage.run(None if processes.rank else listener, lambda: pressed() or (stop is not None and stop()))
+            processes.close()
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped; what was saved before is in {folder}" if folder else "stopped; nothing is saved"
@@ -126,24 +144,34 @@ def _identity(method: Method, settings: Settings, *, seed: int, labels: bool, ke
     return {"key": key, "method": type(method).__qualname__, "seed": seed, "labels": labels, "settings": kept}
 
 
-def _start(accelerator: str, precision: Any) -> Fabric:
-    """Start Fabric, which takes seconds to import, on one device.
+def _check_shares(method: Method, settings: Settings) -> None:
+    """Refuse a stage that several processes cannot share.
 
     Raises:
-        TrainingError: If several processes were started for one run.
-        ConfigError: If there is no such accelerator.
+        TrainingError: If the method's step is not known to be the same when each process encodes a part of the rows.
+        ConfigError: If a batch has no equal part for each.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    count = rank_and_count()[1]
+    if not isinstance(method, Separable):
         raise TrainingError(
-            "one run trains on one device, and WORLD_SIZE says that several processes were started; start one, and use "
-            "the other devices for other seeds and methods"
+            f"{count} processes were started for one run (WORLD_SIZE), and they cannot share the step of "
+            f"{type(method).__name__}, which does not say what of it is encoding (methods.Separable); start one process"
         )
-    from lightning_fabric import Fabric
+    if settings.batch_size % count:
+        raise ConfigError(
+            f"batch_size {settings.batch_size} is that of all {count} processes together, and must be a multiple of it"
+        )
 
+
+@contextlib.contextmanager
+def _others_gone(together: bool) -> Generator[None]:
+    """Say in a line what a broken connection means: another process has failed, and has said why."""
     try:
-        return Fabric(accelerator=accelerator, devices=1, precision=precision)
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"cannot train on accelerator '{accelerator}': {error}") from None
+        yield
+    except RuntimeError as error:
+        if not together or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise TrainingError("another process of this run is gone; what it says is the reason") from error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -85,6 +86,12 @@ class Meter:
     def clear(self) -> None:
         """Start anew."""
         self._sums = {}
+
+    def average(self, means: Callable[[Mapping[str, float]], dict[str, float]]) -> None:
+        """Replace the sums by what several processes agree on, after a `flush`."""
+        sums = means({name: entry[0] for name, entry in self._sums.items()})
+        for name, entry in self._sums.items():
+            entry[0] = sums[name]
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint must hold, after a `flush`."""

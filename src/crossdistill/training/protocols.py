@@ -16,8 +16,12 @@ class Loader(Protocol):
         """Give the number of batches an epoch."""
         ...
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]:
-        """Give the batches of an epoch (from 0) without the first `skip`; the rest are what they would have been."""
+    def epoch(self, epoch: int, skip: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """Give the batches of an epoch (from 0) without the first `skip`; the rest are what they would have been.
+
+        Of each batch the part `rank` of `world` equal ones, contiguous and in order, is given; the two are passed only
+        where several processes share a stage.
+        """
         ...
 
 

@@ -24,7 +24,8 @@ class Settings:
 
     Attributes:
         epochs: Passes over the data; 30 brings small students on a few thousand pairs to their plateau.
-        batch_size: Samples a batch; 256, as contrastive objectives take their negatives from the batch.
+        batch_size: Samples a batch; 256, as contrastive objectives take their negatives from the batch. Where several
+            processes share a stage it is that of all together, and a multiple of their number.
         optimizer: "adamw" (decoupled decay; needs the least tuning), "adam" or "sgd".
         lr: Largest learning rate, reached after the warm-up; 1e-3 is AdamW's usual one, SGD wants about 0.1.
         weight_decay: Per step and unit of learning rate; of matrices and kernels only, never of biases, norms or

@@ -12,6 +12,7 @@ import torch
 
 from crossdistill.errors import DataError, Interrupted, TrainingError
 from crossdistill.methods.base import Method
+from crossdistill.objectives.gather import alone
 from crossdistill.training.checkpoint import (
     Progress,
     kept_random,
@@ -20,17 +21,20 @@ from crossdistill.training.checkpoint import (
     restore_random,
     save_checkpoint,
 )
+from crossdistill.training.cut import size_of
 from crossdistill.training.feed import Feed
 from crossdistill.training.log import MetricsLog
 from crossdistill.training.meter import Meter, NotFinite
+from crossdistill.training.norms import shared_norms
 from crossdistill.training.optimiser import build, learning_rate
+from crossdistill.training.processes import Processes
 from crossdistill.training.product import save_product
 from crossdistill.training.protocols import Listener, Loader, TrainingData
 from crossdistill.training.settings import Settings
 from crossdistill.training.state import load_state, state_of, teacher_digests
 from crossdistill.training.step import Stepper
 from crossdistill.training.store import TeacherStore
-from crossdistill.training.watch import Teller, check_unchanged, check_weights, held_out_means, keep_best, size_of
+from crossdistill.training.watch import Teller, check_unchanged, check_weights, held_out_means, keep_best
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -51,10 +55,11 @@ class Stage:
         folder: Path | None,
         identity: Mapping[str, Any],
         name: str,
+        processes: Processes,
     ) -> None:
         self.fabric, self.method, self.data, self.settings = fabric, method, data, settings
         self.seed, self.labels, self.folder = seed, labels, folder
-        self.identity, self.name = identity, name
+        self.identity, self.name, self.processes = identity, name, processes
         self.device: torch.device = fabric.device
         self.checkpoint = None if folder is None else folder / "checkpoint.pt"
         self.meter = Meter(waits=self.device.type != "cpu")
@@ -67,8 +72,9 @@ class Stage:
         have made modules and buffers that the checkpoint is then poured into.
         """
         saved = None if self.checkpoint is None else read_checkpoint(self.checkpoint, self.identity)
-        self.feed = self._feed(self.data, store)
-        self.held_out = None if held_out is None else self._feed(held_out, store)
+        with self.processes.first():  # it computes what is to be stored, the others find it
+            self.feed = self._feed(self.data, store)
+            self.held_out = None if held_out is None else self._feed(held_out, store)
         if self.held_out is not None:
             self.held_out_loader = self.held_out.loader(self.settings, self.seed, training=False)
         self.loader: Loader = self.feed.loader(self.settings, self.seed, training=True)
@@ -80,24 +86,33 @@ class Stage:
         self.teachers = teacher_digests(self.method)
         torch.manual_seed(self.seed)
         self.method.eval()
-        self.method.before_stage(self.feed)
+        with alone():
+            self.method.before_stage(self.feed)
         self.method.to(self.device)
         self.optimizer = build(self.method, self.settings)
         self.total = self.settings.epochs * steps
         self.stepper = Stepper(
-            self.fabric, self.method, self.optimizer, settings=self.settings, total=self.total, meter=self.meter
+            self.fabric,
+            self.method,
+            self.optimizer,
+            settings=self.settings,
+            total=self.total,
+            meter=self.meter,
+            processes=self.processes,
         )
         if saved is not None:
             self._restore(saved)
-        self.log = MetricsLog(self.folder, self.progress.records)
+        self.processes.check_same(self.method, self.progress.step, self._place())
+        self.log = MetricsLog(None if self.processes.rank else self.folder, self.progress.records)
 
     def run(self, listener: Listener | None, stop: Callable[[], bool]) -> None:
         """Train to the end, and save the product."""
         progress = self.progress
         if listener is not None:
             listener.started(self.total, progress.step)
-        while progress.epoch < self.settings.epochs:
-            self._epoch(listener, stop)
+        with shared_norms(self.method):
+            while progress.epoch < self.settings.epochs:
+                self._epoch(listener, stop)
         if self.settings.keep == "best" and progress.best is None:
             raise TrainingError(
                 f'keep is "best", and no epoch of {self.name or "the stage"} had a finite held-out loss'
@@ -105,10 +120,13 @@ class Stage:
         if progress.best is not None:
             load_state(self.method, progress.best["state"], extra=False, where="the best epoch's weights")
         self.method.eval()
-        self.method.after_stage(self.feed)
+        with alone():
+            self.method.after_stage(self.feed)
         check_unchanged(self.method, self.teachers)
-        if self.folder is not None:
+        self.processes.check_same(self.method, progress.step, f"the end of {self.name or 'the stage'}")
+        if self.folder is not None and not self.processes.rank:
             self._finish(self.folder)
+        self.processes.wait()  # whoever looks into the folder next finds the product there
         if listener is not None:
             listener.finished()
 
@@ -121,6 +139,7 @@ class Stage:
             batch_size=self.settings.batch_size,
             store=store,
             seed=self.seed,
+            share=(self.processes.rank, self.processes.count),
         )
 
     # The epoch -------------------------------------------------------------------------------------------------------
@@ -132,10 +151,11 @@ class Stage:
             self.meter.clear()
             progress.samples, progress.running, progress.waited = 0, 0.0, 0.0
             self.method.eval()
-            self.method.before_epoch(self.feed, progress.epoch)
+            with alone():
+                self.method.before_epoch(self.feed, progress.epoch)
         self.method.train()
         for _ in self._steps(Teller(listener, progress)):
-            if stop():
+            if self.processes.any(stop()):
                 self._stop()
             if every and progress.step % every == 0 and progress.batch < self.batches:
                 self._save()
@@ -160,7 +180,7 @@ class Stage:
                 take(batch, share=share, last=place + 1 == share)
             except NotFinite as error:
                 raise self._placed(error) from None
-            progress.samples += size_of(batch)
+            progress.samples += size_of(batch) * self.processes.count
             now = clock()
             progress.running += now - started
             progress.waited += loaded - started
@@ -182,15 +202,17 @@ class Stage:
         check_weights(self.method, self._place())
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.seconds += progress.running
-        record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, **self.meter.means()}
+        means = self.processes.means(self.meter.means())
+        record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, **means}
         record["lr"] = learning_rate(progress.step - 1, self.total, self.settings)
         record["seconds"] = progress.running
         record["samples_per_second"] = progress.samples / max(progress.running, 1e-9)
         record["data_wait"] = progress.waited / max(progress.running, 1e-9)
         if self.held_out is not None:
             self.method.eval()
-            with kept_random(self.device), torch.no_grad():
+            with kept_random(self.device), torch.no_grad(), alone():
                 scores = held_out_means(self.method, self.held_out, self.held_out_loader, self.stepper.autocast)
+            scores = self.processes.told(scores)
             record |= {f"held_out/{name}": value for name, value in scores.items()}
             if self.settings.keep == "best":
                 keep_best(self.method, progress, scores)
@@ -206,6 +228,10 @@ class Stage:
             return
         self._flush()
         check_weights(self.method, self._place())
+        self.processes.check_same(self.method, self.progress.step, self._place())
+        self.meter.average(self.processes.means)
+        if self.processes.rank:
+            return
         content = {
             "method": state_of(self.method),
             "optimizer": self.optimizer.state_dict(),

@@ -14,6 +14,7 @@ from crossdistill.methods.base import Batch, Losses, Method, Separable
 from crossdistill.training.cached import cached_step
 from crossdistill.training.meter import Meter
 from crossdistill.training.optimiser import learning_rate
+from crossdistill.training.processes import Processes
 from crossdistill.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Stepper:
         settings: Of the stage.
         total: Steps of the stage, for the schedule.
         meter: Takes the losses.
+        processes: Who else takes these steps.
 
     Raises:
         TrainingError: If gradients are to be accumulated over batches for a method of several steps a batch, or a batch
@@ -49,6 +51,7 @@ class Stepper:
         settings: Settings,
         total: int,
         meter: Meter,
+        processes: Processes,
     ) -> None:
         self._several = type(method).training_steps is not Method.training_steps
         if self._several and settings.accumulate > 1:
@@ -62,7 +65,7 @@ class Stepper:
                 "is encoding (methods.Separable); leave micro_batch out, and set batch_size to what fits"
             )
         self._fabric, self._method, self._settings, self._total, self._meter = fabric, method, settings, total, meter
-        self._optimizer = optimizer
+        self._optimizer, self._processes = optimizer, processes
         self._parameters = list(method.parameters())
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.autocast = cast("Callable[[], AbstractContextManager[None]]", fabric.autocast)
@@ -76,6 +79,7 @@ class Stepper:
         lr = learning_rate(step, self._total, self._settings)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
+        self._place = [step, 0]
 
     def take(self, batch: Batch, *, share: int, last: bool) -> None:
         """Learn from one batch.
@@ -89,6 +93,14 @@ class Stepper:
             NotFinite: If a term is not finite.
             TrainingError: If no term depends on a parameter.
         """
+        with self._processes.own_random(*self._place):
+            self._learn(batch, share)
+        self._place[1] += 1
+        if last and not self._several:
+            self._update()
+
+    def _learn(self, batch: Batch, share: int) -> None:
+        """Add up a batch's gradient; a method of several steps takes them all."""
         if self._several:
             for losses in self._steps(batch):
                 self._backward(losses, 1)
@@ -111,8 +123,6 @@ class Stepper:
             self._backward(losses, share)
         else:
             self._backward(self._method.training_step(batch), share)
-        if last:
-            self._update()
 
     def _steps(self, batch: Batch) -> Iterator[Losses]:
         """Run the method's generator with autocast on within it, and off in between, where the optimiser works."""
@@ -139,6 +149,7 @@ class Stepper:
             total.backward()  # pyright: ignore[reportUnknownMemberType]
 
     def _update(self) -> None:
+        self._processes.average(self._parameters)
         if self._mixed:
             self._fabric.strategy.precision.unscale_gradients(self._optimizer)  # before anyone looks at them
         self._method.after_backward()

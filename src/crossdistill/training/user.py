@@ -14,6 +14,7 @@ from crossdistill.data.modality import blanked
 from crossdistill.errors import DataError, suggest
 from crossdistill.files import digest
 from crossdistill.methods.base import RESERVED, modality_of, view
+from crossdistill.training.cut import cut, size_of
 from crossdistill.training.glance import first_batch, tell_epoch
 
 
@@ -156,8 +157,10 @@ class UserLoader:
         """Give the number of batches an epoch."""
         return self._batches
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]:
+    def epoch(self, epoch: int, skip: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """Give the batches of one epoch; those skipped are read and thrown away, as nobody else can find the rest.
+
+        Of several processes each reads whole batches, and takes its share of each.
 
         The loader draws from a stream of its own, as torch's generator has to serve the networks in between.
         """
@@ -176,7 +179,8 @@ class UserLoader:
             if batch is None:
                 raise DataError(f"the loader said {self._batches} batches an epoch, but gave {number}")
             if number >= skip:
-                yield self._checked_batch(batch, number)
+                checked = self._checked_batch(batch, number)
+                yield checked if world == 1 else _share(checked, rank, world)
 
     def _checked_batch(self, batch: Any, number: int) -> dict[str, Any]:
         """Give what is wanted of a batch, zeros where something is absent; numbers are looked at in the first alone."""
@@ -195,6 +199,13 @@ class UserLoader:
         if self._labels and "label" not in reserved:
             raise DataError(f"{where} lacks 'label'{suggest('label', named)}")
         return {**found, **reserved, **{key: named[key] for key in keep & named.keys() if key not in _KINDS}}
+
+
+def _share(batch: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
+    size, rest = divmod(size_of(batch), world)
+    if rest:
+        raise DataError(f"a batch of {size_of(batch)} cannot be cut into {world} equal shares; change the loader's")
+    return dict(cut(batch, slice(rank * size, (rank + 1) * size)))
 
 
 _KINDS = {

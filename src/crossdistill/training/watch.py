@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from crossdistill.errors import TrainingError
-from crossdistill.methods.base import Batch, Method
+from crossdistill.methods.base import Method
 from crossdistill.training.checkpoint import Progress
+from crossdistill.training.cut import size_of
 from crossdistill.training.feed import Feed
 from crossdistill.training.identity import tensors_of
 from crossdistill.training.protocols import Listener, Loader
@@ -46,15 +47,6 @@ class Teller:
         rate, wait = (progress.samples - samples) / span, (progress.waited - waited) / span
         if self._listener is not None:
             self._listener.stepped(progress.step, loss, rate, wait)
-
-
-def size_of(batch: Batch) -> int:
-    """Give the number of samples of a batch; of the longest modality where streams are unpaired."""
-    index: Any = batch.get("index")
-    if isinstance(index, Tensor):
-        return index.shape[0]
-    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
-    return max(value.shape[0] for value in tensors)
 
 
 def held_out_means(

@@ -1,0 +1,210 @@
+"""Processes that share a run end with the weights of one process, resume as it does, and refuse what parts them."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from two_processes import in_two_processes
+from worlds import Pairs, Teacher
+
+from crossdistill.errors import DataError, Interrupted, TrainingError
+from crossdistill.methods import Distillation, Losses, Separable, SimCLR, Supervised
+from crossdistill.methods.neighbour_graph import NeighbourGraph
+from crossdistill.networks import MLP
+from crossdistill.networks.base import Outputs
+from crossdistill.objectives import CrossModalContrastive, SimilarityDistillation
+from crossdistill.objectives.kd import KD
+from crossdistill.training import Settings, TeacherStore, UserData, fit
+from crossdistill.training.processes import Processes
+
+SETTINGS = Settings(epochs=2, batch_size=12, lr=0.01, clip=0.5)  # 4 steps an epoch
+
+
+def encoder(*, dropout=0.0, norm=False):
+    torch.manual_seed(3)
+    return MLP((4,), hidden=(8,), dim=5, dropout=dropout, norm=norm)
+
+
+def distillation(**how):
+    objectives = {
+        "contrastive": CrossModalContrastive(learnable_tau=True),
+        "within": SimilarityDistillation(),
+        "queue": SimilarityDistillation(target="anchor", queue_size=16),
+        "kd": KD(),
+    }
+    return Distillation(encoder(**how), teacher=Teacher(), objectives=objectives, source="image", target="audio")
+
+
+def supervised(**how):
+    return Supervised(encoder(**how), modality="audio", classes=2)
+
+
+def simclr(**how):
+    return SimCLR(encoder(**how), modality="audio")
+
+
+def neighbour_graph(**how):
+    return NeighbourGraph(encoder(**how), modality="audio", k=4)
+
+
+def train(method, settings=SETTINGS, data=None, **how):
+    torch.set_num_threads(1)
+    how = {"seed": 5, "held_out": Pairs(21, seed=1), **how}
+    return fit(method, data or Pairs(noisy=True), settings, accelerator="cpu", **how)
+
+
+def state(method):
+    return {name: value.clone() for name, value in method.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def loader():
+    data = Pairs()
+    batches = torch.arange(48).split(12)
+    return [{**{m: x[rows] for m, x in data.arrays.items()}, "index": rows} for rows in batches]
+
+
+def shared(folder):
+    """Train in every way that the loop has; `folder` is the same in all processes."""
+    found = {
+        "distillation": state(train(distillation(), folder=folder / "logged", store=TeacherStore(folder / "store")))
+    }
+    found["norms"] = state(train(distillation(norm=True)))
+    found["best"] = state(train(simclr(norm=True), replace(SETTINGS, keep="best")))
+    found["accumulated"] = state(train(supervised(norm=True), replace(SETTINGS, accumulate=3), labels=True))
+    found["micro"] = state(train(distillation(), replace(SETTINGS, micro_batch=4)))
+    found["graph"] = state(train(neighbour_graph(), held_out=None))
+    found["own loader"] = state(train(distillation(), data=UserData(loader()), held_out=None))
+    again = train(distillation(), folder=folder / "logged", store=TeacherStore(folder / "store"))
+    assert all(torch.equal(value, found["distillation"][name]) for name, value in state(again).items())
+    return found
+
+
+class Both:
+    """What each of two processes does: everything at once, as starting them is what takes time."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, rows):
+        rank = str(dist.get_rank())
+        os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        return shared(self.folder), resumed(self.folder)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    found = in_two_processes(Both(folder))
+    return folder, [weights for weights, _ in found], [rest for _, rest in found]
+
+
+def records(folder):
+    timed = ("seconds", "samples_per_second", "data_wait")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_weights_of_one(two, tmp_path):
+    folder, weights, _ = two
+    expected = shared(tmp_path)
+    for found in weights:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    lines = [records(where / "logged") for where in (tmp_path, folder)]
+    assert len(lines[1]) == 2
+    for one, other in zip(*lines, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert not (folder / "logged" / "checkpoint.pt").exists()
+    left = state(train(distillation(), folder=folder / "left"))  # stopped in two processes, it goes on in one
+    torch.testing.assert_close(left, expected["distillation"], rtol=1e-5, atol=1e-6)
+
+
+class Local(Separable):
+    """It keeps what its own rows say, which no two processes agree on."""
+
+    facts = Supervised.facts
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.net = nn.Linear(4, 1)
+        self.register_buffer("centre", torch.zeros(4))
+
+    def inputs(self):
+        return {"audio": 1}
+
+    def student(self, modality):
+        return self.net
+
+    def learnable(self, batch):
+        return batch
+
+    def encode(self, rows):
+        return {"audio": Outputs(self.net(rows["audio"]))}
+
+    def compare(self, encoded, rows):
+        if self.training:
+            self.centre.lerp_(rows["audio"].mean(dim=0), 0.1)
+        return Losses({"square": encoded["audio"].features.square().mean()})
+
+
+def resumed(folder):
+    rank = dist.get_rank()
+    whole = state(train(distillation(dropout=0.3), folder=folder / "whole"))
+    calls = []
+
+    def stop():
+        calls.append(None)
+        return rank == 1 and len(calls) == 3  # one process is told, all stop
+
+    with pytest.raises(Interrupted, match="step 3 of 8"):
+        train(distillation(dropout=0.3), folder=folder / "cut", stop=stop)
+    assert len(calls) == 3
+    cut = state(train(distillation(dropout=0.3), folder=folder / "cut"))
+    with pytest.raises(Interrupted):
+        train(distillation(), folder=folder / "left", stop=lambda: True)
+    same = all(torch.equal(cut[name], whole[name]) for name in whole)
+
+    processes = Processes(torch.device("cpu"), shared=True, seed=1)
+    torch.manual_seed(2)
+    with processes.own_random(0, 0):
+        own = torch.rand(3)
+    after = torch.rand(3)
+
+    errors = []
+    for method, data in ((Local(), None), (differs(rank), None), (distillation(), Absent())):
+        with pytest.raises((TrainingError, DataError)) as error:
+            train(method, data=data)
+        errors.append(str(error.value))
+    return same, own.tolist(), after.tolist(), errors
+
+
+def differs(rank):
+    method = supervised()
+    with torch.no_grad():
+        method.network.head.weight += rank
+    return method
+
+
+class Absent(UserData):
+    def __init__(self):
+        super().__init__([{**batch, "present": {"audio": torch.arange(12) % 6 > 0}} for batch in loader()])
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_bits_and_what_would_part_the_copies_is_refused(two):
+    folder, _, ((same, own, after, errors), (same_too, own_too, after_too, errors_too)) = two
+    assert same
+    assert same_too
+    assert records(folder / "cut") == records(folder / "whole")
+    assert own != own_too  # each process drops out other units
+    torch.manual_seed(2)
+    assert after == after_too == torch.rand(3).tolist()
+    for local, start, absent in (errors, errors_too):
+        assert "'centre' of Local is not the same in all processes" in local
+        assert "step 1: 'network.head.weight' of Supervised is not the same" in start
+        assert "some rows lack a modality" in absent

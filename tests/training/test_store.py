@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from worlds import Distil, Pairs, Regression, Teacher
 
-from crossdistill.errors import TrainingError
+from crossdistill.errors import ConfigError, TrainingError
 from crossdistill.methods.base import freeze
 from crossdistill.networks.base import Outputs
+from crossdistill.networks.tapped import Tapped
 from crossdistill.training import Settings, TeacherStore, fit
 
 SETTINGS = Settings(epochs=3, batch_size=16, lr=0.01)
@@ -35,9 +36,10 @@ def test_the_files_are_plain_arrays_with_their_facts(tmp_path):
     (folder,) = tmp_path.iterdir()
     assert {p.name for p in folder.iterdir()} == {"features.npy", "embedding.npy", "logits.npy", "store.json"}
     features = np.load(folder / "features.npy", allow_pickle=False)
-    about = json.loads((folder / "store.json").read_text())["outputs"]["features"]
+    about = json.loads((folder / "store.json").read_text())["arrays"]["features"]
     assert features.dtype == np.float32
-    assert about == {"shape": [600, 6], "largest": float(np.abs(features).max())}
+    largest = float(np.abs(features).max())
+    assert about == {"shape": [600, 6], "stored_as": "float32", "largest": largest, "error": 0.0}
 
 
 def test_several_students_cost_one_pass(tmp_path):
@@ -113,15 +115,114 @@ def test_an_augmented_teacher_stays_live():
         TeacherStore().outputs(freeze(Teacher()), Noisy(), "image")
 
 
-def test_a_teacher_of_feature_maps_stays_live(tmp_path):
-    class Maps(Teacher):
-        def forward(self, x):
-            outputs = super().forward(x)
-            return Outputs(outputs.features, maps={"body": x[:, :, None, None]})
+class Maps(Teacher):
+    def forward(self, x):
+        outputs = super().forward(x)
+        return Outputs(outputs.features, logits=outputs.logits, maps={"body.0": x[:, :, None, None], "": -x[..., None]})
 
-    method = train(Distil(Maps()), Pairs(), store=TeacherStore(tmp_path))
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_feature_maps_are_stored_while_there_is_room(kept, tmp_path):
+    data, teacher, folder = Pairs(), freeze(Maps()), tmp_path if kept else None
+    room = 48 * 2 * 6 * 4 / 2**30  # 48 rows of two maps of 6 numbers
+    method = train(Distil(teacher), data, store=TeacherStore(folder, maps_gib=0.99 * room))
     assert not any("stored" in seen for seen in method.seen)
     assert not list(tmp_path.iterdir())
+    rows, image = torch.tensor([47, 3, 3]), data.arrays["image"]
+    maps = TeacherStore(folder, maps_gib=1.01 * room).outputs(teacher, data, "image").rows(rows).maps
+    assert set(maps) == {"body.0", ""}
+    assert torch.equal(maps["body.0"], image[rows][:, :, None, None])
+    assert torch.equal(maps[""], -image[rows][..., None])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_the_error_of_a_dtype_is_stored_and_is_what_it_is(dtype, tmp_path):
+    teacher, data = freeze(Teacher()), Pairs(600)
+    live = torch.cat([teacher(x).features for x in data.samples("image")])
+    for store in (TeacherStore(dtype=dtype), TeacherStore(tmp_path, dtype=dtype), TeacherStore(tmp_path, dtype=dtype)):
+        kept = store.outputs(teacher, data, "image")
+        features = kept.rows(torch.arange(600)).features
+        assert torch.equal(features, live.to(getattr(torch, dtype)).to(features.dtype))
+        assert features.dtype == (torch.float64 if dtype == "float64" else torch.float32)
+        assert kept.facts["features"] == (float(live.abs().max()), float((live.double() - features).abs().max()))
+    size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[dtype]
+    (path,) = tmp_path.glob("*/features.npy")
+    assert path.stat().st_size == 128 + 600 * 6 * size
+
+
+class Scaled(nn.Module):
+    """A head of 40 classes on the input, times a factor, as features and as logits."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.factor = nn.Linear(6, 40), factor
+
+    def forward(self, x):
+        return Outputs(x, logits=self.factor * self.head(x))
+
+
+def test_a_number_beyond_the_dtype_is_refused_and_so_is_nan(tmp_path):
+    with pytest.raises(TrainingError, match=r"logits of the teacher of 'image' are too large for float16; .*float32"):
+        TeacherStore(tmp_path, dtype="float16").outputs(freeze(Scaled(1e6)), Pairs(), "image")
+    with pytest.raises(TrainingError, match="hold NaN"):
+        TeacherStore(tmp_path).outputs(freeze(Scaled(float("nan"))), Pairs(), "image")
+    assert not list(tmp_path.iterdir())
+    kept = TeacherStore(tmp_path, dtype="float16").outputs(freeze(Scaled(-float("inf"))), Pairs(8), "image")
+    assert kept.rows(torch.arange(8)).logits.isinf().all()  # a masked class is no number too large
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_largest_logits_and_the_mass_of_the_rest_are_kept(dtype, tmp_path):
+    teacher, data = freeze(Scaled()), Pairs(600)
+    for _ in range(2):  # computed, and then opened and compared
+        kept = TeacherStore(tmp_path, dtype=dtype, top_k=5).outputs(teacher, data, "image")
+    found, live = kept.rows(torch.arange(600)).logits, teacher(data.arrays["image"]).logits
+    top = live.topk(5).indices
+    assert found.shape == live.shape
+    assert torch.equal(found.topk(5).indices.sort().values, top.sort().values) or dtype == "float16"
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == "float32" else {"rtol": 2e-3, "atol": 1e-3}
+    torch.testing.assert_close(found.gather(1, top), live.gather(1, top), **tolerance)
+    torch.testing.assert_close(found.softmax(1).gather(1, top), live.softmax(1).gather(1, top), **tolerance)
+    rest = found.scatter(1, top, -torch.inf)
+    torch.testing.assert_close(rest.logsumexp(1), live.scatter(1, top, -torch.inf).logsumexp(1), **tolerance)
+    assert ((rest.max(1).values - rest.masked_fill(rest.isinf(), torch.inf).min(1).values) < 1e-6).all()
+    assert {name: array.shape for name, array in kept.arrays.items()} == {
+        "features": (600, 6),
+        "logits.values": (600, 5),
+        "logits.classes": (600, 5),
+        "logits.rest": (600,),
+    }
+    assert TeacherStore(top_k=40).outputs(teacher, data, "image").arrays["logits"].shape == (600, 40)
+
+
+def test_a_store_of_the_largest_logits_that_is_not_the_teachers_is_refused(tmp_path):
+    teacher, data = freeze(Scaled()), Pairs(8)
+    TeacherStore(tmp_path, top_k=3).outputs(teacher, data, "image")
+    for name, change in (("rest", lambda a: a + 1), ("classes", lambda a: (a + 1) % 40)):
+        (path,) = tmp_path.glob(f"*/logits.{name}.npy")
+        array = np.load(path)
+        np.save(path, change(array))
+        with pytest.raises(TrainingError, match="stored logits"):
+            TeacherStore(tmp_path, top_k=3).outputs(teacher, data, "image")
+        np.save(path, array)
+    TeacherStore(tmp_path, top_k=3).outputs(teacher, data, "image")
+
+
+@pytest.mark.parametrize("how", [{"dtype": "float8"}, {"top_k": 0}, {"maps_gib": -1}, {"verify": -1}])
+def test_what_makes_no_sense_is_refused(how):
+    (name,) = how
+    with pytest.raises(ConfigError, match=name):
+        TeacherStore(**how)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_so_many_rows_are_verified(count, tmp_path):
+    teacher, data = freeze(Teacher()), Pairs()
+    TeacherStore(tmp_path).outputs(teacher, data, "image")
+    teacher.rows = 0
+    TeacherStore(tmp_path, verify=count).outputs(teacher, data, "image")
+    assert teacher.rows == count
 
 
 def change_weight(teacher, data):
@@ -140,7 +241,44 @@ def change_data(teacher, data):
     data.fingerprint = "others"
 
 
-@pytest.mark.parametrize("change", [change_weight, change_statistic, change_structure, change_data])
+CHANGES = {change_weight: "weights", change_statistic: "weights", change_structure: "structure", change_data: "data"}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_not_the_same_is_named_and_refused_where_nothing_may_be_computed(change, tmp_path):
+    teacher, data = freeze(Teacher()), Pairs()
+    with pytest.raises(TrainingError, match="holds no outputs of a teacher of 'image', and compute is False"):
+        TeacherStore(tmp_path, compute=False).outputs(teacher, data, "image")
+    TeacherStore(tmp_path).outputs(teacher, data, "image")
+    TeacherStore(tmp_path).outputs(teacher, Pairs(20), "image")
+    teacher.rows = 0
+    TeacherStore(tmp_path, compute=False).outputs(teacher, data, "image")
+    assert teacher.rows == 8
+    with torch.no_grad():
+        change(teacher, data)
+    with pytest.raises(TrainingError, match=f"{CHANGES[change]} was '[^']*', is '[^']*'$"):
+        TeacherStore(tmp_path, compute=False).outputs(teacher, data, "image")
+
+
+def test_another_tap_dtype_or_version_is_another_store_and_named(tmp_path, monkeypatch):
+    data, net = Pairs(), nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 5)).eval().requires_grad_(False)
+
+    def outputs(tap, **how):
+        return TeacherStore(tmp_path, **how).outputs(Tapped(net, torch.zeros(2, 6), tap).eval(), data, "image")
+
+    first, second = (outputs(tap).arrays["features"] for tap in ("0", "1"))
+    assert not np.array_equal(first, second)
+    only = {"compute": False}
+    with pytest.raises(TrainingError, match=r"taps.all was 'tap=[01] .*', is 'tap=None .*'$"):
+        outputs(None, **only)
+    with pytest.raises(TrainingError, match=r"in the nearest, \w+, dtype was 'float32', is 'float16'$"):
+        outputs("0", dtype="float16", **only)
+    monkeypatch.setattr("crossdistill.training.store.__version__", "99")
+    with pytest.raises(TrainingError, match=r"in the nearest, \w+, version was '.*', is '99'$"):
+        outputs("0", **only)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_is_not_the_same_is_computed_anew(change, tmp_path):
     teacher, data = freeze(Teacher()), Pairs()
     TeacherStore(tmp_path).outputs(teacher, data, "image")
@@ -170,7 +308,7 @@ def test_a_store_that_is_not_the_teachers_is_refused(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "gone", "json"])
 def test_a_damaged_store_is_computed_anew(damage, tmp_path):
     teacher, data = freeze(Teacher()), Pairs()
-    first = TeacherStore(tmp_path).outputs(teacher, data, "image").arrays["features"].clone()
+    first = TeacherStore(tmp_path).outputs(teacher, data, "image").arrays["features"].copy()
     (folder,) = tmp_path.iterdir()
     if damage == "cut":
         content = (folder / "logits.npy").read_bytes()
@@ -180,7 +318,7 @@ def test_a_damaged_store_is_computed_anew(damage, tmp_path):
     else:
         (folder / "store.json").write_text("{")
     again = TeacherStore(tmp_path).outputs(teacher, data, "image")
-    assert torch.equal(again.arrays["features"], first)
+    assert np.array_equal(again.arrays["features"], first)
     assert set(again.arrays) == {"features", "embedding", "logits"}
 
 
@@ -211,8 +349,8 @@ def test_what_neither_weights_nor_classes_tell_makes_another_store(tmp_path):
         store = TeacherStore(tmp_path, made_of=f"limit {limit}")
         return store.outputs(freeze(teacher), Pairs(), "image").arrays["features"]
 
-    assert stored(0.5).abs().max() == 0.5
-    assert stored(1.0).abs().max() == 1.0
+    assert np.abs(stored(0.5)).max() == 0.5
+    assert np.abs(stored(1.0)).max() == 1.0
 
 
 def test_two_teachers_of_one_modality_are_stored_under_their_names():

@@ -62,6 +62,11 @@ class Tapped(nn.Module):
         with evaluated(module), torch.no_grad():
             self.dim = self._outputs(*self._taps.run(example.to(_device(module)))).features.shape[1]
 
+    @property
+    def places(self) -> str:
+        """What is taken where, in words."""
+        return f"tap={self.tap} maps={list(self.maps)} pool={self.pool} logits={self.logits}"
+
     def forward(self, x: Tensor) -> Tensor | Outputs:
         """Encode a batch (b, ...) to features (b, dim), or to `Outputs` with them where there is more.
 

@@ -123,6 +123,11 @@ class Mapped(nn.Module):
         if isinstance(dim, int):
             self.dim = dim
 
+    @property
+    def places(self) -> str:
+        """What is taken where, in words."""
+        return f"maps={list(self._maps.words)}"
+
     def forward(self, x: Tensor) -> Outputs:
         """Give the network's outputs with maps, (b, ...)."""
         return self._maps(x)

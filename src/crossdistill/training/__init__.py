@@ -5,7 +5,8 @@ from crossdistill.training.loop import fit
 from crossdistill.training.product import finished, load_product
 from crossdistill.training.protocols import Listener, Loader, TrainingData
 from crossdistill.training.settings import Settings
-from crossdistill.training.store import StoredOutputs, TeacherStore
+from crossdistill.training.store import TeacherStore
+from crossdistill.training.stored import StoredOutputs
 from crossdistill.training.user import UserData
 
 __all__ = [

@@ -15,7 +15,8 @@ from crossdistill.networks.base import Outputs
 from crossdistill.training.checkpoint import kept_random
 from crossdistill.training.protocols import Loader, TrainingData
 from crossdistill.training.settings import Settings
-from crossdistill.training.store import StoredOutputs, TeacherStore
+from crossdistill.training.store import TeacherStore
+from crossdistill.training.stored import StoredOutputs
 from crossdistill.training.user import UserData
 
 

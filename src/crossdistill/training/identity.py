@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from crossdistill.errors import TrainingError
 from crossdistill.files import digest
+from crossdistill.networks.tapped import Tapped
+from crossdistill.networks.taps import Mapped
 
 
 def tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -51,11 +53,34 @@ def code_of(network: nn.Module) -> str:
         and of what they inherit from, torch's and Python's own sources left out. A class without a source, made at run
         time or in a notebook's cell, counts by its name.
     """
+    return digest(_structure(network), *_sources(network))
+
+
+def parts_of(network: nn.Module) -> dict[str, Any]:
+    """Give what decides a network's outputs, part by part, so that what differs can be named.
+
+    Returns:
+        Hashes of the "weights", the "structure" (`repr`) and the "code" of its classes, and its "taps" in words.
+    """
+    modules: list[tuple[str, nn.Module]] = list(network.named_modules())  # pyright: ignore[reportUnknownArgumentType]
+    return {
+        "weights": weights_digest(network),
+        "structure": digest(_structure(network)),
+        "code": digest(*_sources(network)),
+        "taps": {name or "all": part.places for name, part in modules if isinstance(part, Tapped | Mapped)},
+    }
+
+
+def _structure(network: nn.Module) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(network))
+
+
+def _sources(network: nn.Module) -> tuple[dict[str, str], list[str]]:
+    """Give the sources of a network's classes by name, and all names."""
     kinds = {kind for module in network.modules() for kind in type(module).__mro__}
     classes = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
     given = ("torch.", "builtins.", "abc.", "typing.")
-    sources = {name: _source(kind) for name, kind in classes.items() if not name.startswith(given)}
-    return digest(re.sub(r" at 0x[0-9a-f]+", "", repr(network)), sources, sorted(classes))
+    return {name: _source(kind) for name, kind in classes.items() if not name.startswith(given)}, sorted(classes)
 
 
 def _source(cls: type) -> str:

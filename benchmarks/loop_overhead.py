@@ -53,6 +53,9 @@ class Memory:
     def present(self, modality: str) -> None:
         return None
 
+    def augmentation(self, modality: str, epoch: int) -> None:
+        return None
+
     def samples(self, modality: str, batch_size: int = 512) -> Iterator[Tensor]:
         return (batch[modality] for batch in self.batches)
 

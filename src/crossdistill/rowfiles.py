@@ -43,6 +43,14 @@ Made = tuple[Mapping[str, np.ndarray], Mapping[str, Sequence[float]]]
 _Block = TypeVar("_Block", bound=Sized)
 
 
+class RowCountError(ValueError):
+    """Blocks have another number of rows than was said."""
+
+    def __init__(self, found: int, due: int) -> None:
+        super().__init__(f"{found} rows where {due} are due")
+        self.found = found
+
+
 class Rows:
     """An array of rows on the disk or in memory, read by position in memory that does not grow with the array.
 
@@ -114,7 +122,7 @@ def fill(
         Whether there are arrays now.
 
     Raises:
-        ValueError: If the blocks have more or fewer than n rows.
+        RowCountError: If the blocks have more or fewer than n rows.
         OSError: If the disk refuses; what is written stays and is gone on with.
     """
     while open_rows(folder) is None:
@@ -174,7 +182,7 @@ class _Writer:
                     return False
                 self._write(begin, start, *made)
             if start != self.rows:
-                raise ValueError(f"{start} rows where {self.rows} are due")
+                raise RowCountError(start, self.rows)
             for begin, end in others:
                 if (begin, end) not in self._done:
                     self._lock(begin, end, wait=True)

@@ -329,13 +329,14 @@ def test_a_learning_teacher_is_refused():
         TeacherStore().outputs(Teacher().eval(), Pairs(), "image")
 
 
-def test_too_few_samples_are_noticed():
+def test_too_few_samples_are_noticed(tmp_path):
     class Short(Pairs):
         def samples(self, modality, batch_size=512):
             return iter([self.arrays[modality][:-1]])
 
-    with pytest.raises(TrainingError, match="48 pairs, but give 47"):
-        TeacherStore().outputs(freeze(Teacher()), Short(), "image")
+    for folder in (None, tmp_path):
+        with pytest.raises(TrainingError, match="48 pairs, but give 47"):
+            TeacherStore(folder).outputs(freeze(Teacher()), Short(), "image")
 
 
 def test_a_method_without_teachers_needs_no_store(tmp_path):

@@ -39,6 +39,9 @@ class Pairs:
     def fingerprint_of(self, modality: str) -> str:
         return f"{self.fingerprint} {modality}"
 
+    def augmentation(self, modality: str, epoch: int) -> None:
+        return None
+
     def partners(self, modality: str) -> np.ndarray:
         return np.roll(np.arange(len(self)), -1) if self.cycle and modality == "image" else np.arange(len(self))
 

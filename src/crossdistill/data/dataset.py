@@ -15,7 +15,7 @@ from crossdistill.data.columns import SPLITS, Columns, Pairing
 from crossdistill.data.draws import permutation
 from crossdistill.data.loader import Loader
 from crossdistill.data.modality import Modality, blanked
-from crossdistill.data.transforms import Transform
+from crossdistill.data.transforms import Transform, transform_identity
 from crossdistill.errors import DataError, suggest
 from crossdistill.files import digest
 
@@ -86,6 +86,7 @@ class PairedDataset:
         self.rows = np.arange(self.columns.rows)
         self.shuffles: Mapping[str, int] = {}
         self.transforms: Mapping[str, Transform] = {}
+        self.repeats: Mapping[str, int] = {}
         self.part = ""
 
     # What is here --------------------------------------------------------------------------------------------------
@@ -257,11 +258,24 @@ class PairedDataset:
             raise DataError(f"one pair cannot be shuffled: '{self.name}' has {count} here")
         return self._view(shuffles={**self.shuffles, modality: seed})
 
-    def augmented(self, transforms: Mapping[str, Transform]) -> PairedDataset:
-        """Give this view with transforms that loaders apply, by modality; earlier ones of the same modality go."""
+    def augmented(self, transforms: Mapping[str, Transform], *, repeat: int | None = None) -> PairedDataset:
+        """Give this view with transforms that loaders apply, by modality; earlier ones of the same modality go.
+
+        Args:
+            transforms: What is done to a modality's samples.
+            repeat: After how many epochs the same draws come again, so that each sample has so many augmented views
+                and a store holds them all; None draws anew in every epoch. Modalities that share draws need the same.
+
+        Raises:
+            DataError: If there is no such modality, or `repeat` is less than 1.
+        """
         for name in transforms:
             self.modality(name)
-        return self._view(transforms={**self.transforms, **transforms})
+        if repeat is not None and repeat < 1:
+            raise DataError(f"repeat is a number of epochs, at least 1, or None; received {repeat}")
+        kept = {name: count for name, count in self.repeats.items() if name not in transforms}
+        repeats = kept if repeat is None else {**kept, **dict.fromkeys(transforms, repeat)}
+        return self._view(transforms={**self.transforms, **transforms}, repeats=repeats)
 
     def named(self, **facts: Any) -> PairedDataset:
         """Give this view with other facts: name, pairing, licence, attribution, about, warnings."""
@@ -316,6 +330,20 @@ class PairedDataset:
         if modality in self.columns.present:
             found[~self.columns.present[modality][rows]] = 0  # a copy: `rows` are integers
         return found
+
+    def drawn(self, modality: str, epoch: int) -> int:
+        """Say which epoch's draws a modality is augmented with in an epoch: its own, unless they are repeated."""
+        return epoch % self.repeats[modality] if modality in self.repeats else epoch
+
+    def augmentation(self, modality: str, epoch: int) -> tuple[str, int] | None:
+        """Say how a loader augments a modality in an epoch, as far as the seed does not.
+
+        Returns:
+            A hash of the transform, and the epoch whose draws are taken; None where nothing is done to the modality, or
+            where the transform has parameters that nobody can read (`transform_identity`).
+        """
+        known = transform_identity(self.transforms[modality]) if modality in self.transforms else ""
+        return (known, self.drawn(modality, epoch)) if known else None
 
     def samples(self, modality: str, batch_size: int = 512) -> Iterator[Tensor]:
         """Give all samples of a modality, prepared, in the order of positions, not shuffled, not augmented.

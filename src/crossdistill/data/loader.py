@@ -122,8 +122,9 @@ class Loader:
             places[name] = torch.from_numpy(own.copy())
             prepared = self.data.modalities[name].prepare(torch.from_numpy(self.data.raw(name, own)))
             transform = self.data.transforms.get(name)
+            drawn = self.data.drawn(name, epoch)
             for k in range(count):
-                draws = Draws(seed=self.seed, epoch=epoch, index=places[name], modality=name, view=k)
+                draws = Draws(seed=self.seed, epoch=drawn, index=places[name], modality=name, view=k)
                 seen = prepared if transform is None else transform(prepared, draws)
                 batch[f"{name}#{k}" if k else name] = blanked(seen, present.get(name))
         batch["index"] = places if self._partners else torch.from_numpy(positions.copy())

@@ -8,6 +8,7 @@ augment:
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from crossdistill.data.augment_any import Distribution
 from crossdistill.data.draws import Draws
 from crossdistill.data.modality import Modality
 from crossdistill.errors import ConfigError, suggest
+from crossdistill.files import digest
 
 
 class Transform(Protocol):
@@ -134,6 +136,35 @@ def build_transforms(spec: Sequence[str | Mapping[str, Any]], modality: Modality
         place = f"{name}/{before}" if shared else f"{len(links)}/{name}"
         links.append(Link(_build(cls, parameters, modality), place, shared))
     return Chain(tuple(links))
+
+
+def transform_identity(transform: Transform) -> str:
+    """Hash all that a transform's result depends on, beside the samples and the draws.
+
+    Returns:
+        16 hexadecimal digits of its parameters and of its class's name and source; the same for its parts. Empty where
+        it is no dataclass, or one with a field that is neither plain nor such a dataclass: nobody knows its parameters.
+    """
+    try:
+        return digest(_known(transform))
+    except TypeError:
+        return ""
+
+
+def _known(value: Any) -> Any:
+    """Turn plain values and dataclasses of such into JSON-like ones; others are a TypeError."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        try:
+            source = inspect.getsource(type(value))
+        except OSError:  # made in a notebook's cell
+            source = ""
+        fields = {f.name: _known(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", "source": source, "fields": fields}
+    if isinstance(value, list | tuple):
+        return [_known(inner) for inner in cast("Sequence[Any]", value)]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError
 
 
 def _entry(entry: Any, where: str) -> tuple[str, dict[str, Any]]:

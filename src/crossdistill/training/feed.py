@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossdistill.errors import DataError, NetworkError
 from crossdistill.methods.base import Batch, Method, modality_of, view
@@ -23,7 +24,8 @@ from crossdistill.training.user import UserData
 class Feed:
     """One data set as one method sees it; also the `StageData` of its hooks.
 
-    A modality whose frozen teacher is stored, and that no student reads, is not loaded at all.
+    A modality whose frozen teacher is stored, and that no student reads, is not loaded at all. One whose teacher is
+    stored for each epoch is read by hooks alone, which see samples as they are.
 
     Args:
         method: Whose inputs and teachers are meant.
@@ -57,21 +59,25 @@ class Feed:
         self.learner, self.paired = (name if need in needs else "" for need in ("labels", "pairs"))
         self.epochs = self.steps_per_epoch = 0  # the stage says, once it knows its loader's length
         self.stored: dict[str, StoredOutputs] = {}
+        self._replayed: dict[str, Callable[[int], StoredOutputs | None]] = {}
         self.views = dict(method.inputs())
         live: set[str] = set()
         for name, teacher in method.teachers().items():
             modality = modality_of(name)
-            storable = store is not None and self.views.get(modality) == 1
-            known = storable and data.fingerprint_of(modality) and modality not in data.augmented_modalities
-            outputs = store.outputs(teacher, data, modality, device=device, seed=seed) if store and known else None
-            if outputs is None:
+            outputs: Callable[[int], StoredOutputs | None] | None = None
+            if store is not None and self.views.get(modality) == 1 and not store.refuses(data, modality, epoch=0):
+                outputs = functools.partial(_outputs, store, teacher, data, modality, device, seed)
+            first = None if outputs is None else outputs(0)
+            if outputs is None or first is None:
                 live.add(modality)
+            elif modality in data.augmented_modalities:
+                self._replayed[name] = outputs
             else:
-                self.stored[name] = outputs
-        for modality in sorted({modality_of(name) for name in self.stored} - live):
-            if not _has_student(method, modality) and len(self.views) > 1:  # something must be read
-                del self.views[modality]
-        modalities = {modality_of(name) for name in self.stored}
+                self.stored[name] = first
+        unread = [m for m in self.views if m not in live and not _has_student(method, m)]
+        self.views = _without(self.views, {modality_of(name) for name in self.stored} & {*unread})
+        self._read = _without(self.views, {modality_of(name) for name in self._replayed} & {*unread})
+        modalities = {modality_of(name) for name in (*self.stored, *self._replayed)}
         self._partners = {modality: torch.from_numpy(data.partners(modality)) for modality in modalities}
         self._present = _masks(data, modalities)
 
@@ -84,7 +90,7 @@ class Feed:
         size = settings.batch_size if training else min(settings.batch_size, max(1, len(self.data)))
         further: dict[str, Any] = {"distinct_groups": True} if training and settings.distinct_groups else {}
         return self.data.loader(
-            self.views,
+            self._read if training else self.views,
             batch_size=size,
             seed=seed,
             shuffle=training,
@@ -94,10 +100,11 @@ class Feed:
             **further,
         )
 
-    def ready(self, batch: dict[str, Any]) -> Batch:
-        """Complete a loader's batch with stored outputs and move it to the device."""
-        if self.stored:
-            batch["stored"] = self._look_up(batch)
+    def ready(self, batch: dict[str, Any], replayed: Mapping[str, StoredOutputs] | None = None) -> Batch:
+        """Complete a loader's batch with stored outputs, those of its epoch too, and move it to the device."""
+        stored = {**self.stored, **(replayed or {})}
+        if stored:
+            batch["stored"] = self._look_up(batch, stored)
         return (
             batch if self.device.type == "cpu" else {name: _move(value, self.device) for name, value in batch.items()}
         )
@@ -115,13 +122,14 @@ class Feed:
         rank, world = self._share
         further: dict[str, int] = {"rank": rank, "world": world} if world > 1 else {}
         with kept_random(self.device):
+            replayed = {name: kept for name, outputs in self._replayed.items() if (kept := outputs(epoch)) is not None}
             batches = iter(loader.epoch(epoch, skip, **further))
             first = next(batches, None)
         if first is None:
             return
         self._check(first)
         for batch in itertools.chain([first], batches):
-            ready = self.ready(batch)
+            ready = self.ready(batch, replayed)
             if world > 1 and not all(bool(here.all()) for here in ready.get("present", {}).values()):
                 raise DataError(
                     "some rows lack a modality, and processes would learn from unequal numbers of them; leave such "
@@ -130,7 +138,7 @@ class Feed:
             yield ready
 
     def _check(self, batch: Batch) -> None:
-        wanted = [view(modality, k) for modality, count in self.views.items() for k in range(count)]
+        wanted = [view(modality, k) for modality, count in self._read.items() for k in range(count)]
         missing = [name for name in wanted if name not in batch]
         if missing:
             raise DataError(f"a batch lacks {', '.join(missing)}; it has: {', '.join(sorted(batch))}")
@@ -174,14 +182,15 @@ class Feed:
                 batch["present"] = {m: here[rows] for m, here in present.items()}
             yield self.ready(batch)
 
-    def _look_up(self, batch: dict[str, Any]) -> dict[str, Outputs]:
+    def _look_up(self, batch: dict[str, Any], stored: Mapping[str, StoredOutputs]) -> dict[str, Outputs]:
         """Give the stored rows of a batch, and complete its `index` and `present` by the modalities that were not read.
 
         A loader that does not read a shuffled modality does not say whom it would have paired: partners do.
         """
         index: Tensor | Mapping[str, Tensor] = batch["index"]
         found: dict[str, Tensor] = {}
-        for modality, partners in self._partners.items():
+        for modality in dict.fromkeys(map(modality_of, stored)):
+            partners = self._partners[modality]
             if isinstance(index, Mapping):
                 read = next(iter(index))
                 found[modality] = index[modality] if modality in index else partners[self._position(read)[index[read]]]
@@ -191,12 +200,31 @@ class Feed:
             read_index = dict(index) if isinstance(index, Mapping) else dict.fromkeys(self.views, index)
             batch["index"] = {**read_index, **found}
         if self._present:
-            batch["present"] = {**batch.get("present", {}), **{m: h[found[m]] for m, h in self._present.items()}}
-        return {name: stored.rows(found[modality_of(name)]) for name, stored in self.stored.items()}
+            absent = {m: here[found[m]] for m, here in self._present.items() if m in found}
+            batch["present"] = {**batch.get("present", {}), **absent}
+        return {name: outputs.rows(found[modality_of(name)]) for name, outputs in stored.items()}
 
     def _position(self, modality: str) -> Tensor:
         """Give the pair that each sample of a modality belongs to, (n,) int64: the inverse of its partners."""
         return torch.argsort(torch.from_numpy(self.data.partners(modality)))
+
+
+def _outputs(
+    store: TeacherStore,
+    teacher: nn.Module,
+    data: TrainingData,
+    modality: str,
+    device: torch.device,
+    seed: int,
+    epoch: int,
+) -> StoredOutputs | None:
+    return store.outputs(teacher, data, modality, device=device, seed=seed, epoch=epoch)
+
+
+def _without(views: Mapping[str, int], modalities: Collection[str]) -> dict[str, int]:
+    """Leave modalities out of what is read, except for the last: something must be read."""
+    kept = {name: count for name, count in views.items() if name not in modalities}
+    return kept or dict(list(views.items())[-1:])
 
 
 def _masks(data: TrainingData, modalities: Iterable[str]) -> dict[str, Tensor]:

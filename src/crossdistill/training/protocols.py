@@ -56,6 +56,13 @@ class TrainingData(Protocol):
         """Hash of what `samples(modality)` gives; empty where nobody knows, and nothing is stored then."""
         ...
 
+    def augmentation(self, modality: str, epoch: int) -> tuple[str, int] | None:
+        """Give a hash of how loaders augment a modality, and the epoch whose draws they take; None if nobody knows.
+
+        Asked only of augmented modalities. For one seed an epoch's samples depend on these two alone.
+        """
+        ...
+
     def partners(self, modality: str) -> np.ndarray:
         """Give which sample of `modality` belongs to each pair, (n,) int64: 0..n-1, unless pairs are shuffled."""
         ...

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,16 @@ from crossdistill.errors import ConfigError, TrainingError
 from crossdistill.files import digest
 from crossdistill.methods.base import index_of
 from crossdistill.networks.base import Outputs, as_outputs
-from crossdistill.rowfiles import ABOUT, Made, fill, open_rows
+from crossdistill.rowfiles import ABOUT, Made, RowCountError, fill, open_rows
 from crossdistill.training.identity import check_frozen, differences, parts_of
 from crossdistill.training.protocols import TrainingData
 from crossdistill.training.stored import CLASSES, Dtype, Form, StoredOutputs, distances
 
 TOLERANCE, TF32 = 1e-4, 5e-3
 """How far stored and live outputs may be apart on the CPU and on accelerators, relative to the largest."""
+
+BLOCK = 512
+"""Samples that a teacher sees at a time."""
 
 
 class TeacherStore:
@@ -52,11 +56,15 @@ class TeacherStore:
             the rounding to `dtype`. None is 1e-4 on the CPU, which lets other batch sizes and thread counts round
             differently, and 5e-3 on accelerators, whose convolutions keep ten bits of a number (TF32; 2e-4 was seen);
             neither lets a wrong row through.
+        replay: Whether to store teachers of augmented samples too, one store an epoch: the augmentation of a sample is
+            a function of (seed, sample, epoch), so what a store has of it is what training would show the teacher.
+            Data that repeat their draws after K epochs (`PairedDataset.augmented`) need K of them, others one for
+            every epoch. False leaves such teachers alive, and asks for no disk.
         made_of: What else decides what the teachers give, hashed: constructor arguments, say, which neither their
             weights nor their classes tell.
 
     Raises:
-        ConfigError: If a value is out of range.
+        ConfigError: If a value is out of range, or `replay` has no folder: memory would not hold every epoch.
     """
 
     def __init__(
@@ -69,14 +77,31 @@ class TeacherStore:
         verify: int = 8,
         compute: bool = True,
         tolerance: float | None = None,
+        replay: bool = False,
         made_of: str = "",
     ) -> None:
         if not maps_gib >= 0 or verify < 0:
             raise ConfigError(f"maps_gib and verify are at least 0; received {maps_gib} and {verify}")
+        if replay and folder is None:
+            raise ConfigError(
+                "replay keeps what teachers give in every epoch, which memory may not hold: name a folder"
+            )
         self.folder = None if folder is None else Path(folder)
         self.form, self.maps_gib, self.verify, self.compute = Form(dtype, top_k), maps_gib, verify, compute
-        self.tolerance, self.made_of = tolerance, made_of
+        self.tolerance, self.replay, self.made_of = tolerance, replay, made_of
         self._open: dict[str, StoredOutputs | None] = {}
+
+    def refuses(self, data: TrainingData, modality: str, *, epoch: int | None = None) -> str:
+        """Say why what teachers of a modality give, in an epoch or once for all, is not stored; empty where it is."""
+        if not data.fingerprint_of(modality):
+            return "has no fingerprint"
+        if modality not in data.augmented_modalities:
+            return ""
+        if epoch is None or not self.replay:
+            return "is augmented"
+        if data.augmentation(modality, epoch) is None:
+            return "is augmented by a transform with parameters that nobody can read"
+        return "" if np.array_equal(data.partners(modality), np.arange(len(data))) else "is augmented and shuffled"
 
     def outputs(
         self,
@@ -86,6 +111,7 @@ class TeacherStore:
         *,
         device: torch.device | None = None,
         seed: int = 0,
+        epoch: int | None = None,
     ) -> StoredOutputs | None:
         """Give a teacher's outputs for all samples of a modality, from the store or, the first time, from the teacher.
 
@@ -94,109 +120,85 @@ class TeacherStore:
             data: Where the samples come from.
             modality: What the teacher reads.
             device: Where the teacher is; the CPU if None.
-            seed: Chooses the rows that are compared with the live teacher when a store is opened.
+            seed: Of the augmentation, and of the choice of rows that are compared with the live teacher.
+            epoch: Whose augmented samples the teacher is shown, where the modality is augmented.
 
         Returns:
             The outputs, or None where they are not to be stored: feature maps that take more than `maps_gib`.
 
         Raises:
-            TrainingError: If the teacher is not frozen, the samples are augmented or of unknown identity, what is
-                stored is not what the teacher gives, an output is NaN or too large for the dtype, or nothing is stored
-                and nothing may be computed.
+            TrainingError: If the teacher is not frozen, the store `refuses` the modality, what is stored is not what
+                the teacher gives, an output is NaN or too large for the dtype, or nothing is stored and nothing may be
+                computed.
         """
         check_frozen(teacher, modality)
-        fingerprint = data.fingerprint_of(modality)
-        if not fingerprint or modality in data.augmented_modalities:
-            why = "is augmented" if fingerprint else "has no fingerprint"
+        if why := self.refuses(data, modality, epoch=epoch):
             raise TrainingError(f"a teacher's outputs cannot be stored: '{modality}' {why}; leave the teacher live")
-        parts: dict[str, Any] = {**parts_of(teacher), "data": fingerprint, "dtype": self.form.dtype}
-        more = {"made_of": self.made_of, "top_k": self.form.top_k}
-        parts |= {"version": __version__, **{name: value for name, value in more.items() if value}}
+        replayed = modality in data.augmented_modalities
+        how = data.augmentation(modality, epoch) if replayed and epoch is not None else None
+        shown = _Shown(data, modality, seed, None if how is None else how[1])
+        parts = {**parts_of(teacher), "data": data.fingerprint_of(modality), "version": __version__}
+        parts |= {"dtype": self.form.dtype, "top_k": self.form.top_k, "made_of": self.made_of}
+        parts |= {} if how is None else {"transform": how[0], "epoch": how[1], "seed": seed}
         key = digest(parts)
-        if key not in self._open:
-            run = _runner(teacher, device or torch.device("cpu"))
-            make = _maker(run, self.form, f"the teacher of '{modality}'", self.maps_gib * 2**30 / max(1, len(data)))
-            if self.folder is None:
-                kept = self._remembered(data, modality, make)
-            else:
-                kept = _load(self.folder / key, len(data), self.form)
-                if kept is not None:
-                    self._compare(run, kept, data, modality, seed, exact=device is None or device.type == "cpu")
-                elif self.compute:
-                    kept = self._computed(self.folder / key, data, modality, make, parts)
-                else:
-                    raise TrainingError(_absent(self.folder, modality, parts))
+        if key in self._open:
+            return self._open[key]
+        kept = self._opened(teacher, shown, key, parts, device or torch.device("cpu"))
+        if how is None:  # an epoch's outputs are not asked for again soon
             self._open[key] = kept
-        return self._open[key]
+        return kept
 
-    def _remembered(self, data: TrainingData, modality: str, make: _Make) -> StoredOutputs | None:
-        """Compute into memory."""
-        arrays: dict[str, np.ndarray] = {}
-        facts: dict[str, tuple[float, float]] = {}
-        start = 0
-        for samples in data.samples(modality):
-            made = make(samples)
-            if made is None:
-                return None
-            for name, rows in made[0].items():
-                if name not in arrays:
-                    arrays[name] = np.empty((len(data), *rows.shape[1:]), rows.dtype)
-                arrays[name][start : start + len(rows)] = rows[: max(0, len(data) - start)]
-                largest, off = made[1][name]
-                before = facts.get(name, (0.0, 0.0))
-                facts[name] = (max(before[0], largest), max(before[1], off))
-            start += len(samples)
-        if start != len(data):
-            raise TrainingError(f"the data say {len(data)} pairs, but give {start} samples of '{modality}'")
-        return StoredOutputs(arrays, self.form, facts)
-
-    def _computed(
-        self, folder: Path, data: TrainingData, modality: str, make: _Make, parts: Mapping[str, Any]
+    def _opened(
+        self, teacher: nn.Module, shown: _Shown, key: str, parts: Mapping[str, Any], device: torch.device
     ) -> StoredOutputs | None:
-        """Compute into files, with whichever process does so too."""
+        """Give a store that this object has not open yet."""
+        run, where = _runner(teacher, device), f"the teacher of '{shown.modality}'"
+        make = _maker(run, self.form, where, self.maps_gib * 2**30 / max(1, len(shown.data)))
+        if self.folder is None:
+            return _remember(shown, make, self.form)
+        folder = self.folder / key
+        kept = _load(folder, len(shown.data), self.form)
+        if kept is not None:
+            tolerance = TOLERANCE if device.type == "cpu" else TF32
+            tolerance = tolerance if self.tolerance is None else self.tolerance
+            _compare(run, kept, shown, min(self.verify, len(shown.data)), tolerance, f"Delete {folder}")
+            return kept
+        if not self.compute:
+            raise TrainingError(_absent(self.folder, shown.modality, parts))
 
         def about(facts: Mapping[str, list[float]]) -> dict[str, Any]:
-            of = {
-                name: {"largest": largest, "error": off, **({"classes": int(largest)} if name == CLASSES else {})}
-                for name, (largest, off) in facts.items()
-            }
-            return {"key": dict(parts), "modality": modality, "arrays": of}
+            arrays = {name: {"largest": largest, "error": off} for name, (largest, off) in facts.items()}
+            return {"key": dict(parts), "modality": shown.modality, "arrays": arrays}
 
         try:
-            there = fill(folder, len(data), lambda: data.samples(modality), make, about)
-        except ValueError as error:
-            raise TrainingError(f"'{modality}': the data give {error}") from None
-        return _load(folder, len(data), self.form) if there else None
+            there = fill(folder, len(shown.data), shown.blocks, make, about)
+        except RowCountError as error:
+            raise _other_count(shown, error.found) from None
+        return _load(folder, len(shown.data), self.form) if there else None
 
-    def _compare(
-        self, run: _Run, kept: StoredOutputs, data: TrainingData, modality: str, seed: int, *, exact: bool
-    ) -> None:
-        """Compare some rows with the live teacher's."""
-        if not self.verify:
-            return
-        loader = data.loader({modality: 1}, batch_size=min(self.verify, len(data)), seed=seed)
-        batch = next(iter(loader.epoch(0)))
-        index = index_of(batch, modality)
-        stored, outputs = kept.parts(index), run(batch[modality])
-        live = self.form.split(outputs, stored.get(CLASSES))
-        tolerance = self.tolerance if self.tolerance is not None else TOLERANCE if exact else TF32
-        where = f"of the teacher of '{modality}'"
-        cure = f"Delete {self.folder} to compute them anew"
-        if {name: value.shape for name, value in live.items()} != {name: value.shape for name, value in stored.items()}:
-            raise TrainingError(f"stored outputs {where} are other ones than it gives now. {cure}")
-        for name, here in stored.items():
-            largest, rounding = kept.facts[name]
-            off = (
-                distances(live[name], here).reshape(len(here), -1).amax(dim=1)
-                if here[0].numel()
-                else torch.zeros(len(here))
-            )
-            if not bool((off <= tolerance * largest + rounding).all()):
-                row = int(off.nan_to_num(torch.inf).argmax())
-                raise TrainingError(
-                    f"stored {name} {where} differ from the live ones: sample {int(index[row])} by "
-                    f"{float(off[row]):.3g} where values reach {largest:.3g}. {cure}"
-                )
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a teacher is shown: a modality's samples as they are, or augmented with the draws of (seed, epoch)."""
+
+    data: TrainingData
+    modality: str
+    seed: int
+    epoch: int | None
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Give all samples (b, ...) in the order of positions."""
+        if self.epoch is None:
+            return self.data.samples(self.modality)
+        views = {self.modality: 1}
+        loader = self.data.loader(views, batch_size=BLOCK, seed=self.seed, shuffle=False, drop_last=False)
+        return (batch[self.modality] for batch in loader.epoch(self.epoch))
+
+    def some(self, count: int) -> tuple[Tensor, Tensor]:
+        """Give the positions (b,) and samples (b, ...) of so many at random."""
+        loader = self.data.loader({self.modality: 1}, batch_size=count, seed=self.seed)
+        batch = next(iter(loader.epoch(self.epoch or 0)))
+        return index_of(batch, self.modality), batch[self.modality]
 
 
 _Run = Callable[[Tensor], Outputs]
@@ -224,16 +226,64 @@ def _maker(run: _Run, form: Form, where: str, room: float) -> _Make:
     return make
 
 
+def _remember(shown: _Shown, make: _Make, form: Form) -> StoredOutputs | None:
+    """Compute into memory."""
+    arrays: dict[str, np.ndarray] = {}
+    facts: dict[str, tuple[float, float]] = {}
+    start, rows = 0, len(shown.data)
+    for samples in shown.blocks():
+        begin, start = start, start + len(samples)
+        made = make(samples) if start <= rows else None
+        if made is None:
+            break
+        for name, values in made[0].items():
+            if name not in arrays:
+                arrays[name], facts[name] = np.empty((rows, *values.shape[1:]), values.dtype), (0.0, 0.0)
+            arrays[name][begin:start] = values
+            largest, off = made[1][name]
+            facts[name] = (max(facts[name][0], largest), max(facts[name][1], off))
+    else:
+        if start == rows:
+            return StoredOutputs(arrays, form, facts)
+    if start <= rows and not arrays:
+        return None
+    raise _other_count(shown, start)
+
+
+def _other_count(shown: _Shown, found: int) -> TrainingError:
+    return TrainingError(f"the data say {len(shown.data)} pairs, but give {found} samples of '{shown.modality}'")
+
+
 def _load(folder: Path, rows: int, form: Form) -> StoredOutputs | None:
     """Open a store; None if there is none, or not a whole one."""
     found = open_rows(folder)
     if found is None:
         return None
     arrays, about = found
-    facts = {name: (of["largest"], of["error"]) for name, of in about["arrays"].items()}
     if "features" not in arrays or len(arrays["features"]) != rows:
-        return None
-    return StoredOutputs(arrays, form, facts)
+        raise TrainingError(f"{folder} is not a store of {rows} rows of features; delete it")
+    return StoredOutputs(arrays, form, {name: (of["largest"], of["error"]) for name, of in about["arrays"].items()})
+
+
+def _compare(run: _Run, kept: StoredOutputs, shown: _Shown, count: int, tolerance: float, cure: str) -> None:
+    """Compare some rows with the live teacher's."""
+    if not count:
+        return
+    index, samples = shown.some(count)
+    stored, outputs = kept.parts(index), run(samples)
+    live = kept.form.split(outputs, stored.get(CLASSES))
+    where = f"of the teacher of '{shown.modality}'"
+    if {name: value.shape for name, value in live.items()} != {name: value.shape for name, value in stored.items()}:
+        raise TrainingError(f"stored outputs {where} are other ones than it gives now. {cure} to compute them anew")
+    for name, here in stored.items():
+        largest, rounding = kept.facts[name]
+        off = distances(live[name], here).reshape(count, -1)
+        if not bool((off <= tolerance * largest + rounding).all()):
+            row = int(off.nan_to_num(torch.inf).amax(dim=1).argmax())
+            raise TrainingError(
+                f"stored {name} {where} differ from the live ones: sample {int(index[row])} by "
+                f"{float(off[row].amax()):.3g} where values reach {largest:.3g}. {cure} to compute them anew"
+            )
 
 
 def _absent(folder: Path, modality: str, parts: Mapping[str, Any]) -> str:

@@ -111,7 +111,7 @@ class StoredOutputs:
             logits cut to the k largest "logits.values" (n, k), "logits.classes" (n, k) int32 and the log-sum-exp of
             the others, "logits.rest" (n,) float32. Read-only where they lie on the disk.
         form: How they are kept.
-        facts: Of each array the largest number and the largest error of rounding.
+        facts: Of each array the largest number and the largest error of rounding; of the classes how many there are.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], form: Form, facts: Mapping[str, tuple[float, float]]) -> None:

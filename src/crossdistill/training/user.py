@@ -88,6 +88,9 @@ class UserData:
         """Nobody knows what the loader will give: empty."""
         return ""
 
+    def augmentation(self, modality: str, epoch: int) -> None:
+        """Nobody knows what the loader does."""
+
     def partners(self, modality: str) -> np.ndarray:
         """Row i belongs to row i."""
         return np.arange(len(self))

@@ -24,7 +24,8 @@ def make(block):
     return {"square": rows, "name of it": -block}, {"square": [float(rows.max())], "name of it": [0.0, 1.0]}
 
 
-def about(largest):
+def about(largest, arrays):
+    assert np.array_equal(arrays["name of it"], -np.arange(N))
     return {"of": "squares", "arrays": {name: {"most": values} for name, values in largest.items()}}
 
 

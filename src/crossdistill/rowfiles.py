@@ -18,10 +18,12 @@ import errno
 import json
 import os
 import shutil
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,10 +37,15 @@ except ImportError:  # Windows: every process makes every block then, and all wr
 ABOUT = "store.json"
 _LOG = "log.jsonl"
 _MAPPED = 1 << 29  # bytes of an array that may come to lie in this process's memory: 512 MiB
+_SAY = 1.0  # seconds of work that a killed process may have done in vain; to wait for the disk takes time too
 _READ = 1 << 26  # bytes of neighbouring rows that are read at once; the system gives no more than 2 GiB
 
 Made = tuple[Mapping[str, np.ndarray], Mapping[str, Sequence[float]]]
 """A block's rows (b, ...) by array, and numbers about them by array, of which the largest over all blocks are kept."""
+
+About = Callable[[Mapping[str, list[float]], Mapping[str, np.ndarray]], Mapping[str, Any]]
+"""From the largest numbers by array, and the finished arrays, to what `store.json` is to say; more of an array as
+"arrays"."""
 
 _Block = TypeVar("_Block", bound=Sized)
 
@@ -96,7 +103,7 @@ def open_rows(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | No
             arrays[name] = np.load(_file(folder, name), mmap_mode="r", allow_pickle=False)
             if [str(arrays[name].dtype), list(arrays[name].shape)] != [facts["stored_as"], facts["shape"]]:
                 return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
         return None
     return arrays, about
 
@@ -106,7 +113,7 @@ def fill(
     rows: int,
     blocks: Callable[[], Iterator[_Block]],
     make: Callable[[_Block], Made | None],
-    about: Callable[[Mapping[str, list[float]]], Mapping[str, Any]],
+    about: About,
 ) -> bool:
     """Bring about a folder of arrays, alone or together with other processes that were told the same.
 
@@ -115,8 +122,8 @@ def fill(
         rows: Rows of each array, n.
         blocks: Gives what blocks are made of, in order; its length is the number of rows. Asked again where another
             process ended before its block was made. Blocks that others make, or made before, are passed by.
-        make: Turns one into arrays; None says that nothing is to be stored after all.
-        about: Given the largest numbers by array, gives what else is to be known: a dict for `store.json`.
+        make: Turns one into arrays; None says that nothing is to be stored after all, and what there is goes.
+        about: Gives what else is to be known, once all arrays are there.
 
     Returns:
         Whether there are arrays now.
@@ -125,6 +132,7 @@ def fill(
         RowCountError: If the blocks have more or fewer than n rows.
         OSError: If the disk refuses; what is written stays and is gone on with.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
     while open_rows(folder) is None:
         try:
             writer = _Writer(folder, rows)
@@ -134,11 +142,28 @@ def fill(
             try:
                 if open_rows(folder) is None:
                     if not writer.fill(blocks, make):
+                        discard(folder)
                         return False
                     writer.finish(about)
+            except BaseException:  # what was made before it stays
+                writer.say()
+                raise
             finally:
                 writer.drop()
     return True
+
+
+def discard(folder: Path) -> None:
+    """Remove what was made of a folder's arrays so far."""
+    shutil.rmtree(_part(folder), ignore_errors=True)
+
+
+def sweep(parent: Path, seconds: float) -> None:
+    """Remove what was begun in a folder and is not finished, where nobody has written to it for so long."""
+    for log in parent.glob(f"{_part(parent / '*').name}/{_LOG}"):
+        with contextlib.suppress(OSError):  # another process sweeps too
+            if time.time() - log.stat().st_mtime > seconds:
+                shutil.rmtree(log.parent, ignore_errors=True)
 
 
 class _Writer:
@@ -146,18 +171,19 @@ class _Writer:
 
     def __init__(self, folder: Path, rows: int) -> None:
         self.folder, self.rows = folder, rows
-        self.part = folder.with_name(f".{folder.name}.part")
-        self.part.mkdir(parents=True, exist_ok=True)
-        self._log = (self.part / _LOG).open("a+b", buffering=0)
+        self.part = _part(folder)
+        self.part.mkdir(exist_ok=True)
+        self._opened = contextlib.ExitStack()
+        self._log = self._opened.enter_context((self.part / _LOG).open("a+b", buffering=0))
         self._read, self._rest = 0, b""
-        self._done: dict[tuple[int, int], Mapping[str, list[float]]] = {}
-        self._files: dict[str, tuple[BinaryIO, int]] = {}
-        self._arrays: dict[str, np.ndarray] = {}  # without rows: dtype and shape
+        self._done: set[tuple[int, int]] = set()
+        self._largest: dict[str, list[float]] = {}
+        self._files: dict[str, tuple[FileIO, int]] = {}
+        self._unsaid: list[tuple[int, int, Mapping[str, Sequence[float]]]] = []  # written, not in the log
+        self._said = time.monotonic()
 
     def close(self) -> None:
-        for file, _ in self._files.values():
-            file.close()
-        self._log.close()
+        self._opened.close()
 
     def drop(self) -> None:
         """Remove what was begun, if nothing has come of it."""
@@ -181,6 +207,7 @@ class _Writer:
                 if made is None:
                     return False
                 self._write(begin, start, *made)
+            self.say()
             if start != self.rows:
                 raise RowCountError(start, self.rows)
             for begin, end in others:
@@ -191,19 +218,16 @@ class _Writer:
             missing = any(block not in self._done for block in others)
         return True
 
-    def finish(self, about: Callable[[Mapping[str, list[float]]], Mapping[str, Any]]) -> None:
+    def finish(self, about: About) -> None:
         """Let the arrays be seen, unless another process has."""
         self._lock(self.rows, self.rows + 1, wait=True)
         if not self._ours():
             return
-        largest: dict[str, list[float]] = {}
-        for facts in self._done.values():
-            for name, values in facts.items():
-                largest[name] = [max(pair) for pair in zip(values, largest.get(name, values), strict=True)]
-        arrays = {name: np.load(_file(self.part, name), mmap_mode="r", allow_pickle=False) for name in largest}
+        arrays = {name: np.load(_file(self.part, name), mmap_mode="r", allow_pickle=False) for name in self._largest}
         known = {n: {"shape": list(array.shape), "stored_as": str(array.dtype)} for n, array in arrays.items()}
-        more = about(largest)
-        write_json(self.part / ABOUT, {**more, "arrays": {n: {**known[n], **more["arrays"].get(n, {})} for n in known}})
+        more = about(self._largest, arrays)
+        of = more.get("arrays", {})
+        write_json(self.part / ABOUT, {**more, "arrays": {name: {**known[name], **of.get(name, {})} for name in known}})
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self.part.rename(self.folder)
@@ -227,19 +251,30 @@ class _Writer:
                 self._files[name] = self._open(name, values)
             file, offset = self._files[name]
             file.seek(offset + start * (values.nbytes // len(values)))
-            file.write(np.ascontiguousarray(values).data)
-            file.flush()
-            os.fsync(file.fileno())  # before the log says so
-        line = json.dumps({"rows": [start, stop], "facts": {name: list(facts.get(name, ())) for name in arrays}})
-        self._log.write(f"\n{line}\n".encode())  # a line that a killed process left half done stays by itself
-        self._look()
-        self._unlock(start, stop)
+            left = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            while len(left):
+                left = left[file.write(left.data) :]
+        self._unsaid.append((start, stop, {name: facts.get(name, ()) for name in arrays}))
+        if time.monotonic() - self._said > _SAY:
+            self.say()
 
-    def _open(self, name: str, values: np.ndarray) -> tuple[BinaryIO, int]:
+    def say(self) -> None:
+        """Bring what is written to the disk, then say so in the log, and let go of its blocks."""
+        for file, _ in self._files.values() if self._unsaid else ():
+            os.fsync(file.fileno())
+        for start, stop, facts in self._unsaid:
+            line = json.dumps({"rows": [start, stop], "facts": {name: list(values) for name, values in facts.items()}})
+            self._log.write(f"\n{line}\n".encode())  # a line that a killed process left half done stays by itself
+        self._look()
+        for start, stop, _ in self._unsaid:
+            self._unlock(start, stop)
+        self._unsaid, self._said = [], time.monotonic()
+
+    def _open(self, name: str, values: np.ndarray) -> tuple[FileIO, int]:
         """Open an array's file, as long as it will be, and give where its rows begin; several processes may."""
         path, shape = _file(self.part, name), (self.rows, *values.shape[1:])
         path.touch()
-        file = path.open("r+b")
+        file = self._opened.enter_context(path.open("r+b", buffering=0))
         descr = np.lib.format.dtype_to_descr(values.dtype)
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
         offset = file.tell()
@@ -254,9 +289,13 @@ class _Writer:
             *lines, self._rest = (self._rest + more).split(b"\n")
             for line in filter(None, lines):
                 with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line
-                    entry = json.loads(line)
+                    entry: dict[str, Any] = json.loads(line)
                     start, stop = entry["rows"]
-                    self._done[start, stop] = entry["facts"]
+                    facts: dict[str, list[float]] = entry["facts"]
+                    for name, values in facts.items():
+                        before = self._largest.get(name) or values
+                        self._largest[name] = [max(pair) for pair in zip(values, before, strict=True)]
+                    self._done.add((start, stop))
 
     def _ours(self) -> bool:
         """Say whether the log lies where it lay, so that nobody else has finished."""
@@ -278,6 +317,10 @@ class _Writer:
         if fcntl is not None:
             with contextlib.suppress(OSError):
                 fcntl.lockf(self._log, fcntl.LOCK_UN, stop - start, start)
+
+
+def _part(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
 
 
 def _file(folder: Path, name: str) -> Path:

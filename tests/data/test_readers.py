@@ -4,6 +4,8 @@ import csv
 import os
 import re
 import resource
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from crossdistill.data import load
+from crossdistill.data import Modality, load
 from crossdistill.data.store import cache_folder
 from crossdistill.errors import ConfigError, DataError
 
@@ -361,14 +363,14 @@ def test_files_are_decoded_once_and_memory_mapped(tmp_path, cache):
     root = make_folder(tmp_path / "road")
     first = load(root)
     assert isinstance(first.columns.arrays["image"], np.memmap)
-    stamps = {p: p.stat().st_mtime_ns for p in cache.iterdir()}
+    stamps = {p: p.stat().st_mtime_ns for p in cache.glob("*/*")}
     assert len(stamps) == 6  # samples, facts of the rows and the note, for each modality
     again = load(root)
-    assert {p: p.stat().st_mtime_ns for p in cache.iterdir()} == stamps
+    assert {p: p.stat().st_mtime_ns for p in cache.glob("*/*")} == stamps
     assert again.fingerprint == first.fingerprint
     assert cache_folder() == cache
     load(root, size=5)
-    assert len(list(cache.iterdir())) == 9
+    assert len(list(cache.glob("*/*"))) == 9
 
 
 def test_a_changed_file_is_decoded_anew(tmp_path):
@@ -388,31 +390,53 @@ def test_a_failed_decode_leaves_nothing_of_the_modality(tmp_path, cache):
     (root / "image/train/class0/000.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     with pytest.raises(DataError, match="not a picture"):
         load(root)
-    notes = [p.read_text() for p in cache.glob("*.json")]
-    assert len(notes) == 1
-    assert '"pen"' in notes[0]
-    assert len(list(cache.iterdir())) == 3
+    (folder,) = cache.iterdir()
+    assert '"pen"' in (folder / "store.json").read_text()
 
 
-def test_a_decode_that_was_killed_before_its_note_is_done_again(tmp_path, cache):
+def test_a_decode_that_was_killed_goes_on(tmp_path, cache, monkeypatch):
     root = make_folder(tmp_path / "road")
-    first = load(root)
-    half = cache / ".0123.npy.abcd"
-    half.write_bytes(b"half")
-    os.utime(half, (1, 1))
-    for note in cache.glob("*.json"):
-        note.unlink()
-        (cache / f"{note.stem}.npy").write_bytes(b"half")
-    assert load(root).fingerprint == first.fingerprint
-    assert not half.exists()
+    whole = load(root).fingerprint
+    shutil.rmtree(cache)
+    read, seen = Modality.read, []
+
+    def killed(self, path):
+        seen.append(path)
+        if len(seen) > 10:
+            raise KeyboardInterrupt
+        return read(self, path)
+
+    monkeypatch.setattr("crossdistill.data.store.PART", 4)
+    monkeypatch.setattr(Modality, "read", killed)
+    with pytest.raises(KeyboardInterrupt):
+        load(root)
+    (half,) = cache.iterdir()
+    assert half.name.startswith(".")
+    done = (half / "log.jsonl").read_text().count('{"rows": [')
+    assert done >= 1
+    again = []
+    monkeypatch.setattr(Modality, "read", lambda self, path: again.append(path) or read(self, path))
+    assert load(root).fingerprint == whole
+    assert len(again) == 48 - 4 * done
+    assert len(list(cache.iterdir())) == 2
 
 
-@pytest.mark.parametrize("ending", [".npy", ".rows.npy", ".json"])
+def test_what_nobody_goes_on_with_is_removed_after_a_day(tmp_path, cache):
+    for age in (80000, 90000):
+        half = cache / f".{age}.part"
+        half.mkdir(parents=True)
+        (half / "log.jsonl").write_text("")
+        os.utime(half / "log.jsonl", (time.time() - age,) * 2)
+    load(make_folder(tmp_path / "road"))
+    assert [path.name for path in cache.glob(".*")] == [".80000.part"]
+
+
+@pytest.mark.parametrize("name", ["samples.npy", "rows.npy", "store.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\x93NUMPY damaged"])
-def test_a_damaged_store_is_decoded_anew(tmp_path, cache, ending, content):
+def test_a_damaged_store_is_decoded_anew(tmp_path, cache, name, content):
     root = make_folder(tmp_path / "road")
     first = load(root)
-    whole = {p: p.read_bytes() for p in cache.glob(f"*{ending}")}
+    whole = {p: p.read_bytes() for p in cache.glob(f"*/{name}")}
     for path in whole:
         path.write_bytes(content)
     assert load(root).fingerprint == first.fingerprint

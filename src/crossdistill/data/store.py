@@ -1,21 +1,22 @@
 """The store: files decoded once, kept as arrays that are memory-mapped, found again by what they were made from.
 
-CACHE/<key>.npy         samples (n, *shape)
-CACHE/<key>.rows.npy    content hash and constancy of each sample
-CACHE/<key>.json        the modality and the content hash; written last, so that its presence means "complete"
+CACHE/<key>/samples.npy   samples (n, *shape)
+            rows.npy      content hash and constancy of each sample, (n, 2) int64
+            store.json    the modality and the content hash
+
+`crossdistill.rowfiles` says how several processes decode together, and what is left by one that was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +26,14 @@ from crossdistill.data.modality import Modality
 from crossdistill.data.paths import expanded
 from crossdistill.data.tables import NO_FILE
 from crossdistill.errors import DataError
-from crossdistill.files import digest, whole_file, write_json
+from crossdistill.files import digest
+from crossdistill.rowfiles import Made, discard, fill, open_rows, sweep
 
-FORMAT = 2
-"""Raised when decoding changes, so that what older versions stored is not taken for the new."""
+FORMAT = 3
+"""Raised when decoding or files change, so that what older versions stored is not taken for the new."""
+
+PART = 256
+"""Files that are decoded at a time, so that memory stays small."""
 
 
 @dataclass(frozen=True)
@@ -88,32 +93,39 @@ def decoded(
             there = False
             problems.add(f"{row}: {path}: there is no such file")
     if not there:  # look for whatever else is wrong, to say it all at once
-        for _ in _samples(paths, rows, modality, problems):
-            pass
+        _look(paths, rows, modality, problems)
         return None
-    base, key = cache_folder(cache), store_key(paths, modality)
-    found = _open(base, key, (len(paths), *modality.shape))
+    base = cache_folder(cache)
+    folder = base / store_key(paths, modality)
+    found = _open(folder, (len(paths), *modality.shape))
     if found is not None:
         return found
-    _sweep(base)
+    sweep(base, 86400)
     before = len(problems.errors)
-    with _writing(base, key):
-        try:
-            with whole_file(base / f"{key}.npy") as temporary:
-                contents = _decode_into(temporary, paths, rows, modality, problems)
-                if len(problems.errors) > before:
-                    raise _BrokenFilesError
-        except _BrokenFilesError:
-            return None
-        _finish(base, key, contents, modality)
-    found = _open(base, key, (len(paths), *modality.shape))
+
+    def make(part: range) -> Made | None:
+        array, facts = np.empty((len(part), *modality.shape), modality.dtype), np.empty((len(part), 2), np.int64)
+        for i, sample in _samples(paths, rows, modality, problems, part):
+            array[i - part.start], facts[i - part.start] = sample, hash_sample(sample)
+        return None if len(problems.errors) > before else ({"samples": array, "rows": facts}, {})
+
+    def about(_: object, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {"format": FORMAT, "digest": hash_array(arrays["samples"]), "modality": modality.to_json()}
+
+    with _writing(base, folder):
+        there = fill(folder, len(paths), lambda: iter(_parts(len(paths))), make, about)
+    if not there:  # something is broken; look for whatever else is, to say it all at once
+        del problems.errors[before:]
+        _look(paths, rows, modality, problems)
+        return None
+    found = _open(folder, (len(paths), *modality.shape))
     if found is None:
-        raise DataError(f"{base / key}.npy was written and cannot be read again: the cache's disk is damaged")
+        raise DataError(f"{folder} was written and cannot be read again: the cache's disk is damaged")
     return found
 
 
 @contextlib.contextmanager
-def _writing(base: Path, key: str) -> Generator[None]:
+def _writing(base: Path, folder: Path) -> Generator[None]:
     """Say that it is the cache which cannot be written, and leave nothing half done in it.
 
     Raises:
@@ -122,9 +134,7 @@ def _writing(base: Path, key: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        for ending in ("json", "rows.npy", "npy"):
-            with contextlib.suppress(OSError):
-                (base / f"{key}.{ending}").unlink()
+        discard(folder)
         reason = {
             errno.ENOSPC: "its disk is full",
             errno.EDQUOT: "your share of its disk is full",
@@ -136,37 +146,24 @@ def _writing(base: Path, key: str) -> Generator[None]:
         ) from None
 
 
-def _sweep(base: Path) -> None:
-    """Remove what decodes that were killed left half done: hidden files that nobody wrote to for a day."""
-    for half in base.glob(".*.npy.*"):
-        with contextlib.suppress(OSError):  # another process sweeps too
-            if time.time() - half.stat().st_mtime > 86400:
-                half.unlink()
+def _parts(rows: int) -> list[range]:
+    """Cut rows into parts that are decoded at a time."""
+    return [range(start, min(start + PART, rows)) for start in range(0, rows, PART)]
 
 
-class _BrokenFilesError(Exception):
-    """Makes `whole_file` drop what was decoded; what is broken stands among the problems."""
-
-
-def _decode_into(
-    file: Path, paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems
-) -> Contents:
-    """Decode all files into a NPY file; broken ones become problems, and what is written is then of no use."""
-    descr = np.lib.format.dtype_to_descr(np.dtype(modality.dtype))
-    facts = {"descr": descr, "fortran_order": False, "shape": (len(paths), *modality.shape)}
-    hashes, constant = np.zeros(len(paths), dtype=np.int64), np.zeros(len(paths), dtype=bool)
-    with file.open("wb") as stream:  # no memory map: on a full disk that is a bus error, and no exception
-        np.lib.format.write_array_header_1_0(stream, facts)
-        for i, sample in _samples(paths, rows, modality, problems):
-            stream.write(np.ascontiguousarray(sample).data)
-            hashes[i], constant[i] = hash_sample(sample)
-    return Contents(hashes, constant)
+def _look(paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems) -> None:
+    """Note all broken files, until too many are."""
+    for part in _parts(len(paths)):
+        for _ in _samples(paths, rows, modality, problems, part):
+            pass
+        if problems.full:
+            return
 
 
 def _samples(
-    paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems
+    paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems, part: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode files, some at a time in threads (Pillow and soundfile let others run meanwhile), until too many fail."""
+    """Decode the files of a part in threads: Pillow and soundfile let others run meanwhile."""
     blank = np.zeros(modality.shape, modality.dtype)
 
     def read(i: int) -> np.ndarray | str:
@@ -175,34 +172,25 @@ def _samples(
         except DataError as error:
             return str(error)
 
+    there = [i for i in part if paths[i] is NO_FILE or paths[i].is_file()]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in range(0, len(paths), 256):  # a part at a time, so that memory stays small
-            part = range(start, min(start + 256, len(paths)))
-            part = [i for i in part if paths[i] is NO_FILE or paths[i].is_file()]
-            for i, result in zip(part, pool.map(read, part), strict=True):
-                if isinstance(result, str):
-                    problems.add(f"{rows[i]}: {result}")
-                else:
-                    yield i, result
-            if problems.full:
-                return
+        for i, result in zip(there, pool.map(read, there), strict=True):
+            if isinstance(result, str):
+                problems.add(f"{rows[i]}: {result}")
+            else:
+                yield i, result
 
 
-def _finish(base: Path, key: str, contents: Contents, modality: Modality) -> None:
-    facts = np.stack([contents.hashes, contents.constant.astype(np.int64)])
-    with whole_file(base / f"{key}.rows.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, facts)
-    content = hash_array(np.load(base / f"{key}.npy", mmap_mode="r"))
-    write_json(base / f"{key}.json", {"format": FORMAT, "digest": content, "modality": modality.to_json()})
-
-
-def _open(base: Path, key: str, shape: tuple[int, ...]) -> Stored | None:
+def _open(folder: Path, shape: tuple[int, ...]) -> Stored | None:
     """Give what is stored, or None where it is not there, or damaged, and must be decoded (anew)."""
-    try:
-        facts = json.loads((base / f"{key}.json").read_text(encoding="utf-8"))
-        array = np.load(base / f"{key}.npy", mmap_mode="r", allow_pickle=False)
-        hashes, constant = np.load(base / f"{key}.rows.npy", allow_pickle=False)
-        fits = array.shape == shape and hashes.shape == constant.shape == shape[:1]
-        return Stored(array, Contents(hashes, constant.astype(bool)), str(facts["digest"])) if fits else None
-    except (OSError, ValueError, EOFError, KeyError, TypeError):  # JSON's and Unicode's errors are ValueErrors
+    found = open_rows(folder)
+    if found is None:
         return None
+    arrays, about = found
+    try:
+        array, facts, content = arrays["samples"], arrays["rows"], str(about["digest"])
+    except KeyError:
+        return None
+    if array.shape != shape or facts.shape != (len(array), 2):
+        return None
+    return Stored(array, Contents(np.ascontiguousarray(facts[:, 0]), facts[:, 1].astype(bool)), content)

@@ -166,7 +166,7 @@ class TeacherStore:
         if not self.compute:
             raise TrainingError(_absent(self.folder, shown.modality, parts))
 
-        def about(facts: Mapping[str, list[float]]) -> dict[str, Any]:
+        def about(facts: Mapping[str, list[float]], _: Mapping[str, np.ndarray]) -> dict[str, Any]:
             arrays = {name: {"largest": largest, "error": off} for name, (largest, off) in facts.items()}
             return {"key": dict(parts), "modality": shown.modality, "arrays": arrays}
 

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.objectives.gather import is_alone
 
 Use = Literal["auto", "always", "never"]
 
@@ -278,8 +279,7 @@ class Plan:
         _, size = _use.get()
         self.size = size or (TILE if device.type == "cpu" else TILE_GPU)
         self.rows, self.columns, self.within = rows, columns, within
-        several = dist.is_available() and dist.is_initialized()
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        self.rank, self.world = (0, 1) if is_alone() else (dist.get_rank(), dist.get_world_size())
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         number = 0
@@ -343,6 +343,6 @@ def once() -> None:
 
 def total_of(value: Tensor) -> Tensor:
     """Add up a number over processes, in place; one process: unchanged."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if not is_alone():
         dist.all_reduce(value)
     return value

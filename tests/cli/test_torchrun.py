@@ -43,7 +43,9 @@ def torchrun(folder, *arguments):
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "crossdistill", *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=folder, check=False, capture_output=True, text=True, timeout=90)
+    return subprocess.run(
+        command, env=environment, cwd=folder, check=False, capture_output=True, text=True, timeout=140
+    )
 
 
 def weights(folder):
@@ -51,6 +53,7 @@ def weights(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_killed_in_one_process_and_started_again_it_ends_with_the_weights_of_one(toy_npz, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("\n".join(line[4:] for line in MINE.splitlines()))
     document = experiment(objectives={"mine:Killed": 1.0, "similarity": 1.0})

@@ -109,6 +109,7 @@ def records(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_processes_end_with_the_weights_of_one(two, tmp_path):
     folder, weights, _ = two
     expected = shared(tmp_path)

@@ -5,7 +5,8 @@
 
 Losses that compare rows gather them (`objectives.gather`), batch norms share their statistics, and gradients are
 averaged before anyone looks at them: the weights are those of one process with the whole batch. Hooks run in every
-process on the whole data from the same random numbers. Process 0 writes, into a folder that all share.
+process on the whole data from the same random numbers. Process 0 writes, into a folder that all share; the outputs of
+stored teachers all write together.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _BUCKET = 2**24
 """Numbers sent at once; gradients need that much memory besides, and larger messages are no faster."""
 
 _PATIENT = timedelta(days=30)
-"""How long processes wait for one that computes what all will read: a teacher's outputs of a large set take hours."""
+"""How long processes wait for one that is still reading or computing before the first step, which may take hours."""
 
 
 def rank_and_count() -> tuple[int, int]:
@@ -94,15 +95,6 @@ class Processes:
         """Go on when all are here."""
         if self.count > 1:
             dist.barrier(group=self._patient)
-
-    @contextlib.contextmanager
-    def first(self) -> Generator[None]:
-        """Let process 0 through, then the others: it writes what they read."""
-        if self.rank:
-            self.wait()
-        yield
-        if not self.rank:
-            self.wait()
 
     def any(self, here: bool) -> bool:
         """Say whether it is true in any process."""

@@ -72,9 +72,8 @@ class Stage:
         have made modules and buffers that the checkpoint is then poured into.
         """
         saved = None if self.checkpoint is None else read_checkpoint(self.checkpoint, self.identity)
-        with self.processes.first():  # it computes what is to be stored, the others find it
-            self.feed = self._feed(self.data, store)
-            self.held_out = None if held_out is None else self._feed(held_out, store)
+        self.feed = self._feed(self.data, store)  # several processes share the pass of a teacher that is stored
+        self.held_out = None if held_out is None else self._feed(held_out, store)
         if self.held_out is not None:
             self.held_out_loader = self.held_out.loader(self.settings, self.seed, training=False)
         self.loader: Loader = self.feed.loader(self.settings, self.seed, training=True)

@@ -107,7 +107,11 @@ def child(folder: Path, rows: int, width: int) -> None:
         kept.rows(index)
     facts["in order"] = len(first) / (time.process_time() - cpu)
     error = max(float((kept.rows(i).features - net(data.made(i))).abs().max()) for i in batches[:50])
-    print(json.dumps({**facts, "memory": peak() - start, "right": error <= kept.facts["features"][1] + 1e-6}))
+    print(
+        json.dumps(
+            {**facts, "memory": peak() - start, "imports": start, "right": error <= kept.facts["features"][1] + 1e-6}
+        )
+    )
 
 
 def run(folder: Path, rows: int, width: int) -> dict[str, Any]:
@@ -121,13 +125,14 @@ def sizes(most: int, width: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             written, opened = (run(Path(folder), rows, width) for _ in range(2))
             size = sum(path.stat().st_size for path in Path(folder).rglob("*.npy"))
+        right = written["right"] and opened["right"]
+        memory = f"memory {written['memory']:.0f} MiB above the imports' {written['imports']:.0f} writing and reading"
         print(
             f"{rows:>9} rows, {size / 2**20:7.1f} MiB ({size / (2 * width * rows):.3f} of the numbers): "
             f"written {rows / written['open'] / 1e3:.0f}k rows/CPU s, {rows / written['wall'] / 1e3:.0f}k rows/s wall "
             f"(the teacher's pass alone {rows / written['pass'] / 1e3:.0f}k/CPU s); "
             f"read {opened['random'] / 1e3:.0f}k at random, {opened['in order'] / 1e3:.0f}k in order; opened in "
-            f"{1e3 * opened['open']:.0f} CPU ms; memory {written['memory']:.0f} MiB writing and reading, "
-            f"{opened['memory']:.0f} reading; right: {written['right'] and opened['right']}",
+            f"{1e3 * opened['open']:.0f} CPU ms; {memory}, {opened['memory']:.0f} reading; right: {right}",
             flush=True,
         )
 

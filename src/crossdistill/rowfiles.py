@@ -70,6 +70,7 @@ class Rows:
 
     def __init__(self, array: np.ndarray) -> None:
         self.array, self._file = array, -1
+        self._plain = array.view(np.ndarray)  # numpy wraps what it takes of a memory map once more
         if isinstance(array, np.memmap) and array.nbytes > _MAPPED and hasattr(os, "pread"):
             self._file, self._offset = os.open(str(array.filename), os.O_RDONLY), array.offset
             weakref.finalize(self, os.close, self._file)
@@ -81,7 +82,7 @@ class Rows:
             IndexError: If there is no such row.
         """
         if self._file < 0 or not len(index):
-            return np.take(self.array, index, axis=0)
+            return np.take(self._plain, index, axis=0)
         if not 0 <= index.min() <= index.max() < len(self.array):
             raise IndexError(f"rows are 0..{len(self.array) - 1}; received {index.min()}..{index.max()}")
         size, at = self.array[:1].nbytes, self._offset

@@ -3,7 +3,7 @@
 For each experiment and seed of a suite whose runs are kept, from the teacher's embedding of the training pairs and the
 target's inputs, with the labels of all of them, which is more than any user of a forecast has: CCH's gap and its two
 terms (Gaussian, between out-of-fold probes of both sides), what is shared and what is known to one side alone,
-redundancy (MFH), and the non-target divergence of probes (NTDH). Rows go to benchmarks/forecast/results/theories.csv;
+redundancy (MFH), and the non-target divergence of probes (NTDH). Rows go to benchmarks/forecast/theories.csv;
 those that are there are kept. Then each is held against the gains of the kept runs: rank correlation over experiments,
 means over seeds, 95 % bootstrap over experiments.
 """
@@ -31,7 +31,7 @@ from crossdistill.experiments.diagnosing import of_bench
 from crossdistill.experiments.suites import Shelf, expand
 from crossdistill.experiments.yaml_lines import read_document
 
-PATH = HERE / "results" / "theories.csv"
+PATH = HERE / "theories.csv"
 KEYS = ("data_set", "experiment", "seed")
 TITLES = {
     "gap": "CCH: I(teacher; student) - I(student; label)",

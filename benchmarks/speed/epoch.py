@@ -1,0 +1,252 @@
+# ruff: noqa: D102 - the methods are those of the protocols, documented there
+"""An epoch of distillation beside torchdistill's: run it with `python -m benchmarks.speed.epoch`.
+
+torchdistill is installed into an environment of its own; see `requirements.txt` beside this file. A frozen ResNet-18
+(torchvision's, random weights) of colour pictures teaches a small CNN of depth maps of the same size by the squared
+distance of features, with SGD. Both libraries are given the same networks, the same loss, the same batches in the same
+order, by the same loader; the students are compared afterwards. By turns, in one process on one thread, CPU seconds of
+one epoch each:
+
+torchdistill     its DistillationBox, which runs the teacher on every batch
+ours, live       the same with our loop
+ours, stored     the teacher's outputs from the store on disk; the one pass that fills it is told apart
+alone            our loop, and targets that are simply there: what a student costs without a teacher
+alone, by hand   the same without our loop: no logs, no watch for NaN
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from benchmarks.record import Check
+from benchmarks.speed.measure import ROUNDS, cpu_seconds, keep, ratio, said
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crossdistill.data import PairedDataset
+from crossdistill.data.modality import Modality
+from crossdistill.evaluation import embed
+from crossdistill.methods import Batch, Distillation, Losses, Method, index_of
+from crossdistill.networks import CNN
+from crossdistill.objectives.regression import L2
+from crossdistill.registry import Facts
+from crossdistill.training import Settings, TeacherStore, fit
+
+SEED, RATE = 0, 0.01
+PEER, LIVE, STORED, ALONE, BY_HAND = "torchdistill", "ours, live", "ours, stored", "alone", "alone, by hand"
+
+
+def pairs(n: int, side: int) -> PairedDataset:
+    """Draw pictures and depth maps; what they show makes no difference to the time."""
+    rng = np.random.default_rng(SEED)
+    shapes = {"image": (3, side, side), "depth": (1, side, side)}
+    arrays = {name: rng.normal(size=(n, *shape)).astype(np.float32) for name, shape in shapes.items()}
+    modalities = {name: Modality(name=name, kind="image", shape=shape) for name, shape in shapes.items()}
+    return PairedDataset(arrays, modalities, name="drawn", split=np.zeros(n, dtype=np.uint8))
+
+
+class Alone(Method):
+    """The same student and loss on targets that are simply there."""
+
+    facts: ClassVar[Facts] = Facts(name="alone", title="for the measurement", paper="ours")
+
+    def __init__(self, student: nn.Module, targets: Tensor) -> None:
+        super().__init__()
+        self.net, self.targets = student, targets
+
+    def inputs(self) -> Mapping[str, int]:
+        return {"depth": 1}
+
+    def student(self, modality: str) -> nn.Module:
+        return self.net
+
+    def training_step(self, batch: Batch) -> Losses:
+        return Losses({"l2": F.mse_loss(self.net(batch["depth"]), self.targets[index_of(batch, "depth")])})
+
+
+class EpochClock:
+    """Gives the CPU seconds of the epoch that our loop runs, without what comes before and after."""
+
+    seconds = 0.0
+
+    def started(self, total_steps: int, first_step: int) -> None:
+        self.clock = time.process_time()
+
+    def stepped(self, step: int, loss: float, rate: float, data_wait: float) -> None:
+        pass
+
+    def epoch_ended(self, record: Mapping[str, Any]) -> None:
+        self.seconds = time.process_time() - self.clock
+
+    def finished(self) -> None:
+        pass
+
+
+class Pick(nn.Module):
+    """A network that takes its modality out of the batch, as torchdistill gives teacher and student the same one."""
+
+    def __init__(self, net: nn.Module, modality: str) -> None:
+        super().__init__()
+        self.net, self.modality = net, modality
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self.net(batch[self.modality])
+
+
+class Sides:
+    """The five ways to train an epoch; each gives its CPU seconds and the student."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module, data: PairedDataset, batch_size: int) -> None:
+        self.teacher, self.start, self.data = teacher, student, data
+        self.settings = Settings(
+            epochs=1, batch_size=batch_size, optimizer="sgd", lr=RATE, momentum=0.9, weight_decay=0, schedule="constant"
+        )
+        self.targets = torch.from_numpy(embed(teacher, data.samples("image")))
+
+    def _fit(self, method: Method, store: TeacherStore | None) -> float:
+        clock = EpochClock()
+        fit(method, self.data, self.settings, seed=SEED, listener=clock, store=store, accelerator="cpu")
+        return clock.seconds
+
+    def _loader(self, *modalities: str) -> Any:
+        return self.data.loader(dict.fromkeys(modalities, 1), batch_size=self.settings.batch_size, seed=SEED)
+
+    def distilled(self, store: TeacherStore | None) -> tuple[float, nn.Module]:
+        student = copy.deepcopy(self.start)
+        method = Distillation(student, teacher=self.teacher, objectives={"l2": L2()}, source="image", target="depth")
+        return self._fit(method, store), student
+
+    def alone(self) -> tuple[float, nn.Module]:
+        student = copy.deepcopy(self.start)
+        return self._fit(Alone(student, self.targets), None), student
+
+    def by_hand(self) -> tuple[float, nn.Module]:
+        student = copy.deepcopy(self.start).train()
+        optimizer = torch.optim.SGD(student.parameters(), lr=RATE, momentum=0.9, fused=True)
+
+        def epoch() -> None:
+            for batch in self._loader("depth").epoch(0):
+                F.mse_loss(student(batch["depth"]), self.targets[batch["index"]]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return cpu_seconds(epoch), student
+
+    def torchdistill(self) -> tuple[float, nn.Module]:
+        from torchdistill.core.distillation import get_distillation_box
+
+        student = copy.deepcopy(self.start)
+        output = {"module_path": ".", "io": "output"}
+        wrapper = {
+            "key": "SimpleLossWrapper",
+            "kwargs": {
+                "input": {"is_from_teacher": False, **output},
+                "target": {"is_from_teacher": True, **output},
+            },
+        }
+        term = {"criterion": {"key": "MSELoss", "kwargs": {}}, "criterion_wrapper": wrapper, "weight": 1.0}
+        config = {
+            "num_epochs": 1,
+            "teacher": {"requires_grad": False, "forward_proc": "forward_batch_only"},
+            "student": {"requires_grad": True, "forward_proc": "forward_batch_only"},
+            "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"l2": term}}},
+            "optimizer": {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9}},
+        }
+        networks = Pick(self.teacher, "image").eval(), Pick(student, "depth")
+        box = get_distillation_box(*networks, {}, config, torch.device("cpu"), None, False, 1)
+
+        def epoch() -> None:
+            box.pre_epoch_process(epoch=0)
+            for batch in self._loader("image", "depth").epoch(0):
+                loss = box.forward_process(batch, targets=None, supp_dict=None)
+                box.post_forward_process(loss=loss)
+            box.post_epoch_process()
+
+        return cpu_seconds(epoch), student
+
+
+def apart(first: nn.Module, second: nn.Module, start: nn.Module) -> float:
+    """Give the distance of two students' parameters, of the way that the second has gone from the start."""
+    a, b, c = (nn.utils.parameters_to_vector(net.parameters()).detach() for net in (first, second, start))
+    return float((a - b).norm() / (b - c).norm())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=320)
+    parser.add_argument("--side", type=int, default=96, help="pixels a side, of both modalities")
+    parser.add_argument("--width", type=int, default=16, help="channels of the student's first stage")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    from torchvision.models import resnet18
+
+    logging.disable(logging.INFO)
+    torch.manual_seed(SEED)
+    teacher = resnet18(weights=None)
+    teacher.fc = nn.Identity()
+    teacher.eval().requires_grad_(False)
+    student = CNN((1, args.side, args.side), width=args.width, dim=512)
+    data = pairs(args.pairs, args.side)
+    sides = Sides(teacher, student, data, args.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        filled = cpu_seconds(lambda: TeacherStore(Path(folder)).outputs(teacher, data, "image"))
+        works: dict[str, Callable[[], tuple[float, nn.Module]]] = {
+            PEER: sides.torchdistill,
+            LIVE: lambda: sides.distilled(None),
+            STORED: lambda: sides.distilled(TeacherStore(Path(folder))),
+            ALONE: sides.alone,
+            BY_HAND: sides.by_hand,
+        }
+        students = {name: work()[1] for name, work in works.items()}  # and not counted: a first epoch is slower
+        seconds: dict[str, list[float]] = {name: [] for name in works}
+        for number in range(args.rounds):
+            names = list(works)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                seconds[name].append(works[name]()[0])
+    rows = []
+    for name, taken in seconds.items():
+        each = 1e3 * statistics.median(taken) / (args.pairs // args.batch_size * args.batch_size)
+        rows.append({"row": name, "ms_a_sample": round(each, 3), "cpu_seconds": [round(x, 4) for x in taken]})
+        print(f"{name:15s} {each:8.2f} CPU ms a sample", flush=True)
+    print(f"the store was filled in {filled:.2f} CPU s, {1e3 * filled / args.pairs:.2f} ms a sample, once")
+    ratios = {
+        "torchdistill / ours, stored": ratio(seconds[PEER], seconds[STORED]),
+        "torchdistill / ours, live": ratio(seconds[PEER], seconds[LIVE]),
+        "ours, stored / alone": ratio(seconds[STORED], seconds[ALONE]),
+        "ours, stored / alone, by hand": ratio(seconds[STORED], seconds[BY_HAND]),
+    }
+    for name, found in ratios.items():
+        print(f"{name}: {said(found)}")
+    ten = statistics.median(seconds[PEER]) * 10 / (filled + 10 * statistics.median(seconds[STORED]))
+    print(f"ten epochs, the store's one pass included: torchdistill / ours {ten:.2f}")
+    rows += [{"row": name, **found} for name, found in ratios.items()]
+    rows += [{"row": "the store's one pass", "cpu_seconds": [round(filled, 4)]}, {"row": "ten epochs", "median": ten}]
+    first, alone, bare = (ratios[name]["median"] for name in (*list(ratios)[:1], *list(ratios)[2:]))
+    off = {name: apart(net, students[PEER], student) for name, net in students.items() if name != PEER}
+    checks = [
+        Check(f"{name}: the student is torchdistill's, to 1e-3 of the way it went", f"{value:.1e}", value <= 1e-3)
+        for name, value in off.items()
+    ]
+    checks += [
+        Check("an epoch from the store is 3 times as fast as torchdistill's", f"{first:.2f}", first >= 3),
+        Check("an epoch from the store costs at most 1.05 of the student's alone", f"{alone:.3f}", alone <= 1.05),
+        Check("and at most 1.05 of the same by hand", f"{bare:.3f}", bare <= 1.05),
+    ]
+    title = "An epoch of distillation from a ResNet-18"
+    keep("epoch", title, rows, checks, peers=("torchdistill", "torchvision"))
+
+
+if __name__ == "__main__":
+    main()

@@ -32,9 +32,8 @@ WIDTH, TAU = 128, 0.1
 OURS, FULL = "ours", "ours, full matrix"
 NAMES = ("contrast", "nt_xent", "similarity", "pkt")
 LARGE = 8192
-"""Rows from which on only the fastest other takes turns with ours; the rest run once."""
-NEEDED = 12
-"""Matrices b x b that the greediest form holds at once, by which is judged what fits into the memory there is."""
+"""Rows from which on only the fastest other takes turns with ours: the rest run once, and above it not at all, as they
+would take minutes and 10 GB."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -132,26 +131,9 @@ def check_equal(name: str, forms: dict[str, Loss]) -> list[Check]:
     return checks
 
 
-def free_bytes() -> int:
-    """Give the memory that is there to be used, as Linux says."""
-    with open("/proc/meminfo") as file:  # noqa: PTH123 - not a file on a disk
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-
-
-def at_size(name: str, b: int, forms: dict[str, Loss], rounds: int, fastest: str | None) -> dict[str, Any]:
-    """Count and time all forms at one size; those that need more memory than there is are left out, and named.
-
-    Args:
-        name: Of the loss.
-        b: Rows.
-        forms: Its forms.
-        rounds: How many turns to take.
-        fastest: Who alone takes turns with ours, while the others run once; None for all.
-    """
+def at_size(name: str, b: int, forms: dict[str, Loss], turns: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Count and time all forms at one size; those that take no turns run once."""
     s, t = inputs(b)
-    some = [who for who in forms if fastest is not None and who not in (OURS, fastest)]
-    left_out = some if free_bytes() < NEEDED * b * b * 4 else []
-    forms = {who: form for who, form in forms.items() if who not in left_out}
     kept: dict[str, int] = {}
     seconds: dict[str, list[float]] = {}
 
@@ -159,31 +141,32 @@ def at_size(name: str, b: int, forms: dict[str, Loss], rounds: int, fastest: str
         kept[who], value = bytes_kept(lambda: forms[who](s, t), (s, t))
         torch.autograd.grad(value, s)
 
+    def step(who: str) -> None:
+        torch.autograd.grad(forms[who](s, t), s)
+
     for who in forms:  # counting is the first run of each, and so its warm-up
         seconds[who] = [cpu_seconds(lambda who=who: count(who))]
-    works = {
-        who: lambda form=form: torch.autograd.grad(form(s, t), s) for who, form in forms.items() if who not in some
-    }
-    seconds |= by_turns(works, rounds)
-    ratios = {who: ratio(seconds[OURS], seconds[who]) for who in works if who != OURS}
+    seconds |= by_turns({who: lambda who=who: step(who) for who in turns}, rounds)
+    ratios = {who: ratio(seconds[OURS], seconds[who]) for who in turns if who != OURS}
     print(f"{name}, b = {b}")
     for who, taken in seconds.items():
         spread = f"; ours / it {said(ratios[who])}" if who in ratios else ""
         mib = kept[who] / 2**20
         print(f"  {who:26s} {statistics.median(taken):8.3f} CPU s, kept {mib:9.2f} MiB{spread}", flush=True)
     rounded = {who: [round(x, 4) for x in taken] for who, taken in seconds.items()}
-    return {"loss": name, "b": b, "bytes_kept": kept, "cpu_seconds": rounded, "ours / it": ratios, "left_out": left_out}
+    return {"loss": name, "b": b, "bytes_kept": kept, "cpu_seconds": rounded, "ours / it": ratios}
 
 
 def beside(name: str, forms: dict[str, Loss], sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """Measure a loss at all sizes, rising."""
     rows: list[dict[str, Any]] = []
+    turns = list(forms)
     for b in sorted(sizes):
-        fastest = None
         if b >= LARGE and rows:
             last = rows[-1]["ours / it"]
-            fastest = max(last, key=lambda who: last[who]["median"])
-        rows.append(at_size(name, b, forms, rounds, fastest))
+            turns = [OURS, max(last, key=lambda who: last[who]["median"])]
+        some = forms if b <= LARGE else {who: forms[who] for who in turns}
+        rows.append(at_size(name, b, some, turns, rounds))
     return rows
 
 

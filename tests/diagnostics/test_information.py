@@ -70,6 +70,18 @@ def test_ksg_is_its_definition_by_trees_and_directly(columns, monkeypatch):
         assert ksg(x, y, 4) == pytest.approx(expected, abs=1e-12)
 
 
+def test_one_column_is_counted_by_the_differences_themselves():
+    rng = np.random.default_rng(0)
+    for x in (rng.normal(size=400), rng.integers(0, 9, 400) / 10, 1e3 + 1e-9 * rng.normal(size=400)):
+        apart = np.abs(x[:, None] - x)
+        reach = np.sort(apart, axis=1)[np.arange(400), rng.integers(0, 400, 400)]  # each ends just at some row
+        found = information_knn._counter(x[:, None])(x[:, None], reach)
+        assert (found == (apart <= reach[:, None]).sum(axis=1)).all()
+        below = np.nextafter(reach, 0)
+        found = information_knn._counter(x[:, None])(x[:, None], below)
+        assert (found == (apart <= below[:, None]).sum(axis=1)).all()
+
+
 def test_neighbours_agree_with_scikit_learn_in_one_column(monkeypatch):
     x, y = dense(2000, 1, 1.0)
     theirs = mutual_info_regression(x, y[:, 0], n_neighbors=3, random_state=0)[0]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.record import Check
-from benchmarks.speed.epoch import EpochClock
+from benchmarks.speed.epoch import EpochClock, warm
 from benchmarks.speed.measure import ROUNDS, bytes_kept, cpu_seconds, keep, slope
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from crossdistill.networks import MLP
 from crossdistill.objectives import anchored_distillation, cross_modal_contrastive, similarity_distillation, tiles
 from crossdistill.objectives.kd import distillation_kl
 from crossdistill.objectives.regression import L2
+from crossdistill.objectives.tiled import Use
 from crossdistill.training import Settings, TeacherStore, fit
 
 WIDTH = 128
@@ -64,7 +64,7 @@ def of_loss(loss: Loss, s: Tensor, t: Tensor, rounds: int) -> Point:
     return statistics.median(taken), kept
 
 
-def in_form(loss: Loss, use: str) -> Loss:
+def in_form(loss: Loss, use: Use) -> Loss:
     def formed(s: Tensor, t: Tensor) -> Tensor:
         with tiles(use):
             return loss(s, t)
@@ -87,23 +87,14 @@ def of_epoch(n: int, rounds: int) -> Point:
     torch.manual_seed(0)
     teacher = MLP((64,), dim=WIDTH).eval().requires_grad_(False)
 
-    class Every(EpochClock):
-        def __init__(self) -> None:
-            self.taken: list[float] = []
-
-        def epoch_ended(self, record: Any) -> None:
-            now = time.process_time()
-            self.taken.append(now - self.clock)
-            self.clock = now
-
-    clock = Every()
+    clock = EpochClock()
     with tempfile.TemporaryDirectory() as folder:
         student = MLP((64,), dim=WIDTH)
         method = Distillation(student, teacher=teacher, objectives={"l2": L2()}, source="a", target="b")
         settings = Settings(epochs=rounds + 1, batch_size=256)
         fit(method, data, settings, seed=0, listener=clock, store=TeacherStore(Path(folder)), accelerator="cpu")
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.npy"))
-    return statistics.median(clock.taken[1:]), size
+    return warm(clock.taken), size
 
 
 def main() -> None:
@@ -137,14 +128,13 @@ def main() -> None:
         "similarity": lambda s, t: similarity_distillation(s, t),  # noqa: PLW0108 - its options are not a Loss's
     }
     for name, loss in losses.items():
-        for use, words in (("always", "tiles"), ("never", "full")):
-            formed = in_form(loss, use)
-            curve(
-                f"{name} over b, {words}",
-                (1024, 2048, 4096, 8192) if use == "always" else (1024, 2048, 4096),
-                lambda b, formed=formed: of_loss(formed, *rows(b, WIDTH), rounds),
-            )
-        tiled = in_form(loss, "always")
+        tiled, full = in_form(loss, "always"), in_form(loss, "never")
+        curve(
+            f"{name} over b, tiles",
+            (1024, 2048, 4096, 8192),
+            lambda b, f=tiled: of_loss(f, *rows(b, WIDTH), rounds),
+        )
+        curve(f"{name} over b, full", (1024, 2048, 4096), lambda b, f=full: of_loss(f, *rows(b, WIDTH), rounds))
         curve(f"{name} over d, tiles", (64, 128, 256, 512), lambda d, f=tiled: of_loss(f, *rows(2048, d), rounds))
     curve("bank over n, tiles", (8192, 16384, 32768, 65536), lambda n: banked(n, rounds))
     curve("kd over classes", (100, 1000, 10_000), lambda c: of_loss(distillation_kl, *rows(256, c), rounds))

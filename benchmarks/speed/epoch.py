@@ -4,8 +4,9 @@
 torchdistill is installed into an environment of its own; see `requirements.txt` beside this file. A frozen ResNet-18
 (torchvision's, random weights) of colour pictures teaches a small CNN of depth maps of the same size by the squared
 distance of features, with SGD. Both libraries are given the same networks, the same loss, the same batches in the same
-order, by the same loader; the students are compared afterwards. By turns, in one process on one thread, CPU seconds of
-one epoch each:
+order, by the same loader; the students are compared after an epoch. By turns, in one process on one thread, CPU seconds
+of an epoch: those with a live teacher run one each turn, the others four, of which the first, on cold caches after the
+teacher's run, does not count.
 
 torchdistill     its DistillationBox, which runs the teacher on every batch
 ours, live       the same with our loop
@@ -22,7 +23,8 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,7 +44,7 @@ from crossdistill.objectives.regression import L2
 from crossdistill.registry import Facts
 from crossdistill.training import Settings, TeacherStore, fit
 
-SEED, RATE = 0, 0.01
+SEED, RATE, EPOCHS = 0, 0.01, 4
 PEER, LIVE, STORED, ALONE, BY_HAND = "torchdistill", "ours, live", "ours, stored", "alone", "alone, by hand"
 
 
@@ -75,18 +77,19 @@ class Alone(Method):
 
 
 class EpochClock:
-    """Gives the CPU seconds of the epoch that our loop runs, without what comes before and after."""
-
-    seconds = 0.0
+    """Gives the CPU seconds of each epoch that our loop runs, without what comes before and after."""
 
     def started(self, total_steps: int, first_step: int) -> None:
+        self.taken: list[float] = []
         self.clock = time.process_time()
 
     def stepped(self, step: int, loss: float, rate: float, data_wait: float) -> None:
         pass
 
     def epoch_ended(self, record: Mapping[str, Any]) -> None:
-        self.seconds = time.process_time() - self.clock
+        now = time.process_time()
+        self.taken.append(now - self.clock)
+        self.clock = now
 
     def finished(self) -> None:
         pass
@@ -113,34 +116,36 @@ class Sides:
         )
         self.targets = torch.from_numpy(embed(teacher, data.samples("image")))
 
-    def _fit(self, method: Method, store: TeacherStore | None) -> float:
-        clock = EpochClock()
-        fit(method, self.data, self.settings, seed=SEED, listener=clock, store=store, accelerator="cpu")
-        return clock.seconds
+    def _fit(self, method: Method, store: TeacherStore | None, epochs: int) -> float:
+        clock, settings = EpochClock(), replace(self.settings, epochs=epochs)
+        fit(method, self.data, settings, seed=SEED, listener=clock, store=store, accelerator="cpu")
+        return warm(clock.taken)
 
     def _loader(self, *modalities: str) -> Any:
         return self.data.loader(dict.fromkeys(modalities, 1), batch_size=self.settings.batch_size, seed=SEED)
 
-    def distilled(self, store: TeacherStore | None) -> tuple[float, nn.Module]:
+    def distilled(self, store: TeacherStore | None, epochs: int = 1) -> tuple[float, nn.Module]:
         student = copy.deepcopy(self.start)
         method = Distillation(student, teacher=self.teacher, objectives={"l2": L2()}, source="image", target="depth")
-        return self._fit(method, store), student
+        return self._fit(method, store, epochs), student
 
-    def alone(self) -> tuple[float, nn.Module]:
+    def alone(self, epochs: int = 1) -> tuple[float, nn.Module]:
         student = copy.deepcopy(self.start)
-        return self._fit(Alone(student, self.targets), None), student
+        return self._fit(Alone(student, self.targets), None, epochs), student
 
-    def by_hand(self) -> tuple[float, nn.Module]:
+    def by_hand(self, epochs: int = 1) -> tuple[float, nn.Module]:
         student = copy.deepcopy(self.start).train()
         optimizer = torch.optim.SGD(student.parameters(), lr=RATE, momentum=0.9, fused=True)
 
-        def epoch() -> None:
-            for batch in self._loader("depth").epoch(0):
+        loader = self._loader("depth")
+
+        def epoch(number: int) -> None:
+            for batch in loader.epoch(number):
                 F.mse_loss(student(batch["depth"]), self.targets[batch["index"]]).backward()
                 optimizer.step()
                 optimizer.zero_grad()
 
-        return cpu_seconds(epoch), student
+        return warm([cpu_seconds(lambda k=k: epoch(k)) for k in range(epochs)]), student
 
     def torchdistill(self) -> tuple[float, nn.Module]:
         from torchdistill.core.distillation import get_distillation_box
@@ -175,6 +180,11 @@ class Sides:
         return cpu_seconds(epoch), student
 
 
+def warm(epochs: Sequence[float]) -> float:
+    """Give the median of all epochs but the first; of the first where it is the only one."""
+    return statistics.median(epochs[1:] or epochs)
+
+
 def apart(first: nn.Module, second: nn.Module, start: nn.Module) -> float:
     """Give the distance of two students' parameters, of the way that the second has gone from the start."""
     a, b, c = (nn.utils.parameters_to_vector(net.parameters()).detach() for net in (first, second, start))
@@ -202,19 +212,19 @@ def main() -> None:
     sides = Sides(teacher, student, data, args.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         filled = cpu_seconds(lambda: TeacherStore(Path(folder)).outputs(teacher, data, "image"))
-        works: dict[str, Callable[[], tuple[float, nn.Module]]] = {
-            PEER: sides.torchdistill,
-            LIVE: lambda: sides.distilled(None),
-            STORED: lambda: sides.distilled(TeacherStore(Path(folder))),
+        works: dict[str, Callable[[int], tuple[float, nn.Module]]] = {
+            PEER: lambda epochs: sides.torchdistill(),
+            LIVE: lambda epochs: sides.distilled(None),
+            STORED: lambda epochs: sides.distilled(TeacherStore(Path(folder)), epochs),
             ALONE: sides.alone,
             BY_HAND: sides.by_hand,
         }
-        students = {name: work()[1] for name, work in works.items()}  # and not counted: a first epoch is slower
+        students = {name: work(1)[1] for name, work in works.items()}  # and not timed: a first run is slower
         seconds: dict[str, list[float]] = {name: [] for name in works}
         for number in range(args.rounds):
             names = list(works)
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                seconds[name].append(works[name]()[0])
+                seconds[name].append(works[name](EPOCHS)[0])
     rows = []
     for name, taken in seconds.items():
         each = 1e3 * statistics.median(taken) / (args.pairs // args.batch_size * args.batch_size)

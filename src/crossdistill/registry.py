@@ -6,11 +6,13 @@ checks at the border follow from the facts on the class.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -107,12 +109,45 @@ def lookup(package: str, name: str) -> type[Any]:
     return known[name]
 
 
+_ALONE = ContextVar("library alone", default=False)
+
+
+@contextlib.contextmanager
+def library_alone(wanted: bool = True) -> Generator[None]:
+    """Refuse every name inside that is not the library's own: what a file from elsewhere names is then never imported.
+
+    Experiments that were checked inside name nothing else, so worker processes need no word of it.
+
+    Args:
+        wanted: False changes nothing.
+    """
+    token = _ALONE.set(_ALONE.get() or wanted)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def refuse_foreign(name: str) -> None:
+    """Refuse "module:name" and "timm:name" within `library_alone`.
+
+    Raises:
+        ConfigError: Saying what would be imported, and what to do.
+    """
+    if ":" in name and _ALONE.get():
+        raise ConfigError(
+            f"'{name}' would import '{name.partition(':')[0]}', and --safe takes the library's own names alone "
+            "(`crossdistill list`); choose one of them, or leave out --safe if you trust the file"
+        )
+
+
 def load_dotted(path: str) -> Any:
     """Import what "package.module:name" names.
 
     Raises:
-        ConfigError: If the module or the name in it does not exist.
+        ConfigError: If the module or the name in it does not exist, or `library_alone` forbids it.
     """
+    refuse_foreign(path)
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)

@@ -442,7 +442,9 @@ def test_without_a_queue_nothing_is_prepared():
 
 def test_a_bank_of_another_width_is_refused():
     s, t = random_pair(4, 3, 3)
-    with pytest.raises(ObjectiveError, match=r"be \(k, 3\), as wide as the teacher, floating point; received \(5, 2\)"):
+    with pytest.raises(
+        ObjectiveError, match=r"the bank must be \(k, 3\), as wide as the teacher, floating point; received \(5, 2\)"
+    ):
         anchored_distillation(s, t, bank=torch.zeros(5, 2))
 
 

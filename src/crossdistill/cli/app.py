@@ -55,6 +55,10 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the run makes; runs go on in theirs.")]
+Safe = Annotated[
+    bool,
+    typer.Option("--safe", help="Import nothing that the file names: the library's own methods and networks alone."),
+]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; one a core if not said.")]
 
 
@@ -149,11 +153,16 @@ def _leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _import_from_here() -> None:
-    """Let a user's "module:name" be a file of the current folder too; that folder and no other."""
+@contextlib.contextmanager
+def _importing(safe: bool) -> Generator[None]:
+    """Let a user's "module:name" be a file of the current folder too, that folder and no other; or, safe, nothing."""
+    from crossdistill.registry import library_alone
+
     here = str(Path.cwd())
-    if here not in sys.path and not sys.flags.safe_path:
+    if here not in sys.path and not sys.flags.safe_path and not safe:
         sys.path.append(here)  # last: a file here must not stand in for a library
+    with library_alone(safe):
+        yield
 
 
 def _refuse_several(command: str) -> None:
@@ -197,6 +206,7 @@ def run(
     out: Out = Path("runs/latest"),
     jobs: Jobs = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan; train nothing.")] = False,
+    safe: Safe = False,
 ) -> None:
     """Run an experiment: teacher, student, everything it is compared with, and the page that proves it.
 
@@ -204,11 +214,11 @@ def run(
 
     Networks and losses of your own, "module:name" in the file, are imported from the current folder too.
     """
-    _import_from_here()
-    if dry:
-        _show_plan(file, changes or [], out)
-    else:
-        _run(file, changes or [], out, jobs)
+    with _importing(safe):
+        if dry:
+            _show_plan(file, changes or [], out)
+        else:
+            _run(file, changes or [], out, jobs)
 
 
 @app.command()
@@ -225,17 +235,18 @@ def bench(
     jobs: Jobs = None,
     on: Annotated[str, typer.Option(help="ray: share the runs among a Ray cluster's machines.")] = "",
     dry: Annotated[bool, typer.Option("--dry-run", help="Show the plan with time and disk; train nothing.")] = False,
+    safe: Safe = False,
 ) -> None:
     """Compare methods under one protocol, over experiments and seeds, with the statistics: an honest league table.
 
     Killed or stopped it goes on where it was, and a run that fails is recorded with its reason.
     """
     _refuse_several("bench")
-    _import_from_here()
     from crossdistill.cli.bench import run_bench, suite_of
 
     document = suite_of(suite, data, source, target, methods, track, seeds, tune)
-    run_bench(document, out, jobs=jobs, on=on, seeds=seeds, dry=dry)
+    with _importing(safe):
+        run_bench(document, out, jobs=jobs, on=on, seeds=seeds, dry=dry)
 
 
 @app.command()
@@ -256,15 +267,16 @@ def diagnose(
     pilot: Annotated[bool, typer.Option("--pilot", help="Let a small student, trained for seconds, forecast.")] = False,
     level: Annotated[float, typer.Option(help="Confidence of the forecast's interval: 0.8 or 0.9.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    safe: Safe = False,
 ) -> None:
     """Say before any training whether distillation will help, by how much, how sure that is, and by which teacher."""
     _refuse_several("diagnose")
-    _import_from_here()
     from crossdistill.cli.diagnose import question_of, run_diagnose
 
     if pilot and not training:
         raise ConfigError("--pilot trains a small student; leave out --no-training")
-    question = question_of(experiment, source or [], target, labels, groups, splits, out)
+    with _importing(safe):
+        question = question_of(experiment, source or [], target, labels, groups, splits, out)
     run_diagnose(question, out, training=training, pilot=pilot, level=level, seed=seed)
 
 
@@ -312,19 +324,21 @@ def predict(
     student: Annotated[Path, typer.Argument(help="DIR/student of a run.")],
     files: Annotated[list[str], typer.Argument(help="Files of the student's modality.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with every class's probability.")] = False,
+    safe: Annotated[bool, typer.Option("--safe", help="Import nothing that the folder names.")] = False,
 ) -> None:
     """Use a student on new files; each bad one gets a line on standard error, and the exit code is 2.
 
     An encoder of your own is imported from the current folder too.
     """
-    _import_from_here()
     import json
     from dataclasses import asdict
 
     from crossdistill.experiments import load_student
 
     bad = False
-    for found in load_student(student).predict_each(files):
+    with _importing(safe):
+        loaded = load_student(student)
+    for found in loaded.predict_each(files):
         if isinstance(found, CrossDistillError):
             _complain(str(found))
             bad = True
@@ -343,9 +357,8 @@ def methods(
     """List methods and objectives with their papers and what they need, or all parameters of one."""
     from crossdistill.cli.methods import described, shown
 
-    if name and ":" in name:
-        _import_from_here()
-    typer.echo(described(name) if as_json else shown(name))
+    with _importing(safe=False):
+        typer.echo(described(name) if as_json else shown(name))
 
 
 @app.command("list")

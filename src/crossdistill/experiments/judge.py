@@ -24,7 +24,7 @@ from crossdistill.evaluation import (
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.sources import JUDGING, code_version
-from crossdistill.files import digest, whole_file, write_json
+from crossdistill.files import digest, filed, whole_file, write_json
 
 Row = dict[str, Any]
 
@@ -73,7 +73,7 @@ class Judge:
         """
         key = self.key(arm, seed)
         path = self.bench.folder / "evaluations" / f"{key}.json"
-        kept = self.bench.folder / "predictions" / f"{arm.name.replace('/', '_')}-{seed}.npz"
+        kept = self.bench.folder / "predictions" / f"{filed(arm.name)}-{seed}.npz"
         if path.is_file() and _key_of(kept) == key:  # another setting in this folder may have left others there
             return json.loads(path.read_text(encoding="utf-8"))
         test = self.bench.test.having(arm.modality)

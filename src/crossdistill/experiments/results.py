@@ -20,6 +20,7 @@ from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.judge import Row
 from crossdistill.experiments.sources import JUDGING, code_version
+from crossdistill.files import filed
 
 METRIC = "accuracy"
 LEAST_GROUPS = 10
@@ -83,7 +84,7 @@ def _correct(bench: Bench, name: str, way: str, seeds: Sequence[int]) -> tuple[n
     """Give the rows of the data that a method was judged on (n,), and by seed whether it was right (seeds, n)."""
     rows, correct = np.zeros(0, dtype=np.int64), list[np.ndarray]()
     for seed in seeds:
-        kept = bench.folder / "predictions" / f"{name.replace('/', '_')}-{seed}.npz"
+        kept = bench.folder / "predictions" / f"{filed(name)}-{seed}.npz"
         with np.load(kept, allow_pickle=False) as arrays:
             rows = arrays["rows"]
             correct.append((arrays[way] == arrays["label"]).astype(np.float64))

@@ -34,8 +34,8 @@ from crossdistill.experiments.specs import (
     StageSpec,
     TransformSpec,
 )
-from crossdistill.experiments.yaml_lines import Document, override, parse_document, read_document
-from crossdistill.registry import lookup
+from crossdistill.experiments.yaml_lines import Document, Place, override, parse_document, read_document
+from crossdistill.registry import lookup, refuse_foreign
 
 MOST_SEEDS = 1000
 Whole = Annotated[int, Field(strict=True)]
@@ -117,6 +117,7 @@ def check_experiment(document: Document) -> Experiment:
         if not isinstance(encoder := top["networks"][name].get("encoder", "auto"), str):
             place = document.where(("networks", name, "encoder"))
             raise ConfigError(f"{place}: write the name of a network, or auto; received {encoder!r}")
+        _own_name(encoder, document, ("networks", name, "encoder"))
     compare = _comparisons(top["compare"], stages, data, document)
     for name in top["controls"]:
         if name not in ALONE_BY:
@@ -134,6 +135,14 @@ def check_experiment(document: Document) -> Experiment:
         seeds=read_seeds(top["seeds"], document),
         document=document,
     )
+
+
+def _own_name(name: str, document: Document, place: Place) -> None:
+    """Refuse a network that is not the library's own, where nothing else is wanted, before the data are read."""
+    try:
+        refuse_foreign(name)
+    except ConfigError as error:
+        raise ConfigError(f"{document.where(place)}: {error}") from None
 
 
 def _stage(
@@ -157,7 +166,9 @@ def _stage(
 
     place = place or ("stages", name)
     if "module" in raw:
-        return StageSpec(name, module=ModuleSpec(**check(_MODULE, raw, document, place)))
+        module = ModuleSpec(**check(_MODULE, raw, document, place))
+        _own_name(module.module, document, (*place, "module"))
+        return StageSpec(name, module=module)
     if not isinstance(raw.get("method"), str):
         raise ConfigError(f"{document.where(place)}: a stage needs a 'method' (or a 'module' of your own)")
     try:

@@ -14,7 +14,7 @@ from torch import nn
 
 from crossdistill.errors import ConfigError, CrossDistillError, NetworkError, suggest, told
 from crossdistill.networks.tapped import Tapped
-from crossdistill.registry import load_dotted, lookup
+from crossdistill.registry import load_dotted, lookup, refuse_foreign
 
 DEFAULTS: Mapping[str, str] = MappingProxyType(
     {"vector": "mlp", "image": "cnn", "sequence": "temporal_cnn", "audio": "spectrogram_cnn"}
@@ -51,6 +51,7 @@ def build_encoder(spec: str, shape: Sequence[int], kind: str, /, **parameters: A
         if not {"any", kind} & set(served):
             raise ConfigError(f"network '{spec}' reads {', '.join(served)}, not {kind}; 'auto' picks one that fits")
         return _call(spec, cls, {"shape": shape, **parameters})
+    refuse_foreign(spec)  # timm's too: its parameters name files and addresses
     tapping = _tapping(parameters)
     module = _timm(spec, shape, parameters) if spec.startswith("timm:") else _own(spec, shape, parameters)
     try:

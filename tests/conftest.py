@@ -1,4 +1,6 @@
 import signal
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -46,3 +48,21 @@ def toy_npz(toy, tmp_path):
     path = tmp_path / "toy.npz"
     np.savez(path, **toy.columns.arrays, label=toy.label, split=toy.columns.split)
     return path
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write a module of the user's own; gives its name, which is another one each time."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = []
+
+    def write(text, name=None):
+        name = name or f"mine_{tmp_path.name.replace('-', '_')}_{len(names)}"
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+        sys.modules.pop(name, None)
+        names.append(name)
+        return name
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)

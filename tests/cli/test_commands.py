@@ -38,7 +38,7 @@ def test_the_version(says):
 def test_help_names_every_command_and_every_command_has_help(says):
     said = says("--help")
     assert said.code == 0
-    for command in ("demo", "run", "init", "report", "predict", "methods", "list"):
+    for command in ("demo", "run", "rerun", "init", "report", "predict", "methods", "list"):
         assert command in said.out
         own = says(command, "-h")
         assert own.code == 0

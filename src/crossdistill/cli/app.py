@@ -63,7 +63,11 @@ Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes
 
 
 def main() -> NoReturn:
-    """Run the command line; the exit code is 0, 2 for an error of the user's, 130 after Ctrl-C, 1 for a bug of ours."""
+    """Run the command line.
+
+    The exit code is 0, 2 for an error of the user's, 3 where a rerun gives other numbers, 130 after Ctrl-C, 1 for a bug
+    of ours.
+    """
     signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a word that a terminal has no letters for is no reason to fail
@@ -278,6 +282,33 @@ def diagnose(
     with _importing(safe):
         question = question_of(experiment, source or [], target, labels, groups, splits, out)
     run_diagnose(question, out, training=training, pilot=pilot, level=level, seed=seed)
+
+
+@app.command()
+def rerun(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a suite.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to; FOLDER-again if not said.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; as many as then.")] = None,
+    safe: Safe = False,
+) -> None:
+    """Repeat a run from what its folder keeps, and compare every number to the bit; the exit code is 3 if one differs.
+
+    On the machine of the first run they are equal; elsewhere it says what differs in the environment.
+    """
+    from crossdistill.cli.bench import run_bench
+    from crossdistill.cli.rerun import again
+    from crossdistill.experiments.yaml_lines import read_document
+
+    def suite(file: Path, out: Path, jobs: int | None) -> None:
+        run_bench(read_document(file), out, jobs=jobs, on="", seeds=None, dry=False)
+
+    def experiment(file: Path, out: Path, jobs: int | None) -> None:
+        _run(file, [], out, jobs)
+
+    with _importing(safe):
+        same = again(folder, out, jobs, experiment, suite)
+    if not same:
+        raise typer.Exit(3)
 
 
 @app.command()

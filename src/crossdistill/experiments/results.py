@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -19,12 +20,17 @@ from crossdistill.evaluation import Interval, bootstrap_difference, paired_diffe
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.judge import Row
-from crossdistill.experiments.sources import JUDGING, code_version
-from crossdistill.files import filed
+from crossdistill.experiments.sources import JUDGING, code_version, own_code
+from crossdistill.experiments.specs import Experiment
+from crossdistill.files import digest, filed
+from crossdistill.networks.weights import weights_file
 
 METRIC = "accuracy"
 LEAST_GROUPS = 10
 """A bootstrap over fewer groups than this says too little of their spread; items are resampled instead."""
+
+COMPUTING = ("lightning-fabric", "pillow", "scikit-learn", "scipy")
+"""Packages beside torch and numpy whose version may change a number."""
 
 NAMES = {"linear": "linear evaluation", "knn": "k-nearest neighbours", "fine_tune": "fine-tuning"}
 PLAIN = {
@@ -137,7 +143,7 @@ def summarise(
         "rows": list(rows),
         "comparisons": comparisons,
         "data": describe(bench),
-        "environment": {**environment(), **facts},
+        "environment": {**environment(bench.experiment), **facts},
     }
 
 
@@ -182,18 +188,38 @@ def _count(rows: PairedDataset) -> int | dict[str, int]:
     return len(rows) if labelled == len(rows) else {"pairs": len(rows), "labelled": labelled}
 
 
-def environment() -> dict[str, Any]:
-    """Say what ran the experiment: versions and machine, no paths, no host name."""
+def environment(*experiments: Experiment) -> dict[str, Any]:
+    """Say what ran the experiments: versions, machine, and what of the user's own they are made of; no host name.
+
+    With the resolved experiment, its seeds and the data's fingerprint this is all that a run is a function of.
+    """
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in COMPUTING]
     return {
         "crossdistill": __version__,
         "code": code_version(JUDGING),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "libraries": ", ".join(versions),
+        "own": own_parts(experiments),
         "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
         "cpus": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+
+
+def own_parts(experiments: Sequence[Experiment]) -> str:
+    """Hash the user's own code and weights that experiments name: "mine:Loss 3fa9…, teacher.pt 88aa…", or nothing."""
+    stages = [stage for e in experiments for stage in (*e.stages.values(), *e.compare.values())]
+    modules = [stage.module for stage in stages if stage.module is not None]
+    names = [str(network.get("encoder", "")) for e in experiments for network in e.networks.values()]
+    names += [name for stage in stages for name in (stage.method, *(o.name for o in stage.objectives))]
+    names += [module.module for module in modules]
+    own = {name: digest(own_code(name)) for name in names if ":" in name and not name.startswith("timm:")}
+    for path in [module.weights for module in modules if module.weights is not None]:
+        own[Path(path).name] = digest(weights_file(path).read_bytes())
+    return ", ".join(f"{name} {own[name]}" for name in sorted(own))
 
 
 def read_results(folder: Path) -> dict[str, Any]:

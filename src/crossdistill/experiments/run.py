@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from crossdistill.data import PairedDataset
 from crossdistill.errors import ConfigError, CrossDistillError, DataError
 from crossdistill.experiments.arms import Arm, list_arms
@@ -151,7 +153,8 @@ def run_experiment(
     if rank:
         return {}
     rows: dict[tuple[str, int], list[Row]] = {}
-    execute = _here(bench, listen) if jobs == 1 else _pool(bench, jobs, max(1, cores // jobs), listen)
+    threads = max(1, cores // jobs)
+    execute = _here(bench, listen) if jobs == 1 else _pool(bench, jobs, threads, listen)
     for task, found in execute(tasks):
         if not task.teaching:  # a stage may be called like a row
             rows[task.arm.name, task.seed] = found
@@ -162,7 +165,8 @@ def run_experiment(
     first = experiment.seeds[0]
     write_evidence(bench, arms, first)
     facts = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 1)}
-    results = summarise(bench, arms, ordered, {**facts, "command": command, "jobs": jobs}, tasks.skipped)
+    facts |= {"command": command, "jobs": jobs, "threads": torch.get_num_threads() if jobs == 1 else threads}
+    results = summarise(bench, arms, ordered, facts, tasks.skipped)
     save_student(bench, arms[0], first, results)
     gather_logs(bench, arms)
     write_json(folder / "results.json", results)

@@ -102,7 +102,7 @@ class Book:
             "skipped": [{"experiment": e, "method": m, "reason": reason} for e, m, reason in planned.skipped],
             "complete": not missing,
             "missing": missing,
-            "environment": {**environment(), **self.environment},
+            "environment": {**environment(*(entry.experiment for entry in suite.entries)), **self.environment},
         }
 
     def _described(self, entry: Entry) -> dict[str, Any]:
@@ -121,6 +121,7 @@ class Book:
             "class_names": list(data.class_names),
             "family": entry.family,
             "limit": spec.pairs,
+            "fingerprint": data.fingerprint,
         }
 
 

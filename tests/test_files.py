@@ -1,8 +1,17 @@
 import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from crossdistill.files import digest, whole_file, write_json, write_text
+import crossdistill
+from crossdistill.errors import ConfigError
+from crossdistill.files import digest, only_one, whole_file, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -28,3 +37,53 @@ def test_digests_tell_parts_apart_and_do_not_depend_on_the_order_of_keys():
     assert digest("ab", "c") != digest("a", "bc")
     assert digest(b"x") != digest("x")
     assert len(digest()) == 16
+
+
+HOLDER = """
+import sys, time
+from crossdistill.files import only_one
+with only_one(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_processs_alone_and_free_again_when_that_is_killed(tmp_path):
+    folder = tmp_path / "out"
+    path = os.pathsep.join([str(Path(crossdistill.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        told = (
+            rf"another process works in '.*out': process {holder.pid} on {re.escape(platform.node())}, for \d+ s; wait"
+        )
+        for _ in range(2):  # asking does not take it
+            with pytest.raises(ConfigError, match=told), only_one(folder):
+                pass
+        holder.kill()
+    with only_one(folder):
+        assert json.loads((folder / ".lock").read_text())["process"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("age", "told"), [(5, "for 5 s"), (300, "for 5 min"), (7.5e3, "for 2 h"), (3e5, "for 3 days"), (-1e6, "for 0 s")]
+)
+def test_the_age_of_a_lock_is_told_whatever_the_clock_says(age, told, tmp_path):
+    with only_one(tmp_path):
+        facts = json.loads((tmp_path / ".lock").read_text())
+        (tmp_path / ".lock").write_text(json.dumps({**facts, "since": time.time() - age}))
+        with pytest.raises(ConfigError, match=told), only_one(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"since": "x", "process": 1, "machine": "a"}'])
+def test_a_lock_that_says_nothing_holds_all_the_same(content, tmp_path):
+    with only_one(tmp_path):
+        (tmp_path / ".lock").write_text(content)
+        with pytest.raises(ConfigError, match="another process works"), only_one(tmp_path):
+            pass

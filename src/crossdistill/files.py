@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import platform
 import tempfile
+import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from crossdistill.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -51,25 +56,52 @@ def whole_file(path: str | Path) -> Generator[Path]:
 
 
 @contextlib.contextmanager
-def only_one(path: str | Path) -> Generator[bool]:
-    """Hold a lock on `path` inside, which ends with the process; yields False where another process has it.
+def only_one(folder: str | Path) -> Generator[None]:
+    """Hold a folder for this process alone, by a lock on its `.lock` that ends with the process, however it ends.
 
-    Where the system knows no such locks (Windows) everybody gets it.
+    Where the system knows no such locks (Windows, some network disks) everybody gets it.
+
+    Args:
+        folder: Made if it is not there.
+
+    Raises:
+        ConfigError: If another process has it, naming that: number, machine, and since when.
+        OSError: If the folder cannot be written.
     """
     try:
         import fcntl
     except ImportError:
-        yield True
+        yield
         return
-    path = Path(path)
+    path = Path(folder) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise ConfigError(
+                    f"another process works in '{folder}': {_owner(file)}; wait for it or stop it, or choose another "
+                    "folder"
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        file.truncate(0)
+        json.dump({"process": os.getpid(), "machine": platform.node(), "since": time.time()}, file)
+        file.flush()
+        yield
+
+
+def _owner(file: TextIO) -> str:
+    """Say who holds a lock, as far as its file tells; the clock of another machine may be another."""
+    try:
+        file.seek(0)
+        facts = json.load(file)
+        age = max(0.0, time.time() - float(facts["since"]))
+        size, unit = next(pair for pair in ((86400, "days"), (3600, "h"), (60, "min"), (0, "s")) if age >= 2 * pair[0])
+        return f"process {int(facts['process'])} on {facts['machine']}, for {age / max(size, 1):.0f} {unit}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it has just begun"
 
 
 def write_text(path: str | Path, text: str) -> None:

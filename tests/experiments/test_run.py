@@ -13,6 +13,7 @@ from crossdistill.errors import ConfigError, DataError, Interrupted
 from crossdistill.experiments import Bench, parse_experiment, plan, read_results, run_experiment
 from crossdistill.experiments.arms import list_arms
 from crossdistill.experiments.specs import CONTROLS
+from crossdistill.files import only_one
 
 SMALL = EXPERIMENT.replace("seeds: 2", "seeds: 1")
 LEAN = SMALL.replace("compare: [l2]", "compare: []").replace("fine_tune_steps: 5", "ways: [linear]")
@@ -202,6 +203,12 @@ def test_another_experiment_in_the_folder_leaves_no_results_of_the_first_beside_
     again, news = run(LEAN, tmp_path, toy)
     assert started(news) == []
     assert again["rows"] == first["rows"]
+
+
+def test_two_processes_cannot_run_in_one_folder(toy, tmp_path):
+    with only_one(tmp_path / "out"), pytest.raises(ConfigError, match=r"another process works in '.*out': process"):
+        run(EXPERIMENT, tmp_path / "out", toy)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_a_folder_called_student_that_is_none_of_ours_stays(toy, tmp_path):

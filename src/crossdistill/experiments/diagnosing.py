@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crossdistill.data import PairedDataset
 from crossdistill.data.arrays import read_features, read_groups, read_labels
-from crossdistill.errors import ConfigError, CrossDistillError, DataError
+from crossdistill.errors import ConfigError, DataError
 from crossdistill.evaluation import embed
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.listening import LISTEN
@@ -84,13 +84,11 @@ def from_experiment(experiment: Experiment, folder: Path, *, listen: LISTEN | No
         listen: Told of its training.
 
     Raises:
-        ConfigError: If the experiment names no teacher.
+        ConfigError: If the experiment names no teacher, or another process works in the folder.
         DataError: If no pair has both modalities.
-        CrossDistillError: If something else does not fit, or another process works in the folder.
+        CrossDistillError: If something else does not fit.
     """
-    with only_one(folder / ".lock") as ours:
-        if not ours:
-            raise CrossDistillError(f"another process works in '{folder}'; wait for it, or choose another --out")
+    with only_one(folder):
         return of_bench(Bench(experiment, folder), experiment.seeds[0], listen=listen)
 
 

@@ -27,7 +27,7 @@ from crossdistill.experiments.results import summarise
 from crossdistill.experiments.schema import parse_experiment, to_yaml
 from crossdistill.experiments.specs import Experiment
 from crossdistill.experiments.student import remove_student, save_student
-from crossdistill.files import write_json, write_text
+from crossdistill.files import only_one, write_json, write_text
 from crossdistill.training.processes import rank_and_count
 
 
@@ -127,10 +127,10 @@ def run_experiment(
         The content of results.json; nothing in processes other than the first of torchrun's.
 
     Raises:
-        CrossDistillError: If something does not fit, naming file and key; `Interrupted` if the user stops it.
+        CrossDistillError: If something does not fit, naming file and key, or another process works in the folder;
+            `Interrupted` if the user stops it.
     """
     folder = Path(folder)
-    started, clock = datetime.now(UTC), time.monotonic()
     rank, count = rank_and_count()
     if count > 1 and jobs not in (None, 1):
         raise ConfigError(f"--jobs {jobs}: {count} processes train this run together already; leave it out")
@@ -141,17 +141,34 @@ def run_experiment(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CrossDistillError(f"cannot write into '{folder}': {error.strerror}") from None
-    if not rank:
-        _begin(folder, to_yaml(bench.experiment))
+    if rank:  # the first holds the folder, and judges
+        _train_together(bench, tasks, listen)
+        return {}
+    with only_one(folder):
+        alone = data is not None or count > 1
+        return _run(bench, tasks, jobs=1 if alone else jobs, listen=listen, command=command, together=count > 1)
+
+
+def _train_together(bench: Bench, tasks: Plan, listen: LISTEN) -> None:
+    """Train all that the processes of torchrun share."""
+    for task in tasks.tasks:
+        if bench.shared(task.arm) and (task.teaching or task.arm.role != "ceiling"):
+            bench.trained(task.arm, task.seed, listen=listen)
+
+
+def _run(
+    bench: Bench, tasks: Plan, *, jobs: int | None, listen: LISTEN, command: str, together: bool
+) -> dict[str, Any]:
+    """Do the tasks of a plan in the folder, which is held."""
+    experiment, folder = bench.experiment, bench.folder
+    started, clock = datetime.now(UTC), time.monotonic()
+    _begin(folder, to_yaml(experiment))
     news = {"tasks": len(tasks.tasks), "steps": tasks.total_steps, "data": bench.data.name}
     listen("planned", {**news, "warnings": list(bench.data.warnings)})
     cores = usable_cores()
-    jobs = 1 if data is not None or count > 1 else min(jobs or cores, len(tasks.tasks))
-    for task in tasks.tasks if count > 1 else ():
-        if bench.shared(task.arm) and (task.teaching or task.arm.role != "ceiling"):
-            bench.trained(task.arm, task.seed, listen=listen)
-    if rank:
-        return {}
+    jobs = min(jobs or cores, len(tasks.tasks))
+    if together:
+        _train_together(bench, tasks, listen)
     rows: dict[tuple[str, int], list[Row]] = {}
     threads = max(1, cores // jobs)
     execute = _here(bench, listen) if jobs == 1 else _pool(bench, jobs, threads, listen)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from crossdistill.errors import ConfigError, TrainingError
+from crossdistill.errors import TrainingError
 from crossdistill.experiments.listening import LISTEN
 from crossdistill.experiments.pool import WorkerLost, Workers, limited_threads, usable_cores
 from crossdistill.experiments.schema import parse_experiment, to_yaml
@@ -64,12 +64,11 @@ def run_suite(
         The content of results.json.
 
     Raises:
-        CrossDistillError: If something does not fit; `Interrupted` if the user stops it.
+        CrossDistillError: If something does not fit, or another process works in the folder; `Interrupted` if the user
+            stops it.
     """
     folder, shelf, listen = Path(folder), shelf or Shelf(), listen or _nobody
-    with only_one(folder / ".lock") as ours:
-        if not ours:
-            raise ConfigError(f"another process runs a suite in '{folder}'; wait for it, or choose another folder")
+    with only_one(folder):
         return _run(suite, folder, shelf, jobs=jobs, on=on, listen=listen, command=command)
 
 

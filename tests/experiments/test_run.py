@@ -1,6 +1,7 @@
 """Running an experiment: what it writes, that file and data decide it, and that no arm has an advantage."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -143,6 +144,23 @@ def test_a_second_run_in_the_same_folder_trains_nothing(done, toy):
     assert started(silent) == []
     assert stamps() == before
     assert (again["rows"], again["comparisons"]) == (results["rows"], results["comparisons"])
+
+
+def test_damaged_verdicts_are_judged_again(done, toy, tmp_path):
+    results, folder, _ = done
+    shutil.copytree(folder, tmp_path / "out")
+    damaged = sorted((tmp_path / "out" / "predictions").iterdir())
+    damaged[0].write_bytes(damaged[0].read_bytes()[:-30])
+    content = bytearray(damaged[1].read_bytes())
+    content[len(content) // 3] ^= 16
+    damaged[1].write_bytes(content)
+    for number, path in enumerate(sorted((tmp_path / "out" / "evaluations").iterdir())):
+        path.write_text("[" if number % 2 else path.read_text().replace('"value": 0.', '"value": 0.9'))
+    again, news = run(EXPERIMENT, tmp_path / "out", toy)
+    assert again["rows"] == results["rows"]
+    assert not [facts for word, facts in news if word == "stepped"]
+    for kept in ("predictions", "evaluations"):
+        assert len(list((tmp_path / "out" / kept).iterdir())) == len(list((folder / kept).iterdir()))
 
 
 def test_a_seed_that_is_added_is_the_only_one_computed(done, toy, tmp_path):

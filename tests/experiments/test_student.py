@@ -118,12 +118,21 @@ def test_a_copied_student_works_alone(done, tmp_path):
         assert torch.equal(load_student(folder)(x), load_student(done[1] / "student")(x))
 
 
+def flip(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-5] + bytes([content[-5] ^ 4]) + content[-4:])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"), "damaged"),
+        (
+            lambda folder: flip(folder / "model.safetensors"),
+            "checksum of the weights is another; copy the folder again",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "damaged"),
         (lambda folder: (folder / "config.json").write_text("[]"), "copy"),
     ],

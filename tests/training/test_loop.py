@@ -11,6 +11,7 @@ from crossdistill.errors import ConfigError, DataError, TrainingError
 from crossdistill.methods import Losses, Supervised
 from crossdistill.networks import MLP
 from crossdistill.training import Settings, TeacherStore, UserData, fit
+from crossdistill.training.suspects import suspects
 
 SHORT = Settings(epochs=3, batch_size=16, lr=0.01)
 
@@ -184,6 +185,62 @@ def test_a_term_that_is_not_finite_is_named_with_its_place(value, tmp_path):
         train(method, settings=Settings(epochs=3, batch_size=24), folder=tmp_path / "stage")
     assert "fine" not in str(caught.value)
     assert all(torch.isfinite(p).all() for p in method.parameters())
+
+
+def test_samples_behind_a_loss_that_is_not_finite_are_named(toy):
+    class Sick(Supervised):
+        def training_step(self, batch):
+            sick = torch.isin(batch["index"], torch.tensor([7])).any()
+            return Losses({"term": super().training_step(batch).total * (float("nan") if sick else 1.0)})
+
+    def sick():
+        return Sick(MLP((8,), hidden=(4,), dim=3), modality="poor", classes=4)
+
+    settings = Settings(epochs=1, batch_size=8, lr=0.01)
+    rows = toy.subset(np.arange(100, 140))
+    with pytest.raises(
+        TrainingError, match=r"'term' is nan \(the batch is rows (\d+, )*107(, \d+)*\)\. Look"
+    ) as caught:
+        train(sick(), rows, settings, labels=True)
+    assert str(caught.value).count(",") >= 7  # eight rows
+
+    class Mean(Small):
+        def training_step(self, batch):
+            return Losses({"fit": (self.net(batch["audio"]) - batch["image"]).square().mean()})
+
+    data = Pairs()
+    data.arrays["audio"][[5, 30]] = float("nan")
+    with pytest.raises(TrainingError, match=r"'fit' is nan \('audio' is not finite in samples (5|30|5, 30)\)"):
+        train(Mean(), data)
+
+
+def test_the_samples_of_streams_that_are_not_paired_are_named_by_modality():
+    nan = float("nan")
+    batch = {
+        "a": torch.tensor([[0.0], [nan]]),
+        "b": torch.tensor([[nan], [0.0], [0.0]]),
+        "index": {"a": torch.tensor([4, 9]), "b": torch.tensor([1, 2, 3])},
+    }
+    assert suspects(batch, Pairs()) == "'a' is not finite in samples 9, 'b' is not finite in samples 1"
+    whole = {**batch, "a": torch.zeros(2, 1), "b": torch.zeros(3, 1)}
+    assert suspects(whole, Pairs()) == "the batch is a samples 4, 9, b samples 1, 2, 3"
+    assert (
+        suspects({"a": torch.zeros(40, 2)}, Pairs())
+        == f"the batch is places {', '.join(map(str, range(16)))} and 24 more"
+    )
+
+
+def test_out_of_memory_names_the_batch_and_what_to_do(tmp_path):
+    class Hungry(Small):
+        def training_step(self, batch):
+            if self.hungry:
+                torch.empty(10**16)
+            return Losses({"fit": (self.net(batch["audio"]) - batch["image"]).square().mean()})
+
+    method = Hungry()
+    method.hungry = True
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1: out of memory on cpu with batch_size 16 .*batch_size=8"):
+        train(method)
 
 
 def test_a_gradient_that_is_not_finite_is_told_from_a_loss():

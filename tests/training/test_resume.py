@@ -187,10 +187,81 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(Interrupted):
         train(Regression(), tmp_path, stop=after(3))
-    content = (tmp_path / "checkpoint.pt").read_bytes()
-    (tmp_path / "checkpoint.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(TrainingError, match=r"checkpoint.pt is not a checkpoint of ours"):
+    for name in ("checkpoint.pt", "checkpoint.before.pt"):
+        torch.save({"identity": {}}, tmp_path / name)
+    with pytest.raises(TrainingError, match=r"checkpoint.pt is not .*before.pt is not .*; delete them to start anew"):
         train(Regression(), tmp_path)
+    (tmp_path / "checkpoint.before.pt").unlink()
+    with pytest.raises(TrainingError, match=r"checkpoint.pt is not a checkpoint of ours; delete it to start anew"):
+        train(Regression(), tmp_path)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def removed(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, removed])
+def test_from_a_damaged_checkpoint_it_goes_on_from_the_one_before(damage, tmp_path, caplog):
+    whole = train(Momentum(dropout=0.3))
+    for steps in (2, 7):
+        folder = tmp_path / str(steps)
+        with pytest.raises(Interrupted):
+            train(Momentum(dropout=0.3), folder, stop=after(steps))
+        damage(folder / "checkpoint.pt")
+        heard = Heard()
+        assert same(train(Momentum(dropout=0.3), folder, listener=heard), whole)
+        assert heard.first == steps - 1
+        assert {path.name for path in folder.iterdir()} == FINISHED
+    told = [record.getMessage() for record in caplog.records]
+    wanted = r"checkpoint.pt is damaged: its checksum is another; going on from the checkpoint before it"
+    assert len(told) == (0 if damage is removed else 2)
+    assert all(line.endswith(wanted) for line in told)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("product.safetensors", "its checksum is another"), ("stage.json", "damaged")]
+)
+@pytest.mark.parametrize("damage", [truncated, flipped])
+def test_a_finished_stage_that_is_damaged_is_made_again(name, told, damage, tmp_path, caplog):
+    whole = train(Regression(), tmp_path, key="k")
+    if (name, damage) == ("stage.json", flipped):
+        (tmp_path / name).write_bytes(b"\xff" + (tmp_path / name).read_bytes()[1:])
+    else:
+        damage(tmp_path / name)
+    assert not finished(tmp_path, "k")
+    heard = Heard()
+    assert same(train(Regression(), tmp_path, key="k", listener=heard), whole)
+    assert heard.first == 0
+    assert finished(tmp_path, "k")
+    assert any(name in record.getMessage() and told in record.getMessage() for record in caplog.records)
+
+
+FINISHED = {"product.safetensors", "stage.json", "metrics.jsonl", "metrics.csv"}
+
+
+class Heard:
+    """Notes where training starts."""
+
+    first = None
+
+    def started(self, total_steps, first_step):
+        self.first = first_step
+
+    def stepped(self, step, loss, rate, data_wait): ...
+
+    def epoch_ended(self, record): ...
+
+    def finished(self): ...
 
 
 def test_a_finished_stage_is_loaded_after_a_look_at_the_fingerprint(tmp_path):

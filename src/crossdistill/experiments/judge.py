@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,21 +74,22 @@ class Judge:
         key = self.key(arm, seed)
         path = self.bench.folder / "evaluations" / f"{key}.json"
         kept = self.bench.folder / "predictions" / f"{filed(arm.name)}-{seed}.npz"
-        if path.is_file() and _key_of(kept) == key:  # another setting in this folder may have left others there
-            return json.loads(path.read_text(encoding="utf-8"))
         test = self.bench.test.having(arm.modality)
         label = test.label
         assert label is not None
-        predictions = dict(self.predictions(arm, seed, network))
-        found: list[Row] = []
+        found = _kept(kept, key)  # another setting in this folder may have left others there
+        predictions = dict(self.predictions(arm, seed, network)) if found is None else found
+        rows: list[Row] = []
         for way, predicted in predictions.items():
             for metric, value in (("accuracy", accuracy(predicted, label)), ("macro_f1", macro_f1(predicted, label))):
-                found.append(self._row(arm, seed, way, metric, float(value)))
+                rows.append(self._row(arm, seed, way, metric, float(value)))
+        write_json(path, rows)
+        if found is not None:
+            return rows
         with whole_file(kept) as temporary, temporary.open("wb") as file:
             arrays: dict[str, Any] = {"key": np.array(key), "label": label, "rows": test.rows, **predictions}
             np.savez_compressed(file, **arrays)
-        write_json(path, found)
-        return found
+        return rows
 
     def validation(self, arm: Arm, seed: int, network: nn.Module | None) -> float:
         """Give the linear probe's accuracy on the labelled validation rows, for choices that must not see the test."""
@@ -151,10 +152,13 @@ class Judge:
             yield "fine_tune", probe.classes[logits.argmax(dim=1).numpy()]
 
 
-def _key_of(kept: Path) -> str:
-    """Say which verdict a file of predictions belongs to; nothing where there is none, or a broken one."""
+def _kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
+    """Read the predictions of a verdict, in the order of the ways; None where they are of another, or damaged."""
     try:
-        with np.load(kept, allow_pickle=False) as arrays:
-            return str(arrays["key"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return ""
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}  # all of it, for each has a checksum of its own
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    if str(arrays.pop("key", "")) != key:
+        return None
+    return {name: array for name, array in arrays.items() if name not in ("label", "rows")}

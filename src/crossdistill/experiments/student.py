@@ -6,6 +6,7 @@ DIR/student/  model.safetensors   config.json   README.md
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType] - half annotated
+from safetensors.torch import load, save  # pyright: ignore[reportUnknownVariableType] - half annotated
 from torch import nn
 
 from crossdistill._version import __version__
@@ -149,6 +150,8 @@ def save_student(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) 
     modality = bench.data.modality(arm.modality)
     student = Student(encoder, probe.head(), modality, [names[int(c)] for c in probe.classes.tolist()])
     spec = dict(bench.experiment.networks.get(arm.modality, {}))
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in student.state_dict().items()}
+    weights = save(state)
     config = {
         "format": FORMAT,
         "crossdistill": __version__,
@@ -158,11 +161,11 @@ def save_student(bench: Bench, arm: Arm, seed: int, results: Mapping[str, Any]) 
         "features": probe.weight.shape[1],
         "class_names": list(student.class_names),
         "seed": seed,
+        "sha256": hashlib.sha256(weights).hexdigest(),
     }
     folder = bench.folder / "student"
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in student.state_dict().items()}
     with whole_file(folder / "model.safetensors") as temporary:
-        temporary.write_bytes(save(state))  # an error of the disk stays an OSError
+        temporary.write_bytes(weights)  # an error of the disk stays an OSError
     write_json(folder / "config.json", config)
     write_text(folder / "README.md", model_card(bench, arm, seed, results))
     return folder
@@ -207,7 +210,8 @@ def load_student(folder: str | Path) -> Student:
         raise NetworkError(f"'{folder}' is a file; give the folder that holds it: the DIR/student of a run")
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        state = load_file(folder / "model.safetensors")
+        weights = (folder / "model.safetensors").read_bytes()
+        state = load(weights)
     except FileNotFoundError as error:
         missing = Path(error.filename or "model.safetensors").name
         raise NetworkError(f"'{folder}' is no student: it has no {missing}; give the DIR/student of a run") from None
@@ -220,6 +224,11 @@ def load_student(folder: str | Path) -> Student:
     given = config.get("format") if isinstance(config, dict) else None  # pyright: ignore[reportUnnecessaryIsInstance] - a file's
     if given != FORMAT:
         raise NetworkError(f"'{folder}' has format {given!r}, this is crossdistill {__version__} which reads {FORMAT}")
+    if config.get("sha256", hashlib.sha256(weights).hexdigest()) != hashlib.sha256(weights).hexdigest():
+        raise NetworkError(
+            f"'{folder}': config.json and model.safetensors do not belong together: the checksum of the weights is "
+            "another; copy the folder again, or run the experiment again"
+        )
     try:
         _check_own(config["encoder"]["name"])
         return _rebuilt(config, state)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import logging
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +17,11 @@ from torch import Tensor
 from crossdistill.errors import TrainingError
 from crossdistill.files import whole_file
 from crossdistill.training.identity import differences
+
+_LOG = logging.getLogger("crossdistill")
+
+_MARK = b"crossdistill checkpoint 1\n"
+"""What a checkpoint begins with; the SHA-256 of the rest follows, then what `torch.save` wrote."""
 
 
 @dataclass
@@ -49,30 +56,74 @@ class Progress:
 
 
 def save_checkpoint(path: Path, identity: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint with its checksum, whole or not at all; the one before it is kept beside it."""
     written = io.BytesIO()  # torch's own writer does not say that the disk is full, ours does
     torch.save({"identity": dict(identity), **content}, written)
     with whole_file(path) as temporary:
-        temporary.write_bytes(written.getbuffer())
+        with temporary.open("wb") as file:
+            file.write(_MARK + hashlib.sha256(written.getbuffer()).digest())
+            file.write(written.getbuffer())
+        if path.is_file():  # for an instant only the one before is there, which will do
+            path.replace(_before(path))
 
 
 def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the checkpoint of this very run; None if there is none.
 
+    Where the last one is damaged the one before it is taken, and the damaged one is named in a warning of the log.
+
     Raises:
-        TrainingError: If it is of another run (naming what differs), or unreadable.
+        TrainingError: If it is of another run (naming what differs), or damaged and there is no other.
     """
-    if not path.is_file():
-        return None
+    damaged: list[str] = []
+    for file in (path, _before(path)):
+        if not file.is_file():
+            continue
+        try:
+            content = _checked(file)
+        except _Damaged as reason:
+            damaged.append(f"{file} is {reason}")
+            continue
+        refuse_other(content["identity"], identity, where=str(file))
+        if damaged:
+            _LOG.warning("%s; going on from the checkpoint before it", damaged[0])
+        return content
+    if damaged:
+        raise TrainingError(f"{' and '.join(damaged)}; delete {'it' if len(damaged) == 1 else 'them'} to start anew")
+    return None
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, and the one before it."""
+    path.unlink(missing_ok=True)
+    _before(path).unlink(missing_ok=True)
+
+
+class _Damaged(Exception):
+    """Says what is wrong with a file."""
+
+
+def _checked(file: Path) -> dict[str, Any]:
+    """Read a checkpoint that is what was written; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        _Damaged: If it is not.
+    """
+    with file.open("rb") as stream:
+        head, body = stream.read(len(_MARK) + 32), stream.read()
+    if head[: len(_MARK)] != _MARK:
+        raise _Damaged("not a checkpoint of ours")
+    if head[len(_MARK) :] != hashlib.sha256(body).digest():
+        raise _Damaged("damaged: its checksum is another")
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = content["identity"]
-    except Exception as error:  # torch raises a dozen kinds, by the place where the file is broken
-        raise TrainingError(
-            f"{path} is not a checkpoint of ours ({type(error).__name__}); delete it to start anew"
-        ) from None
-    refuse_other(theirs, identity, where=str(path))
-    return content
+        content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        return {**content, "identity": dict(content["identity"])}
+    except Exception as error:  # torch raises a dozen kinds, by what a stranger has put into it
+        raise _Damaged(f"not a checkpoint of ours ({type(error).__name__})") from None
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.before{path.suffix}")
 
 
 def refuse_other(then: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from crossdistill.errors import ConfigError, Interrupted, TrainingError
 from crossdistill.methods.base import Method, Separable
 from crossdistill.objectives.gather import alone as only_this
-from crossdistill.training.checkpoint import kept_random, refuse_other
+from crossdistill.training.checkpoint import kept_random, refuse_other, remove_checkpoint
 from crossdistill.training.identity import check_frozen, tensors_of
 from crossdistill.training.processes import Processes, rank_and_count, start_fabric
-from crossdistill.training.product import load_product, read_record
+from crossdistill.training.product import intact, load_product, read_record
 from crossdistill.training.protocols import Listener, TrainingData
 from crossdistill.training.settings import Settings
 from crossdistill.training.stage import Stage
@@ -94,9 +94,10 @@ def fit(
     if folder is not None and (record := read_record(folder)):
         then = {"data": record.get("data"), **record.get("identity", {})}
         refuse_other(then, identity, where=f"the finished stage in {folder}")
-        load_product(method, folder)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)  # left by a kill between the last two files
-        return method.eval()
+        if intact(folder):
+            load_product(method, folder)
+            remove_checkpoint(folder / "checkpoint.pt")  # left by a kill between the last two files
+            return method.eval()
     together = shared and rank_and_count()[1] > 1
     if together:
         _check_shares(method, settings)

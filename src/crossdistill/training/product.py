@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +23,14 @@ from crossdistill.methods.base import Method
 from crossdistill.training.identity import differences
 from crossdistill.training.state import load_state, state_of, teacher_digests
 
+_LOG = logging.getLogger("crossdistill")
 _PRODUCT, _RECORD = "product.safetensors", "stage.json"
 
 
 def finished(folder: str | Path, key: str) -> bool:
-    """Say whether `folder` holds a finished stage of that key."""
-    return read_record(Path(folder)).get("key") == key
+    """Say whether `folder` holds a finished stage of that key, with the weights that were written."""
+    record = read_record(Path(folder))
+    return record.get("key") == key and _as_written(Path(folder), record)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -35,7 +39,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         return {}
     try:
         record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError:
+        return {}
+    except ValueError:
+        _LOG.warning("%s is damaged, so the stage counts as unfinished, and is trained again", folder / _RECORD)
         return {}
     return record
 
@@ -60,15 +67,35 @@ def save_product(method: Method, folder: Path, record: Mapping[str, Any]) -> Non
             f"the extra state of {type(method).__name__} must be tensors or JSON values: {error}"
         ) from None
     metadata = {"extra": plain, "teachers": json.dumps(record["teachers"])}
+    written = save(tensors, metadata)
     with whole_file(folder / _PRODUCT) as temporary:
-        temporary.write_bytes(save(tensors, metadata))  # an error of the disk stays an OSError
+        temporary.write_bytes(written)  # an error of the disk stays an OSError
     versions = {
         "crossdistill": __version__,
         "torch": torch.__version__,
         "lightning_fabric": importlib.metadata.version("lightning-fabric"),
         "python": platform.python_version(),
     }
-    write_json(folder / _RECORD, {**record, "versions": versions})
+    write_json(folder / _RECORD, {**record, "versions": versions, "sha256": hashlib.sha256(written).hexdigest()})
+
+
+def intact(folder: Path) -> bool:
+    """Say whether the weights of a finished stage are those that were written; if not, put them aside and tell the log.
+
+    Without its weights the stage is not finished, and training makes the same again.
+    """
+    if _as_written(folder, read_record(folder)):
+        return True
+    path = folder / _PRODUCT
+    aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
+    path.replace(aside)
+    _LOG.warning("%s is damaged: its checksum is another; it is now %s, and the stage is trained again", path, aside)
+    return False
+
+
+def _as_written(folder: Path, record: Mapping[str, Any]) -> bool:
+    with (folder / _PRODUCT).open("rb") as file:
+        return record.get("sha256") == hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_product(method: Method, folder: str | Path) -> Method:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crossdistill.errors import DataError, Interrupted, TrainingError
+from crossdistill.errors import DataError, Interrupted, TrainingError, told
 from crossdistill.methods.base import Method
 from crossdistill.objectives.gather import alone
 from crossdistill.training.checkpoint import (
@@ -18,6 +18,7 @@ from crossdistill.training.checkpoint import (
     kept_random,
     random_state,
     read_checkpoint,
+    remove_checkpoint,
     restore_random,
     save_checkpoint,
 )
@@ -34,7 +35,15 @@ from crossdistill.training.settings import Settings
 from crossdistill.training.state import load_state, state_of, teacher_digests
 from crossdistill.training.step import Stepper
 from crossdistill.training.store import TeacherStore
-from crossdistill.training.watch import Teller, check_unchanged, check_weights, held_out_means, keep_best
+from crossdistill.training.suspects import suspects
+from crossdistill.training.watch import (
+    Teller,
+    check_unchanged,
+    check_weights,
+    held_out_means,
+    keep_best,
+    no_memory,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -178,7 +187,11 @@ class Stage:
             try:
                 take(batch, share=share, last=place + 1 == share)
             except NotFinite as error:
-                raise self._placed(error) from None
+                raise self._placed(error, f" ({suspects(batch, self.data)})") from None
+            except (MemoryError, RuntimeError) as error:
+                if no_memory(error):
+                    raise self._too_large(error) from None
+                raise
             progress.samples += size_of(batch) * self.processes.count
             now = clock()
             progress.running += now - started
@@ -275,7 +288,7 @@ class Stage:
         }
         save_product(self.method, folder, record)
         assert self.checkpoint is not None
-        self.checkpoint.unlink(missing_ok=True)
+        remove_checkpoint(self.checkpoint)
 
     def _flush(self) -> None:
         try:
@@ -288,10 +301,17 @@ class Stage:
         upto = "up to " if self.meter.waits else ""  # an accelerator is asked a few times a second only
         return f"epoch {self.progress.epoch + 1}, step {upto}{self.progress.step + 1}{stage}"
 
-    def _placed(self, error: NotFinite) -> TrainingError:
+    def _too_large(self, error: Exception) -> TrainingError:
+        size, halves = self.settings.batch_size, self.settings.batch_size // 2
+        return TrainingError(
+            f"{self._place()}: out of memory on {self.device} with batch_size {size} ({told(error)}); lower it, e.g. "
+            f"batch_size={max(1, halves)}, or on an accelerator set precision=bf16-mixed; what was saved is kept"
+        )
+
+    def _placed(self, error: NotFinite, samples: str = "") -> TrainingError:
         """Say where it happened and what to try."""
         check_weights(self.method, f"{self._place()}: {error}")
         return TrainingError(
-            f"{self._place()}: {error}. Look at what that term is computed from (NaN in the data, a temperature "
-            "too low); or lower lr, or set clip or warmup"
+            f"{self._place()}: {error}{samples}. Look at what that term is computed from (NaN in the data, a "
+            "temperature too low); or lower lr, or set clip or warmup"
         )

@@ -49,6 +49,12 @@ class Teller:
             self._listener.stepped(progress.step, loss, rate, wait)
 
 
+def no_memory(error: Exception) -> bool:
+    """Tell whether an error says that memory is full: Python's, an accelerator's, or torch's on the CPU."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+
+
 def held_out_means(
     method: Method, feed: Feed, loader: Loader, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Where one experiment happens: its data, its folder, and how a stage's network is built, trained once and found again.
 
-DIR/stages/<hash of what makes it>/   product.safetensors, metrics.jsonl, ...; checkpoint.pt and the one before it while it runs
+DIR/stages/<hash of what makes it>/   product.safetensors, metrics.jsonl, ...; while it runs checkpoint.pt and the last
 DIR/store/                            outputs of frozen teachers
 """
 

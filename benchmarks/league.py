@@ -20,28 +20,29 @@ Values = dict[tuple[str, str], dict[int, float]]
 """By row and experiment: accuracy in percent by seed."""
 
 
-def kept(folder: Path, column: str) -> Values:
-    """Read what all kept files of a suite, runs*.csv, hold of one evaluation."""
+def kept(folder: Path, column: str, seed: int | None = None) -> Values:
+    """Read what all kept files of a suite, runs*.csv, hold of one evaluation; of one seed, if one is given."""
     found: Values = defaultdict(dict)
     for path in sorted(folder.glob("runs*.csv")):
         with path.open(encoding="utf-8") as file:
             for run in csv.DictReader(file):
-                if run["status"] == "done" and run.get(column):
+                if run["status"] == "done" and run.get(column) and seed in (None, int(run["seed"])):
                     found[run["method"], run["experiment"]][int(run["seed"])] = 100 * float(run[column])
     return found
 
 
-def table(folder: Path, column: str, by: str = "experiment") -> str:
+def table(folder: Path, column: str, by: str = "experiment", seed: int | None = None) -> str:
     """Give mean accuracy in percent by row and experiment, or averaged over the experiments of one target.
 
-    The gain is the mean over experiments of the row minus the best control of each, chosen with hindsight, its interval
-    Student's over the seeds that are complete; the rank is among methods, by means over seeds. Rows that are not in
+    The gain is the mean over experiments of the row minus the best control of each, chosen with hindsight and taken of
+    the same seed, its interval Student's over the seeds that are complete; the rank is among methods, by means over
+    seeds. Rows that are not in
     every experiment have neither.
     """
-    found = kept(folder, column)
+    found = kept(folder, column, seed)
     experiments = list(dict.fromkeys(experiment for _, experiment in found))
     means = {key: float(np.mean(list(values.values()))) for key, values in found.items()}
-    best = {e: max(means[m, e] for m in CONTROLS if (m, e) in means) for e in experiments}
+    best = {e: max((m for m in CONTROLS if (m, e) in means), key=lambda m, e=e: means[m, e]) for e in experiments}
     rows = list(dict.fromkeys(method for method, _ in found))
     methods = [m for m in rows if m not in (*CONTROLS, "teacher") and all((m, e) in means for e in experiments)]
     rank = dict.fromkeys(methods, 0.0)
@@ -76,19 +77,20 @@ def _mean(values: list[float], of: int) -> str:
     return f"{np.mean(values):.1f}" + (f" ({len(values)} of {of})" if len(values) < of else "")
 
 
-def _gain(method: str, found: Values, experiments: list[str], best: dict[str, float]) -> str:
+def _gain(method: str, found: Values, experiments: list[str], best: dict[str, str]) -> str:
     """Say the mean gain of a method with its interval over the seeds that every experiment has."""
-    seeds = set.intersection(*(set(found[method, e]) for e in experiments))
+    couples = [(found[method, e], found[best[e], e]) for e in experiments]
+    seeds = set.intersection(*(set(x) & set(y) for x, y in couples))
     if not seeds:
-        return f"{np.mean([np.mean(list(found[method, e].values())) - best[e] for e in experiments]):+.1f}"
-    found_gain = mean_interval([np.mean([found[method, e][s] - best[e] for e in experiments]) for s in sorted(seeds)])
+        return f"{np.mean([np.mean(list(x.values())) - np.mean(list(y.values())) for x, y in couples]):+.1f}"
+    found_gain = mean_interval([np.mean([x[s] - y[s] for x, y in couples]) for s in sorted(seeds)])
     bounds = "" if found_gain.low is None else f" [{found_gain.low:+.1f}, {found_gain.high:+.1f}]"
     return f"{found_gain.value:+.1f}{bounds}"
 
 
-def rival(folder: Path, column: str, method: str) -> str:
+def rival(folder: Path, column: str, method: str, seed: int | None = None) -> str:
     """Say how far a method is from the best known one of each experiment, chosen with hindsight, and from each."""
-    found = kept(folder, column)
+    found = kept(folder, column, seed)
     experiments = [e for m, e in found if m == method]
     means = {key: float(np.mean(list(values.values()))) for key, values in found.items()}
     others = [m for m in dict.fromkeys(m for m, _ in found) if m not in (*CONTROLS, *OURS, "teacher", method)]
@@ -110,6 +112,10 @@ if __name__ == "__main__":
     parser.add_argument("column", help="evaluation and labels, as linear@5")
     parser.add_argument("--by", choices=("experiment", "target"), default="experiment")
     parser.add_argument("--against", metavar="METHOD", help="instead: how far a method is from all others")
+    parser.add_argument("--seed", type=int, help="runs of this one alone")
     given = parser.parse_args()
     folder = RESULTS / given.suite
-    print(rival(folder, given.column, given.against) if given.against else table(folder, given.column, given.by))
+    if given.against:
+        print(rival(folder, given.column, given.against, given.seed))
+    else:
+        print(table(folder, given.column, given.by, given.seed))

@@ -54,6 +54,15 @@ class Interrupted(CrossDistillError):
 MOST_KNOWN = 12
 """Words that an error lists; of more, the nearest are said and the number."""
 
+LONGEST = 80
+"""Letters of a user's value that an error shows."""
+
+
+def shown(value: object) -> str:
+    """Quote a user's value for a message, its beginning if it is long; control characters are escaped."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Say what is allowed, the nearest first: ``; did you mean 'cmc'? known: cmc, cmd``.
@@ -65,7 +74,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     Returns:
         The tail of an error message, empty when nothing is known.
     """
-    names = sorted(known)
+    word, names = str(word)[:LONGEST], sorted(map(str, known))  # a key of a file may be a number
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     if len(names) > MOST_KNOWN:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from crossdistill.errors import ConfigError, spot_of, suggest, told
+from crossdistill.errors import ConfigError, shown, spot_of, suggest, told
 
 Need = Literal[
     "labels",
@@ -100,12 +100,14 @@ def lookup(package: str, name: str) -> type[Any]:
     if ":" in name:
         loaded = load_dotted(name)
         if not inspect.isclass(loaded):
-            raise ConfigError(f"'{name}' is not a class")
+            raise ConfigError(f"{shown(name)} is not a class")
         return loaded
     known = discover(package)
     if name not in known:
         kind = package.rpartition(".")[2].removesuffix("s")
-        raise ConfigError(f"no {kind} is called '{name}'{suggest(name, known)}; or write your own as 'module:Class'")
+        raise ConfigError(
+            f"no {kind} is called {shown(name)}{suggest(name, known)}; or write your own as 'module:Class'"
+        )
     return known[name]
 
 

@@ -43,7 +43,7 @@ TEXTS = {
     "no float": ("seeds: !!float foo", ["line 1: 'foo' is no float"]),
     "no bool": ("seeds: !!bool foo", ["line 1: 'foo' is no bool"]),
     "no time": ("seeds: !!timestamp foo", ["line 1: 'foo' is no timestamp"]),
-    "endless digits": (f"seeds: {'9' * 5000}", ["line 1: '9999", "is no int"]),
+    "endless digits": (f"seeds: {'9' * 5000}", ["line 1", "a word of 5000 letters"]),
     "a list as a key": ("? [a, b]\n: 1", ["line 1: a key must be a word"]),
     "a mapping as a key": ("? {a: b}\n: 1", ["line 1: a key must be a word"]),
     "a list in itself": ("a: &a [*a]", ["line 1: an anchor (&) holds its own alias"]),

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from crossdistill.data import PairedDataset, build_transforms
-from crossdistill.errors import ConfigError, CrossDistillError, DataError
+from crossdistill.errors import ConfigError, CrossDistillError, DataError, shown
 from crossdistill.evaluation import few_labels
 from crossdistill.experiments.arms import Arm, list_arms, with_augmentation
 from crossdistill.experiments.listening import LISTEN, StageListener
@@ -82,7 +82,7 @@ class Bench:
         given = dict(self.experiment.networks.get(modality, {}))
         name: Any = given.pop("encoder", "auto")
         if not isinstance(name, str):
-            raise ConfigError(f"{document.where((*place, 'encoder'))}: a network is named by a word; received {name!r}")
+            raise ConfigError(f"{document.where((*place, 'encoder'))}: a network is named by a word; received {shown(name)}")
         name = DEFAULTS.get(self.data.modality(modality).kind, name) if name == "auto" else name
         if ":" in name:
             return name, given

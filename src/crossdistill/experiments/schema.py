@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from crossdistill.errors import ConfigError, CrossDistillError, suggest
+from crossdistill.errors import ConfigError, CrossDistillError, shown, suggest
 from crossdistill.experiments.blame import told
 from crossdistill.experiments.signatures import at, check, parameters_of
 from crossdistill.experiments.specs import (
@@ -107,7 +107,9 @@ def check_experiment(document: Document) -> Experiment:
     if data.source == data.target:
         raise ConfigError(f"{document.where(('data', 'target'))}: source and target are both '{data.target}'")
     if len(set(data.modalities)) < len(data.modalities):
-        raise ConfigError(f"{document.where(('data', 'further'))}: name no modality twice; received {data.modalities}")
+        raise ConfigError(
+            f"{document.where(('data', 'further'))}: name no modality twice; received {shown(list(data.modalities))}"
+        )
     stages = {name: _stage(name, raw, document) for name, raw in top["stages"].items()}
     _check_order(stages, data, document)
     for name in top["networks"]:
@@ -116,7 +118,7 @@ def check_experiment(document: Document) -> Experiment:
             raise ConfigError(f"{document.where(('networks', name))}: no such modality here{known}")
         if not isinstance(encoder := top["networks"][name].get("encoder", "auto"), str):
             place = document.where(("networks", name, "encoder"))
-            raise ConfigError(f"{place}: write the name of a network, or auto; received {encoder!r}")
+            raise ConfigError(f"{place}: write the name of a network, or auto; received {shown(encoder)}")
         _own_name(encoder, document, ("networks", name, "encoder"))
     compare = _comparisons(top["compare"], stages, data, document)
     for name in top["controls"]:
@@ -235,7 +237,9 @@ def _objectives(
         values = check(fields, given, document, here)
         weight = values.pop("weight")
         if not 0 < weight < float("inf"):
-            raise ConfigError(f"{document.where((*here, 'weight'))}: the weight must be positive; received {weight}")
+            raise ConfigError(
+                f"{document.where((*here, 'weight'))}: the weight must be positive; received {shown(weight)}"
+            )
         try:
             cls(**values)
         except CrossDistillError as error:
@@ -276,7 +280,7 @@ def _comparisons(
             here = place if isinstance(item, str) else (*place, name)
             if "method" in value:
                 stage = _stage(name, value, document, here, like=main)
-                _check_order({**stages, main.name: dataclasses.replace(stage, name=main.name)}, data, document)
+                _check_order({**stages, main.name: dataclasses.replace(stage, name=main.name)}, data, document, here)
             elif not main.objectives:
                 raise ConfigError(
                     f"{document.where(here)}: objectives go with a method that takes them, and {main.method} does not; "
@@ -288,8 +292,18 @@ def _comparisons(
     return found
 
 
-def _check_order(stages: Mapping[str, StageSpec], data: DataSpec, document: Document) -> None:
-    """Refuse stages that teach before they exist, and a last stage that does not distil."""
+def _check_order(stages: Mapping[str, StageSpec], data: DataSpec, document: Document, place: Place = ()) -> None:
+    """Refuse stages that teach before they exist, and a last stage that does not distil.
+
+    Args:
+        stages: By name.
+        data: Whose modalities they read.
+        document: The file, for messages.
+        place: Where the last of them stands, if that is not below `stages`.
+    """
+    places: dict[str, Place] = {name: ("stages", name) for name in stages}
+    if place:
+        places[list(stages)[-1]] = place
     if not stages:
         raise ConfigError(f"{document.where(('stages',))}: give a teacher stage and a student stage")
     seen: list[str] = []
@@ -297,36 +311,36 @@ def _check_order(stages: Mapping[str, StageSpec], data: DataSpec, document: Docu
         if stage.teacher and stage.teacher not in seen:
             hint = suggest(stage.teacher, seen) or "; there is none before it"
             raise ConfigError(
-                f"{document.where(('stages', name, 'teacher'))}: no earlier stage is called '{stage.teacher}'{hint}"
+                f"{document.where((*places[name], 'teacher'))}: no earlier stage is called '{stage.teacher}'{hint}"
             )
         if stage.modality and stage.modality not in data.modalities:
             hint = suggest(stage.modality, data.modalities)
             raise ConfigError(
-                f"{document.where(('stages', name, 'modality'))}: no modality '{stage.modality}' here{hint} "
+                f"{document.where((*places[name], 'modality'))}: no modality '{stage.modality}' here{hint} "
                 "(data.source, data.target and data.further)"
             )
         for modality in stage.augment:
             if modality not in data.modalities:
                 hint = suggest(modality, data.modalities)
                 raise ConfigError(
-                    f"{document.where(('stages', name, 'augment', modality))}: no modality '{modality}' here{hint}"
+                    f"{document.where((*places[name], 'augment', modality))}: no modality '{modality}' here{hint}"
                 )
         seen.append(name)
     last = list(stages.values())[-1]
     if last.module is not None or last.modality:
-        raise ConfigError(f"{document.where(('stages', last.name))}: the last stage must distil: it needs a 'teacher'")
+        raise ConfigError(f"{document.where(places[last.name])}: the last stage must distil: it needs a 'teacher'")
     for stage in stages.values():
         made_by = stages[stage.teacher] if stage.fused else None
         if made_by is not None and (made_by.modality or made_by.module is not None):
             raise ConfigError(
-                f"{document.where(('stages', stage.name, 'teacher'))}: {stage.method} is taught by a network of all "
+                f"{document.where((*places[stage.name], 'teacher'))}: {stage.method} is taught by a network of all "
                 f"modalities, and '{made_by.name}' makes one of '{made_by.modality or data.source}' alone; name a "
                 "stage of a method of several networks (mla, mind, …)"
             )
     teacher = stages.get(last.teacher)
     if teacher is not None and teacher.modality and teacher.modality != data.source:
         raise ConfigError(
-            f"{document.where(('stages', last.teacher, 'modality'))}: the teacher must read the source "
+            f"{document.where((*places[last.teacher], 'modality'))}: the teacher must read the source "
             f"'{data.source}'; it reads '{teacher.modality}'"
         )
 
@@ -338,11 +352,12 @@ def read_seeds(raw: int | list[int], document: Document) -> tuple[int, ...]:
         ConfigError: If there are none or too many, or one is out of range or stands twice.
     """
     if isinstance(raw, int) and raw > MOST_SEEDS:
-        raise ConfigError(f"{document.where(('seeds',))}: at most {MOST_SEEDS} seeds; received {raw}")
+        raise ConfigError(f"{document.where(('seeds',))}: at most {MOST_SEEDS} seeds; received {shown(raw)}")
     seeds = tuple(range(raw)) if isinstance(raw, int) else tuple(raw)
     if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32:
         raise ConfigError(
-            f"{document.where(('seeds',))}: give a number above 0 or distinct seeds from 0 to 2**32 - 1; received {raw}"
+            f"{document.where(('seeds',))}: give a number above 0 or distinct seeds from 0 to 2**32 - 1; "
+            f"received {shown(raw)}"
         )
     return seeds
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from crossdistill.errors import ConfigError, suggest, told
+from crossdistill.errors import ConfigError, shown, suggest, told
 from crossdistill.experiments.yaml_lines import Document, Place
 
 FORBID = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -58,7 +58,7 @@ def check(
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{document.where(place)}: expected keys and values; received {values!r}")
+        raise ConfigError(f"{document.where(place)}: expected keys and values; received {shown(values)}")
     given = cast("dict[str, Any]", values)
     for name, value in given.items():
         if isinstance(value, bool) and name in fields and not _may_be_bool(fields[name][0]):
@@ -96,7 +96,7 @@ def explain(error: ValidationError, document: Document, place: Sequence[str | in
     if first["type"] == "missing":
         return f"{document.where(place)}: the key '{inner[-1]}' is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[:1].lower()}{message[1:]}; received {first['input']!r}{more}"
+    return f"{where}: {message[:1].lower()}{message[1:]}; received {shown(first['input'])}{more}"
 
 
 def at(document: Document, place: Sequence[str | int], error: Exception, keys: Collection[str] = ()) -> ConfigError:

@@ -163,7 +163,10 @@ def expand(document: Document, shelf: Shelf, *, seeds: int | Sequence[int] | Non
         own = check(_OWN, {k: v for k, v in raw.items() if k not in _PARTS}, document, ("experiments", name))
         for entry in _entries(name, raw, own, top, document, shelf):
             if any(entry.name == other.name for other in entries):
-                raise ConfigError(f"{document.where(('experiments', name))}: two experiments are called '{entry.name}'")
+                raise ConfigError(
+                    f"{document.where(('experiments', name))}: two experiments are called '{entry.name}'; rename one, "
+                    "or name no modality and no number of pairs twice"
+                )
             entries.append(entry)
     chosen = read_seeds(top["seeds"] if seeds is None else seeds, document)  # pyright: ignore[reportArgumentType]
     return Suite(top["title"], tuple(entries), chosen, top["tune"], {**document.values, "seeds": list(chosen)})
@@ -217,7 +220,10 @@ def _entries(
 ) -> Iterator[Entry]:
     place = ("experiments", name)
     base = check({part: (dict[str, Any], {}) for part in _PARTS}, top["base"], document, ("base",))
-    parts: dict[str, Any] = {part: _merged(base[part], raw.get(part, {})) for part in _PARTS}
+    above = check(
+        {part: (dict[str, Any], {}) for part in _PARTS}, {k: v for k, v in raw.items() if k in _PARTS}, document, place
+    )
+    parts: dict[str, Any] = {part: _merged(base[part], above[part]) for part in _PARTS}
     parts["evaluate"] = {"fewer": "take", **parts["evaluate"]}  # a rare class is no reason to leave k out
     budget = check(_BUDGET, top["budget"], document, ("budget",))
     budget |= {
@@ -363,6 +369,8 @@ def _rows(methods: Any, track: Track, document: Document) -> Rows:
     for number, item in enumerate(items):
         place = ("methods", number)
         named = cast("dict[str, Any]", item) if isinstance(item, dict) else {str(item): None}
+        if not named:
+            raise ConfigError(f"{document.where(place)}: an empty row; write a name, or {{name: objectives}}")
         for name, value in named.items():
             if name in rows or name in CONTROLS:
                 raise ConfigError(f"{document.where(place)}: '{name}' is the name of another row; choose another")

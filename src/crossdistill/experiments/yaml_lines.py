@@ -9,13 +9,16 @@ from typing import Any
 
 import yaml
 
-from crossdistill.errors import ConfigError
+from crossdistill.errors import ConfigError, shown
 
 Place = tuple[str | int, ...]
 
 NO_YAML = "not valid YAML: "
 DEEPEST = 30
 """Levels of keys and lists within each other; an experiment needs six."""
+
+MOST_LETTERS = 1000
+"""Letters of a word: more than any path or title, and few enough for a message to repeat."""
 
 TOO_DEEP = f"keys and lists stand more than {DEEPEST} deep within each other; flatten them"
 
@@ -87,12 +90,12 @@ def override(document: Document, assignments: Sequence[str]) -> Document:
         key, equals, text = assignment.partition("=")
         path: Place = tuple(int(part) if _is_number(part) else part for part in key.split("."))
         if not equals or "" in path:
-            raise ConfigError(f"{_shown(assignment)}: write key.path=value, for example stages.student.epochs=10")
+            raise ConfigError(f"{shown(assignment)}: write key.path=value, for example stages.student.epochs=10")
         try:
             value = _parsed(text, {})
         except _Wrong as wrong:
-            reason = f"{_shown(text)} is not valid YAML; quote it" if str(wrong).startswith(NO_YAML) else wrong
-            raise ConfigError(f"{_shown(assignment)}: {reason}") from None
+            reason = f"{shown(text)} is not valid YAML; quote it" if str(wrong).startswith(NO_YAML) else wrong
+            raise ConfigError(f"{shown(assignment)}: {reason}") from None
         values = _with(values, path, value, assignment)
         lines = {place: line for place, line in lines.items() if place[: len(path)] != path}
         lines[path] = 0
@@ -114,7 +117,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep=deep)  # pyright: ignore[reportUnknownMemberType]
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # what int("x") and dates raise
-            problem = f"{_shown(str(node.value))} is no {node.tag.rpartition(':')[2]}; put text into quotes"
+            problem = f"{shown(str(node.value))} is no {node.tag.rpartition(':')[2]}; put text into quotes"
             raise _Wrong(problem, node.start_mark.line + 1) from None
 
 
@@ -144,11 +147,6 @@ def _parsed(text: str, lines: dict[Place, int]) -> Any:
         raise _Wrong(TOO_DEEP) from None
 
 
-def _shown(text: str) -> str:
-    """Quote a user's text for a message: its beginning, control characters escaped."""
-    return repr(text if len(text) <= 80 else f"{text[:80]}…")
-
-
 def _is_number(part: str) -> bool:
     return part.isdecimal() and len(part) < 10  # Python refuses to read numbers of thousands of digits
 
@@ -166,12 +164,14 @@ def _with(container: Any, path: Place, value: Any, assignment: str) -> Any:
         if isinstance(key, int) and key < len(items):
             items[key] = _with(items[key], rest, value, assignment)
             return items
-    raise ConfigError(f"{_shown(assignment)}: there is nothing called '{key}' to step into")
+    raise ConfigError(f"{shown(assignment)}: there is nothing called '{key}' to step into")
 
 
 def _walk(node: yaml.Node, path: Place, lines: dict[Place, int], above: tuple[yaml.Node, ...]) -> None:
     """Note the lines of all keys below a node; `above` are the nodes that hold it."""
     line = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode):
+        _check_word(node)
     if node in above:
         raise _Wrong("an anchor (&) holds its own alias (*), which never ends; write the value out", line)
     if len(above) > DEEPEST:
@@ -181,6 +181,7 @@ def _walk(node: yaml.Node, path: Place, lines: dict[Place, int], above: tuple[ya
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise _Wrong("a key must be a word or a number, no list or mapping", line)
+            _check_word(key)
             if key.tag.endswith(":bool"):  # a key is a word, even "on", which YAML 1.1 takes for true
                 key.tag = "tag:yaml.org,2002:str"
             place = (*path, key.value)
@@ -192,3 +193,8 @@ def _walk(node: yaml.Node, path: Place, lines: dict[Place, int], above: tuple[ya
         for number, value in enumerate(node.value):
             lines[*path, number] = value.start_mark.line + 1
             _walk(value, (*path, number), lines, (*above, node))
+
+
+def _check_word(node: yaml.ScalarNode) -> None:
+    if len(node.value) > MOST_LETTERS:
+        raise _Wrong(f"a word of {len(node.value)} letters; write at most {MOST_LETTERS}", node.start_mark.line + 1)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from benchmarks.reliability import fuzz_data
 from benchmarks.reliability.fuzz import EXPERIMENTS, SUITE, mutant, outcome_of, tried, write_data
+from PIL import Image
 
-from crossdistill.data.decode import load_array
+from crossdistill.data.decode import load_array, picture_facts
 from crossdistill.errors import DataError
 
 
@@ -81,3 +82,13 @@ def test_a_header_that_is_no_python_is_refused_with_its_file(header, tmp_path):
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content + np.zeros(7, "<f4").tobytes())
     with pytest.raises(DataError, match=r"broken\.npy: not an array that can be read"):
         load_array(path)
+
+
+def test_a_picture_whose_stream_is_broken_is_refused_with_its_file(tmp_path):
+    path = tmp_path / "broken.png"
+    Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12)).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 4] = 0  # where zlib says what it is
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"broken\.png: a broken picture"):
+        picture_facts(path)

@@ -170,7 +170,10 @@ def picture_facts(path: Path) -> tuple[int, int, int, str]:
     with _opened(path) as image:
         deep = image.mode.startswith(("I", "F"))
         grey = deep or image.mode in ("1", "L", "LA")
-        swap = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # these orientations lie on their side
+        try:
+            swap = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # these orientations lie on their side
+        except _BROKEN as error:  # of a PNG without it all is read
+            raise DataError(f"{path}: a broken picture: {error}") from None
         width, height = image.size[::-1] if swap else image.size
         return height, width, 1 if grey else 3, "float32" if deep else "uint8"
 

@@ -105,7 +105,7 @@ def check_experiment(document: Document) -> Experiment:
     described["further"] = tuple(described["further"])
     data = DataSpec(**described)
     if data.source == data.target:
-        raise ConfigError(f"{document.where(('data', 'target'))}: source and target are both '{data.target}'")
+        raise ConfigError(f"{document.where(('data', 'target'))}: source and target are both '{data.target}'; name two")
     if len(set(data.modalities)) < len(data.modalities):
         raise ConfigError(
             f"{document.where(('data', 'further'))}: name no modality twice; received {shown(list(data.modalities))}"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from two_processes import averaged, check_world_size
 
 from crossdistill.errors import ConfigError, ObjectiveError
@@ -17,6 +18,7 @@ from crossdistill.objectives import (
     tiles,
     unit,
 )
+from crossdistill.objectives.base import Context
 from crossdistill.objectives.pkt import probabilistic_transfer
 from crossdistill.objectives.tiled import contrast
 
@@ -73,6 +75,33 @@ def test_equal_rows_zero_rows_and_opposite_rows():
         t[5], t[6], t[8] = t[4], 0, -t[7]
     for name, loss in LOSSES.items():
         (full, slope), (tiled, other) = both_forms(lambda loss=loss: loss(s, t, group), s, 5)
+        torch.testing.assert_close(tiled, full, msg=name)
+        torch.testing.assert_close(other, slope, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["random", "alike"])
+def test_values_are_exact_in_single_precision_where_logits_are_large(kind):
+    """A loss is the small difference of means as large as the logits; the full form in float64 is the truth."""
+    s, t, _ = rows(1100, torch.float32)
+    if kind == "alike":
+        s, t = s[:1].detach() + 0.01 * s, s[:1].detach() + 0.01 * t
+    for loss in (
+        lambda s, t: cross_modal_contrastive(s, t, tau=0.01),
+        lambda s, t: nt_xent(s, t, tau=0.01),
+        lambda s, t: similarity_distillation(s, t, tau_student=0.03, tau_teacher=0.03),
+        lambda s, t: anchored_distillation(s, t, tau_student=0.03, tau_teacher=0.03),
+    ):
+        with tiles("never"):
+            exact = loss(s.detach().double(), t.double())
+        torch.testing.assert_close(loss(s, t).double(), exact, rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_a_teacher_may_be_kept_in_another_precision(dtypes):
+    s, t, group = rows(16, torch.float32)
+    s, t = s.detach().to(dtypes[0]).requires_grad_(), t.to(dtypes[1])
+    for name in ("within", "anchor", "contrastive", "pkt", "bank"):
+        (full, slope), (tiled, other) = both_forms(lambda name=name: LOSSES[name](s, t, group), s, 5)
         torch.testing.assert_close(tiled, full, msg=name)
         torch.testing.assert_close(other, slope, msg=name)
 
@@ -161,6 +190,37 @@ def test_a_bank_may_be_a_store_of_half_precision(tmp_path):
         torch.testing.assert_close(tiled, anchored_distillation(s, t, bank=bank.float()))
 
 
+class Largest(TorchDispatchMode):
+    """Watches for the largest tensor in single precision."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.dtype == torch.float32:
+            self.entries = max(self.entries, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("loss", [anchored_distillation, cross_modal_contrastive])
+def test_a_bank_is_converted_a_tile_at_a_time(loss):
+    s, t, _ = rows(8, torch.float32)
+    bank = torch.randn(4000, 8).half()
+    with Largest() as largest, tiles("always", size=64):
+        loss(s, t, bank=bank)
+    assert 0 < largest.entries <= 4000  # one a row of it, and not all
+
+
+@pytest.mark.parametrize("loss", [anchored_distillation, cross_modal_contrastive])
+def test_what_is_skipped_is_one_row_of_a_bank_for_each(loss):
+    s, t, _ = rows(5, torch.float32)
+    for skip in (torch.arange(4), torch.zeros(5)):
+        with pytest.raises(ObjectiveError, match=r"skip must be \(5,\) int64"):
+            loss(s, t, bank=t, skip=skip)
+    with pytest.raises(ObjectiveError, match="and no bank"):
+        loss(s, t, skip=torch.arange(5))
+
+
 def of_all(u, t, everyone, own, tau):
     """Logits of each row's partner and of all but its own row of `everyone`, (b, 1 + k)."""
     logits = unit(u) @ unit(everyone).T / tau
@@ -177,7 +237,7 @@ def test_candidates_may_be_all_pairs(symmetric):
     anchored = SimilarityDistillation(0.05, target="anchor", candidates="all")
     for loss in (contrastive, anchored):
         assert "index" in loss.needs
-        loss.study([(everyone[:20], None), (everyone[20:], None)])
+        loss.study([(everyone[:20], Context()), (everyone[20:], Context())])
         assert not any("bank" in name for name in loss.state_dict())
     t = everyone[own]
     logits = of_all(u, t, everyone, own, 0.3)
@@ -194,12 +254,24 @@ def test_candidates_may_be_all_pairs(symmetric):
     assert held_out.isfinite()
 
 
+def test_pairs_that_lack_a_modality_are_no_candidates_and_the_others_keep_their_place():
+    s, t, _ = rows(6, torch.float64)
+    place = torch.tensor([9, 2, 30, 5, 11, 7])  # of the pairs that there are, in any order
+    loss, compact = CrossModalContrastive(candidates="all"), CrossModalContrastive(candidates="all")
+    loss.study([(t[:4], Context(index=place[:4])), (t[4:], Context(index=place[4:]))])
+    compact.study([(t, Context())])
+    own = torch.tensor([4, 1, 3])
+    torch.testing.assert_close(loss(s[:3], t[own], index=place[own]), compact(s[:3], t[own], index=own))
+    with pytest.raises(ObjectiveError, match="received 31 to 31"):
+        loss(s[:1], t[:1], index=torch.tensor([31]))
+
+
 def test_all_pairs_as_candidates_must_be_known_and_asked_for_rightly():
     s, t, _ = rows(6, torch.float64)
     loss = CrossModalContrastive(candidates="all")
     with pytest.raises(ObjectiveError, match="knows of none yet; call study"):
         loss(s, t, index=torch.arange(6))
-    loss.study([(t, None)])
+    loss.study([(t, Context())])
     with pytest.raises(ObjectiveError, match="needs the positions of the samples"):
         loss(s, t)
     for how, message in (
@@ -224,7 +296,7 @@ def test_second_derivatives_are_refused_in_tiles_and_given_in_full():
     with tiles("never"):
         assert torch.autograd.gradgradcheck(lambda x: similarity_distillation(x, t), s)
     for name in ("within", "contrastive", "pkt"):
-        with tiles("always"), pytest.raises(ObjectiveError, match="no second derivatives"):
+        with tiles("always"), pytest.raises(ObjectiveError, match=r"no second derivatives.*tiles\('never'\)"):
             torch.autograd.grad(LOSSES[name](s, t, None), s, create_graph=True)
 
 

@@ -16,6 +16,8 @@ from crossdistill.errors import ObjectiveError
 from crossdistill.registry import Facts, Need
 
 Reads = Literal["features", "logits", "maps"]
+_AS_THEY_ARE = {"bank"}
+"""Keyword arguments that may be larger than memory; whoever reads them converts a part at a time."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -156,14 +158,17 @@ def no_autocast(example: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def full_precision(function: Callable[P, T]) -> Callable[P, T]:
-    """Make a pure function of tensors compute as `Objective.terms` does: half precision converted, autocast off."""
+    """Make a pure function of tensors compute as `Objective.terms` does: half precision converted, autocast off.
+
+    A keyword argument `bank` is given as it is, as it may be a store larger than memory.
+    """
 
     @functools.wraps(function)
     def computed(*args: P.args, **kwargs: P.kwargs) -> T:
         tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         with no_autocast(tensor):
             call = cast("Callable[..., T]", function)
-            return call(*map(_full, args), **{name: _full(value) for name, value in kwargs.items()})
+            return call(*map(_full, args), **{k: v if k in _AS_THEY_ARE else _full(v) for k, v in kwargs.items()})
 
     return computed
 

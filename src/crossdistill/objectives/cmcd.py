@@ -99,7 +99,9 @@ def similarity_distillation(
     check_pair(student, teacher, name="similarity", equal_widths=False, least=2 if exclude_self else 1)
     student, teacher = gather_rows(student), gather_rows(teacher.detach())
     if in_tiles(len(student), len(student)):
-        kernels = Kernel(unit(student), None, 1 / tau_student), Kernel(unit(teacher), None, 1 / tau_teacher)
+        u, w = unit(student), unit(teacher)
+        dtype = torch.promote_types(u.dtype, w.dtype)
+        kernels = Kernel(u.to(dtype), None, 1 / tau_student), Kernel(w.to(dtype), None, 1 / tau_teacher)
         return follow(*kernels, exclude_self=exclude_self)
     return soft_cross_entropy(
         similarities(student, tau=tau_student, exclude_self=exclude_self),
@@ -138,12 +140,12 @@ def anchored_distillation(
     """
     check_tau(tau_student=tau_student, tau_teacher=tau_teacher)
     check_pair(student, teacher, name="similarity (anchor)", equal_widths=True)
-    z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach()))
+    z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach())).to(student.dtype)
+    _check_bank(bank, skip, teacher, "similarity (anchor)")
     if bank is None:
         if in_tiles(len(z_s), len(z_t)):
             return follow(Kernel(z_s, z_t, 1 / tau_student), Kernel(z_t, z_t, 1 / tau_teacher))
         return soft_cross_entropy(z_s @ z_t.T / tau_student, z_t @ z_t.T / tau_teacher)
-    _check_bank(bank, teacher, "similarity (anchor)")
     if skip is not None or in_tiles(len(z_s), len(bank)):
         skip = None if skip is None else gather_rows(skip)
         kernels = [Kernel(z, bank, 1 / tau, own=z_t, bank=True) for z, tau in ((z_s, tau_student), (z_t, tau_teacher))]
@@ -155,7 +157,14 @@ def anchored_distillation(
     )
 
 
-def _check_bank(bank: Tensor, teacher: Tensor, name: str) -> None:
+def _check_bank(bank: Tensor | None, skip: Tensor | None, teacher: Tensor, name: str) -> None:
+    if skip is not None and (bank is None or skip.shape != teacher.shape[:1] or skip.dtype != torch.int64):
+        raise ObjectiveError(
+            f"{name}: skip must be ({len(teacher)},) int64, rows of a bank; received {tuple(skip.shape)} {skip.dtype}, "
+            f"and {'no' if bank is None else 'a'} bank"
+        )
+    if bank is None:
+        return
     if bank.ndim != 2 or bank.shape[1] != teacher.shape[1] or not bank.is_floating_point():
         raise ObjectiveError(
             f"{name}: the bank must be (k, {teacher.shape[1]}), as wide as the teacher, floating point; "
@@ -198,8 +207,8 @@ def cross_modal_contrastive(
     check_pair(student, teacher, name="contrastive", equal_widths=True)
     z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach().to(student.dtype)))
     group = None if group is None else gather_rows(group)
+    _check_bank(bank, skip, teacher, "contrastive")
     if bank is not None:
-        _check_bank(bank, teacher, "contrastive")
         forth = find(z_s, z_t, bank, scale=1 / tau, skip=None if skip is None else gather_rows(skip))
         return (forth + contrast(z_t, z_s, scale=1 / tau, both=False, group=group)) / 2 if symmetric else forth
     if in_tiles(len(z_s), len(z_t)):
@@ -241,17 +250,33 @@ def kernel_distances(student: Tensor, teacher: Tensor, *, tau: float = 0.1) -> d
 
 
 class Everyone(nn.Module):
-    """A frozen teacher's embeddings of all training pairs, as candidates; made anew in a resumed stage, never saved."""
+    """A frozen teacher's embeddings of all training pairs, as candidates; made anew in a resumed stage, never saved.
+
+    Pairs that lack a modality have none: `place` says which row is whose, by position in the data, -1 where there is
+    none.
+    """
 
     bank: Tensor
+    place: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("bank", torch.zeros(0, 0), persistent=False)
+        self.register_buffer("place", torch.zeros(0, dtype=torch.int64), persistent=False)
 
     def study(self, teacher: Iterable[tuple[Tensor, Context]]) -> None:
         """Keep (pairs, d)."""
-        self.bank = torch.cat([features.detach() for features, _ in teacher])
+        bank: list[Tensor] = []
+        index: list[Tensor] = []
+        seen = 0
+        for features, context in teacher:
+            bank.append(features.detach())
+            rows = torch.arange(seen, seen + len(features), device=features.device)
+            index.append(rows if context.index is None else context.index)
+            seen += len(features)
+        self.bank, where = torch.cat(bank), torch.cat(index)
+        rows = torch.arange(seen, device=where.device)
+        self.place = rows.new_full((int(where.max()) + 1,), -1).index_copy(0, where, rows)
 
     def of(self, context: Context, rows: int, *, training: bool, name: str) -> dict[str, Tensor | None]:
         """Give bank and what to skip of it: a sample's own row, which held-out samples do not have.
@@ -261,7 +286,7 @@ class Everyone(nn.Module):
         """
         if not len(self.bank):
             raise ObjectiveError(f"{name}: candidates='all' knows of none yet; call study with the teacher's features")
-        own = positions(context.index, rows, len(self.bank), name=name) if training else None
+        own = self.place[positions(context.index, rows, len(self.place), name=name)] if training else None
         return {"bank": self.bank, "skip": own}
 
 

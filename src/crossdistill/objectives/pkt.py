@@ -68,8 +68,9 @@ def probabilistic_transfer(student: Tensor, teacher: Tensor, *, average: Average
     student, teacher = gather_rows(student), gather_rows(teacher.detach())
     if in_tiles(len(student), len(student)):
         apply = cast("Callable[..., Tensor]", _Divergence.apply)  # torch does not type it
-        u = unit(student)
-        divergence = apply(u, unit(teacher).to(u), eps, torch.is_grad_enabled() and u.requires_grad)
+        u, v = unit(student), unit(teacher)
+        dtype = torch.promote_types(u.dtype, v.dtype)
+        divergence = apply(u.to(dtype), v.to(dtype), eps, torch.is_grad_enabled() and u.requires_grad)
     else:
         p_s, p_t = shifted_cosine_kernel(student), shifted_cosine_kernel(teacher)
         divergence = (p_t * ((p_t + eps).log() - (p_s + eps).log())).sum(dim=1).mean()
@@ -95,7 +96,7 @@ class _Divergence(torch.autograd.Function):
             for rows, dim in ((i, 1),) if i == j else ((i, 1), (j, 0)):
                 p_s, p_t = (k / r[rows].unsqueeze(dim) for k, r in ((k_s, r_s), (k_t, r_t)))
                 below = p_s + eps
-                loss += torch.dot(p_t.flatten(), (p_t + eps).div_(below).log_().flatten())
+                loss += (p_t + eps).div_(below).log_().mul_(p_t).sum()
                 # G + 1: a constant in G changes nothing, as p sums to 1, and without it nothing cancels
                 slope = (below - p_t).div_(below)
                 along[rows] += p_s.mul_(slope).sum(dim=dim)

@@ -143,13 +143,13 @@ def contrast(u: Tensor, w: Tensor, *, scale: float | Tensor, both: bool, group: 
         both: Mean of both directions.
         group: (n,); other rows of one's own group are no candidates.
     """
-    return _apply(u, w, scale, None, _Mask(group=group), both) - scale * (u * w).sum(dim=1).mean()
+    return _less(_apply(u, w, scale, None, _Mask(group=group), both), scale * (u * w).sum(dim=1))
 
 
 def contrast_views(u: Tensor, *, scale: float) -> Tensor:
     """Give NT-Xent of 2b unit rows, the other view of i at i + b: each finds it among all rows but itself."""
-    partner = (u * u.roll(len(u) // 2, 0)).sum(dim=1).mean()
-    return _apply(u, None, scale, None, _Mask(diagonal=True), False) - scale * partner
+    partner = scale * (u * u.roll(len(u) // 2, 0)).sum(dim=1)
+    return _less(_apply(u, None, scale, None, _Mask(diagonal=True), False), partner)
 
 
 def find(u: Tensor, w: Tensor, bank: Tensor, *, scale: float | Tensor, skip: Tensor | None = None) -> Tensor:
@@ -163,8 +163,8 @@ def find(u: Tensor, w: Tensor, bank: Tensor, *, scale: float | Tensor, skip: Ten
         skip: (n,) int64 column of the bank that does not count for a row; -1 for none.
     """
     student = Kernel(u, bank, float(scale), own=w.detach(), bank=True)
-    own = scale * (u * w.detach()).sum(dim=1).mean()
-    return _apply(u, None, scale, (student, None), _Mask(skip=skip), False) - own
+    own = scale * (u * w.detach()).sum(dim=1)
+    return _less(_apply(u, None, scale, (student, None), _Mask(skip=skip), False), own)
 
 
 def follow(student: Kernel, teacher: Kernel, *, exclude_self: bool = False, skip: Tensor | None = None) -> Tensor:
@@ -178,7 +178,19 @@ def follow(student: Kernel, teacher: Kernel, *, exclude_self: bool = False, skip
         exclude_self: A row is no candidate of its own.
         skip: (n,) int64 column that does not count for a row; -1 for none.
     """
-    return _apply(student.rows, None, student.scale, (student, teacher), _Mask(exclude_self, skip=skip), False)
+    return _apply(student.rows, None, student.scale, (student, teacher), _Mask(exclude_self, skip=skip), False).to(
+        student.rows
+    )
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Take double precision where the device has it: a loss is the small difference of means as large as logits."""
+    return value if value.device.type == "mps" else value.double()
+
+
+def _less(mean: Tensor, own: Tensor) -> Tensor:
+    """Take the mean of the rows' own logits (n,) off the mean of their log-sum-exps."""
+    return (mean - _wide(own).mean()).to(own)
 
 
 _Teaching = tuple[Kernel, Kernel | None]
@@ -216,12 +228,12 @@ class _MeanLogSumExp(torch.autograd.Function):
         ways = _Ways(rows=True, columns=within or both)
         sums = _sums(student, plan, mask, ways)
         taught = None if teacher is None else _sums(teacher, plan, mask, ways)
-        loss = sums[0].mean() if not both else (sums[0].mean() + sums[1].mean()) / 2
+        loss = torch.stack([_wide(way).mean() for way in (sums if both else sums[:1])]).mean()
         if not needed and teacher is None:
             return loss
         du = torch.zeros_like(u)
         dw = torch.zeros_like(w) if w is not None and w.requires_grad else None  # a frozen teacher gets none
-        cross = u.new_zeros(())
+        cross = _wide(u.new_zeros(2))  # the sum of P_t s, and that of P_t, which is n but for rounding
         for i, j in plan:
             logits = mask.apply(student.logits(i, j), i, j)
             # within, a tile off the diagonal stands for its mirror image too, whose rows are this one's columns
@@ -231,7 +243,8 @@ class _MeanLogSumExp(torch.autograd.Function):
             if teacher is not None and taught is not None:
                 aim = mask.apply(teacher.logits(i, j), i, j)
                 aim = _probabilities(aim, taught[0][i], taught[1][j] if mirrored else None, teacher.scale)
-                cross += torch.dot(aim.flatten(), logits.flatten())
+                # not `dot`, which adds up one after the other and loses digits
+                cross += torch.stack([logits.mul_(aim).sum(), aim.sum()])
                 pull = pull.sub_(aim)
             if not needed:
                 continue
@@ -240,29 +253,34 @@ class _MeanLogSumExp(torch.autograd.Function):
                 du[j] += pull.T @ u[i]
             elif dw is not None:
                 dw[j] += pull.T @ u[i]
-        cross = total_of(cross)
+        if teacher is not None:
+            total_of(cross)
         if student.own is not None:  # every process computes this whole, and gives its part of it
             first, pull = cast("Tensor", student.first), (cast("Tensor", student.first) - sums[0]).exp()
             if teacher is not None and taught is not None:
                 aim = (cast("Tensor", teacher.first) - taught[0]).exp()
-                cross += (aim * first).sum()
+                cross += torch.stack([(aim * first).sum(), aim.sum()])
                 pull = pull - aim
             if needed:
                 du += pull[:, None] * student.own / plan.world
+        if teacher is not None:
+            loss = loss - cross[0] / cross[1]
         if not needed:
-            return loss - cross / len(u)
+            return loss
         share = plan.world / (len(u) * (2 if both else 1))
-        dscale = (u * du).sum() * (share / (2 if within else 1)) if isinstance(scale, Tensor) else None
+        dscale = None
+        if isinstance(scale, Tensor):
+            dscale = ((u * du).sum() * (share / (2 if within else 1))).reshape(scale.shape)
         ctx.save_for_backward(
             du.mul_(student.scale * share), None if dw is None else dw.mul_(student.scale * share), dscale
         )
-        return loss - cross / len(u)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         once()
         du, dw, dscale = ctx.saved_tensors
-        given = [None if x is None else x * gradients[0] for x in (du, dw, dscale)]
+        given = [None if x is None else x * gradients[0].to(x) for x in (du, dw, dscale)]
         return (*given, None, None, None, None)
 
 
@@ -337,7 +355,8 @@ def once() -> None:
     """
     if torch.is_grad_enabled():
         raise ObjectiveError(
-            "a loss in tiles has no second derivatives: compute it within `with crossdistill.objectives.tiles('never')`"
+            "a loss in tiles has no second derivatives, nor has one with a bank of candidates; compute others within "
+            "`with crossdistill.objectives.tiles('never')`"
         )
 
 

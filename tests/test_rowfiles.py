@@ -1,9 +1,11 @@
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,57 @@ def test_what_a_killed_process_was_at_is_made_by_one_that_waits(start, tmp_path)
     slow.send_signal(signal.SIGKILL)
     assert other.communicate()[0] == "0\n"
     is_whole(tmp_path / "s")
+
+
+@pytest.mark.skipif(rowfiles.fcntl is None, reason="no locks")
+def test_one_that_fails_at_once_takes_nothing_from_another(start, tmp_path):
+    other = start(0.2)
+    other.stdin.write("\n")
+    other.stdin.flush()
+    assert other.stdout.readline() == "0\n"  # at the first block, nothing written yet
+
+    def fails(block):
+        raise Broken
+
+    with pytest.raises(Broken):
+        fill(tmp_path / "s", N, blocks, fails, about)
+    assert len(other.communicate()[0].split()) == 7
+    assert other.returncode == 0
+    is_whole(tmp_path / "s")
+
+
+def test_what_was_taken_away_meanwhile_is_begun_anew(tmp_path):
+    seen = []
+
+    def taken(block):
+        if not seen:
+            rowfiles.discard(tmp_path / "s")  # as another process does that finds nothing is to be stored
+        seen.append(block[0])
+        return make(block)
+
+    assert fill(tmp_path / "s", N, blocks, taken, about)
+    assert seen == [0, *range(0, N, SIZE)]
+    is_whole(tmp_path / "s")
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_threads_and_processes_without_locks_do_not_take_from_each_other(locks, tmp_path, monkeypatch):
+    if not locks:
+        monkeypatch.setattr(rowfiles, "fcntl", None)
+        monkeypatch.setattr(rowfiles, "_TURN", contextlib.nullcontext())  # threads are then as processes are
+
+    def slowly(largest, arrays):
+        time.sleep(0.002)
+        return about(largest, arrays)
+
+    for k in range(5):
+        folder = tmp_path / str(k) / "s"
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(lambda _, f=folder: fill(f, N, blocks, make, slowly), range(4)))
+        if locks:
+            is_whole(folder)
+        else:  # a name that was to be changed may be left
+            assert np.array_equal(open_rows(folder)[0]["name of it"], -np.arange(N))
 
 
 @pytest.mark.parametrize("mapped", [1 << 29, 0])

@@ -5,7 +5,8 @@ FOLDER/store.json    what they are
 .FOLDER.part/        the same while it is made; log.jsonl has a line for every block of rows that is on the disk
 
 Two processes share a block list without talking: who locks a block's bytes of the log makes it, the other takes the
-next. A lock ends with its process, so that what a killed one was at is made by whoever comes.
+next. A lock ends with its process, so that what a killed one was at is made by whoever comes. Threads of one process,
+which such locks do not part, take turns.
 
     process 1   [0 made][1 made][3 locked]
     process 2           [2 made][4 locked]        log: 0, 1, 2
@@ -18,6 +19,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -39,6 +41,8 @@ _LOG = "log.jsonl"
 _MAPPED = 1 << 29  # bytes of an array that may come to lie in this process's memory: 512 MiB
 _SAY = 1.0  # seconds of work that a killed process may have done in vain; to wait for the disk takes time too
 _READ = 1 << 26  # bytes of neighbouring rows that are read at once; the system gives no more than 2 GiB
+
+_TURN = threading.RLock()
 
 Made = tuple[Mapping[str, np.ndarray], Mapping[str, Sequence[float]]]
 """A block's rows (b, ...) by array, and numbers about them by array, of which the largest over all blocks are kept."""
@@ -134,23 +138,28 @@ def fill(
         OSError: If the disk refuses; what is written stays and is gone on with.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    while open_rows(folder) is None:
-        try:
-            writer = _Writer(folder, rows)
-        except FileNotFoundError:  # another process finished between two lines of ours
-            continue
-        with contextlib.closing(writer):
+    with _TURN:
+        while open_rows(folder) is None:
             try:
-                if open_rows(folder) is None:
-                    if not writer.fill(blocks, make):
-                        discard(folder)
-                        return False
-                    writer.finish(about)
-            except BaseException:  # what was made before it stays
-                writer.say()
-                raise
-            finally:
-                writer.drop()
+                writer = _Writer(folder, rows)
+            except FileNotFoundError:  # another process finished between two lines of ours
+                continue
+            with contextlib.closing(writer):
+                try:
+                    if open_rows(folder) is None:
+                        if not writer.fill(blocks, make):
+                            discard(folder)
+                            return False
+                        writer.finish(about)
+                except FileNotFoundError:
+                    writer.say()
+                    if writer.ours():
+                        raise  # else another process finished, or gave up, and took away what this one was at
+                except BaseException:  # what was made before it stays
+                    writer.say()
+                    raise
+                finally:
+                    writer.drop()
     return True
 
 
@@ -187,9 +196,9 @@ class _Writer:
         self._opened.close()
 
     def drop(self) -> None:
-        """Remove what was begun, if nothing has come of it."""
+        """Remove what was begun, if nothing has come of it and nobody else is at it."""
         self._look()
-        if not self._done and self._ours():
+        if not self._done and self._lock(0, self.rows + 1, wait=False) and self.ours():
             shutil.rmtree(self.part, ignore_errors=True)
 
     def fill(self, blocks: Callable[[], Iterator[_Block]], make: Callable[[_Block], Made | None]) -> bool:
@@ -222,17 +231,23 @@ class _Writer:
     def finish(self, about: About) -> None:
         """Let the arrays be seen, unless another process has."""
         self._lock(self.rows, self.rows + 1, wait=True)
-        if not self._ours():
+        if not self.ours():
             return
         arrays = {name: np.load(_file(self.part, name), mmap_mode="r", allow_pickle=False) for name in self._largest}
         known = {n: {"shape": list(array.shape), "stored_as": str(array.dtype)} for n, array in arrays.items()}
         more = about(self._largest, arrays)
         of = more.get("arrays", {})
         write_json(self.part / ABOUT, {**more, "arrays": {name: {**known[name], **of.get(name, {})} for name in known}})
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.part.rename(self.folder)
-        (self.folder / _LOG).unlink()
+        try:
+            self.part.rename(self.folder)
+        except OSError:
+            if open_rows(self.folder) is not None:  # made meanwhile, where there are no locks
+                if not self.ours():  # `write_json` brought it back
+                    shutil.rmtree(self.part, ignore_errors=True)
+                return
+            shutil.rmtree(self.folder)  # damaged
+            self.part.rename(self.folder)
+        (self.folder / _LOG).unlink(missing_ok=True)
 
     def _claim(self, start: int, stop: int) -> bool:
         """Lock a block for this process; False if it is made, or another process is at it."""
@@ -298,7 +313,7 @@ class _Writer:
                         self._largest[name] = [max(pair) for pair in zip(values, before, strict=True)]
                     self._done.add((start, stop))
 
-    def _ours(self) -> bool:
+    def ours(self) -> bool:
         """Say whether the log lies where it lay, so that nobody else has finished."""
         try:
             return os.path.samestat(os.fstat(self._log.fileno()), (self.part / _LOG).stat())

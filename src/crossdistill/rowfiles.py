@@ -43,6 +43,8 @@ _SAY = 1.0  # seconds of work that a killed process may have done in vain; to wa
 _READ = 1 << 26  # bytes of neighbouring rows that are read at once; the system gives no more than 2 GiB
 
 _TURN = threading.RLock()
+_GONE = (FileNotFoundError, FileExistsError)
+"""What a folder that another process takes away raises; the second, where `mkdir` finds it and then does not."""
 
 Made = tuple[Mapping[str, np.ndarray], Mapping[str, Sequence[float]]]
 """A block's rows (b, ...) by array, and numbers about them by array, of which the largest over all blocks are kept."""
@@ -142,7 +144,9 @@ def fill(
         while open_rows(folder) is None:
             try:
                 writer = _Writer(folder, rows)
-            except FileNotFoundError:  # another process finished between two lines of ours
+            except _GONE:  # another process finished between two lines of ours
+                if _part(folder).is_file():
+                    raise
                 continue
             with contextlib.closing(writer):
                 try:
@@ -151,7 +155,7 @@ def fill(
                             discard(folder)
                             return False
                         writer.finish(about)
-                except FileNotFoundError:
+                except _GONE:
                     writer.say()
                     if writer.ours():
                         raise  # else another process finished, or gave up, and took away what this one was at
@@ -182,7 +186,7 @@ class _Writer:
     def __init__(self, folder: Path, rows: int) -> None:
         self.folder, self.rows = folder, rows
         self.part = _part(folder)
-        self.part.mkdir(exist_ok=True)
+        self.part.mkdir(parents=True, exist_ok=True)
         self._opened = contextlib.ExitStack()
         self._log = self._opened.enter_context((self.part / _LOG).open("a+b", buffering=0))
         self._read, self._rest = 0, b""

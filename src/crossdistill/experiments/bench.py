@@ -82,7 +82,9 @@ class Bench:
         given = dict(self.experiment.networks.get(modality, {}))
         name: Any = given.pop("encoder", "auto")
         if not isinstance(name, str):
-            raise ConfigError(f"{document.where((*place, 'encoder'))}: a network is named by a word; received {shown(name)}")
+            raise ConfigError(
+                f"{document.where((*place, 'encoder'))}: a network is named by a word; received {shown(name)}"
+            )
         name = DEFAULTS.get(self.data.modality(modality).kind, name) if name == "auto" else name
         if ":" in name:
             return name, given

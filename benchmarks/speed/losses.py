@@ -126,8 +126,8 @@ def check_equal(name: str, forms: dict[str, Loss]) -> list[Check]:
     for who, (other, gradient) in found.items():
         if who != FULL:
             off, tilt = abs(float(other / value) - 1), float((gradient - slope).norm() / slope.norm())
-            says = f"{name}, {who}: loss within 1e-5 of our full form, gradient within 1e-4"
-            checks.append(Check(says, f"{off:.1e}, {tilt:.1e}", off <= 1e-5 and tilt <= 1e-4))
+            says = f"{name}, {who}: loss within 1e-6 of our full form, gradient within 1e-5"
+            checks.append(Check(says, f"{off:.1e}, {tilt:.1e}", off <= 1e-6 and tilt <= 1e-5))
     return checks
 
 

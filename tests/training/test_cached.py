@@ -170,6 +170,11 @@ def test_too_few_rows_take_no_step_and_teachers_run_once():
     )
 
 
+def test_one_row_for_a_batch_norm_says_what_to_raise():
+    with pytest.raises(DataError, match="micro_batch leaves one row for a part, which is too few; raise it"):
+        cached(ready(distillation, norm=True), rows(), 1)
+
+
 class Saved:
     """Counts the bytes that autograd keeps for backward, as long as it keeps them; parameters are there anyway."""
 

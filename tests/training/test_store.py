@@ -322,6 +322,17 @@ def test_a_damaged_store_is_computed_anew(damage, tmp_path):
     assert set(again.arrays) == {"features", "embedding", "logits"}
 
 
+def test_a_store_that_does_not_say_what_it_holds_is_refused(tmp_path):
+    teacher, data = freeze(Teacher()), Pairs()
+    TeacherStore(tmp_path).outputs(teacher, data, "image")
+    (about,) = tmp_path.glob("*/store.json")
+    known = json.loads(about.read_text())
+    del known["arrays"]["features"]["largest"]
+    about.write_text(json.dumps(known))
+    with pytest.raises(TrainingError, match="is not a store of .* rows of features; delete it"):
+        TeacherStore(tmp_path).outputs(teacher, data, "image")
+
+
 def test_a_learning_teacher_is_refused():
     with pytest.raises(TrainingError, match="training mode"):
         TeacherStore().outputs(Teacher(), Pairs(), "image")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage] - what all of them inherit from
 
-from crossdistill.errors import TrainingError
+from crossdistill.errors import DataError, TrainingError
 from crossdistill.methods.base import Batch, Losses, Separable
 from crossdistill.networks.base import Outputs
 from crossdistill.training.checkpoint import random_state, restore_random
@@ -51,7 +51,7 @@ def cached_step(
         backward: Differentiates the sum of the terms, if there are any.
 
     Raises:
-        DataError: If the batch's streams are of different lengths.
+        DataError: If the batch's streams are of different lengths, or a part of one row is too few for a batch norm.
         TrainingError: If `encode` changes the method's state.
     """
     rows = method.learnable(batch)
@@ -99,7 +99,14 @@ def _encode_all(
         with torch.no_grad(), autocast():
             taught.append({name: method.teacher_outputs(part, name) for name in live})
             states.append(random_state(device))
-            encoded.append(method.encode(part))
+            try:
+                encoded.append(method.encode(part))
+            except DataError as error:
+                if size_of(part) > 1:
+                    raise
+                raise DataError(
+                    f"micro_batch leaves one row for a part, which is too few; raise it ({error})"
+                ) from None
     now = _versions(method)
     if changed := [name for name in now if now[name] != before.get(name)]:
         raise TrainingError(

@@ -260,9 +260,13 @@ def _load(folder: Path, rows: int, form: Form) -> StoredOutputs | None:
     if found is None:
         return None
     arrays, about = found
-    if "features" not in arrays or len(arrays["features"]) != rows:
+    try:
+        facts = {name: (float(of["largest"]), float(of["error"])) for name, of in about["arrays"].items()}
+    except (KeyError, TypeError, ValueError):
+        facts = None
+    if facts is None or "features" not in arrays or len(arrays["features"]) != rows:
         raise TrainingError(f"{folder} is not a store of {rows} rows of features; delete it")
-    return StoredOutputs(arrays, form, {name: (of["largest"], of["error"]) for name, of in about["arrays"].items()})
+    return StoredOutputs(arrays, form, facts)
 
 
 def _compare(run: _Run, kept: StoredOutputs, shown: _Shown, count: int, tolerance: float, cure: str) -> None:

@@ -329,7 +329,7 @@ def test_a_store_that_does_not_say_what_it_holds_is_refused(tmp_path):
     known = json.loads(about.read_text())
     del known["arrays"]["features"]["largest"]
     about.write_text(json.dumps(known))
-    with pytest.raises(TrainingError, match="is not a store of .* rows of features; delete it"):
+    with pytest.raises(TrainingError, match=r"is not a store of .* rows of features; delete it"):
         TeacherStore(tmp_path).outputs(teacher, data, "image")
 
 

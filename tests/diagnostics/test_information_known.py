@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from crossdistill.diagnostics.information import mutual_information
+from crossdistill.diagnostics.information_closed import gaussian_shares
 from crossdistill.diagnostics.information_knn import ksg
 from crossdistill.diagnostics.information_known import KnownGaussians, known_pairs
 
@@ -19,6 +20,22 @@ def test_neighbours_miss_part_of_much_information_and_their_interval_holds_it():
     assert sum(f.low <= 2.0 <= f.high for f in found) >= 17
     assert all("widened by what the estimator misses" in f.kind for f in found)
     assert any("nats the estimator says as much" in f.note for f in found)
+
+
+def test_the_interval_holds_what_one_of_many_columns_shares():
+    # as if all shared equally, the ends held it in none of these draws
+    found = [mutual_information(*shared_gaussians(300, 3, 1, 1.2, seed), estimator="ksg") for seed in range(8)]
+    assert sum(f.low <= 1.2 <= f.high for f in found) >= 7
+
+
+def test_shares_are_those_of_the_correlations_and_do_not_change_with_linear_maps():
+    x, y = known_pairs(20_000, (4, 5), np.array([0.6, 0.3, 0.1]), np.random.default_rng(0))
+    shares = gaussian_shares(x, y)
+    assert shares == pytest.approx([0.6, 0.3, 0.1, 0.0], abs=0.02)
+    turn = np.random.default_rng(1).normal(size=(5, 5))
+    assert gaussian_shares(x, y @ turn) == pytest.approx(shares, abs=1e-9)
+    assert gaussian_shares(x[:9], y[:9]) == pytest.approx(np.full(4, 0.25))  # no more rows than columns
+    assert gaussian_shares(x, x) == pytest.approx(np.full(4, 0.25))  # all without end, and so alike
 
 
 def test_latents_widen_their_interval_by_what_learning_misses():

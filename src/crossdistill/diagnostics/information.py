@@ -56,8 +56,9 @@ def mutual_information(
     Estimates from few rows may be below 0; they are not cut, so that means stay right. Constant columns are left out,
     and all are standardised. Sub-samples hold half of the pairs or groups, 2000 at most. What an estimator is off by is
     not in the interval, but for ksg and latent of two sides of numbers: each end is moved outwards to the information
-    of the Gaussians of equal size and columns of which the estimator says that end (of latent, by what it misses of
-    Gaussians that share in as many dimensions). `standard_error` is of the spread alone.
+    of the Gaussians of equal size and columns of which the estimator says that end (of ksg, Gaussians whose canonical
+    correlations divide it as those of the pairs do; of latent, by what it misses of Gaussians that share in as many
+    dimensions). `standard_error` is of the spread alone.
 
     Args:
         x: Numbers (n, d), or classes (n,) of whole numbers or words; float (n,) is one column. n >= 50.

@@ -67,6 +67,23 @@ def gaussian(x: Doubles, y: Doubles) -> float:
     return gaussian_information(r) - bias
 
 
+def gaussian_shares(x: Doubles, y: Doubles) -> Doubles:
+    """Give what part of the information of x (n, d) and y (n, e), if Gaussian, each canonical correlation holds, (w,).
+
+    The largest first, each less what chance gives it on average; all the same where no more is left, or rows are too
+    few.
+    """
+    width = min(x.shape[1], y.shape[1])
+    if len(x) - 1 > x.shape[1] + y.shape[1]:
+        a, b = _basis(x), _basis(y)
+        r = np.linalg.svd(a.T @ b, compute_uv=False)
+        each = -0.5 * np.log(np.maximum(1 - r**2, DETERMINED))
+        left = np.maximum(each - gaussian_bias(len(x), a.shape[1], b.shape[1]) / len(each), 0)
+        if left.any():
+            return left / left.sum()
+    return np.ones(width) / width
+
+
 def discrete(first: Whole, second: Whole) -> float:
     """Estimate the information of two columns of codes (n,), less (cells - rows - columns + 1) / 2n.
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from crossdistill.diagnostics.information_closed import discrete, entropy, gaussian
+from crossdistill.diagnostics.information_closed import discrete, entropy, gaussian, gaussian_shares
 from crossdistill.diagnostics.information_contrast import contrast_information
 from crossdistill.diagnostics.information_knn import ksg, ross, untied
 from crossdistill.diagnostics.information_known import TOTALS, KnownGaussians, known_pairs
@@ -261,10 +261,9 @@ def _prepared_ksg(x: Side, y: Side, k: int, settings: dict[str, Any], notes: lis
     if y.code is not None:
         code = y.code
         return Prepared(lambda rows: ross(first[rows], code[rows], k), settings, tuple(notes))
-    second, shared = untied(y.rows, seed=1), min(x.rows.shape[1], y.rows.shape[1])
-    sides = (x.rows.shape[1], y.rows.shape[1])
-    shares: Doubles = np.ones(shared) / shared
-    known = KnownGaussians(min(len(x), KNOWN_ROWS), sides, shares, k=k)
+    second, sides = untied(y.rows, seed=1), (x.rows.shape[1], y.rows.shape[1])
+    # what few of many columns share is missed the most
+    known = KnownGaussians(min(len(x), KNOWN_ROWS), sides, gaussian_shares(x.rows, y.rows), k=k)
     return Prepared(lambda rows: ksg(first[rows], second[rows], k), settings, tuple(notes), truth=known.truth)
 
 

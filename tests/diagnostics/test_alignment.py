@@ -80,6 +80,16 @@ def test_a_shuffled_part_is_found():
     assert abs(part[1] - 800) <= 100
 
 
+@pytest.mark.parametrize(("n", "noise"), [(600, 0.3), (1600, 1.0)])
+def test_a_shuffled_half_is_found(n, noise):
+    source, target = pairs(n, noise=noise)
+    broken = source.copy()
+    broken[: n // 2] = source[np.random.default_rng(0).permutation(n // 2)]
+    (part,) = pairing_test(broken, target).shuffled
+    assert part[0] == 0
+    assert abs(part[1] - n // 2) <= 100
+
+
 def test_pairs_that_are_wrong_all_over_the_array_are_counted():
     source, target = pairs(noise=0.3)
     broken, rng = source.copy(), np.random.default_rng(0)

@@ -307,7 +307,8 @@ def _groups(group: Labels, split: Labels | None, level: float) -> list[Finding]:
     least = 1 + math.ceil(-math.log2(1 - level) - 1e-9)
     if len(names) < least:
         severity: Severity = "stop" if len(names) < 2 else "warn"
-        what = f"{len(names)} groups are too few for a {level:.0%} interval over groups, which takes {least}"
+        many = "1 group is" if len(names) == 1 else f"{len(names)} groups are"
+        what = f"{many} too few for a {level:.0%} interval over groups, which takes {least}"
         do = "collect more groups, or ask for a lower level; rows of a group do not stand in for others"
         found.append(Finding("groups", severity, what, do, "groups"))
     elif 2 * size.max() > len(group):

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.objectives.base import unit
 from crossdistill.objectives.gather import is_alone
 
 Use = Literal["auto", "always", "never"]
@@ -99,8 +100,6 @@ class Kernel:
             return self.rows[j]
         if not self.bank:
             return self.columns[j]
-        from crossdistill.objectives.base import unit
-
         return unit(self.columns[j].to(self.rows))
 
     @property
@@ -225,10 +224,9 @@ class _MeanLogSumExp(torch.autograd.Function):
             student = Kernel(u, student.columns, student.scale, student.own, student.bank)
         within = student.columns is None
         plan = Plan(len(u), len(u) if student.columns is None else len(student.columns), within, u.device)
-        ways = _Ways(rows=True, columns=within or both)
-        sums = _sums(student, plan, mask, ways)
-        taught = None if teacher is None else _sums(teacher, plan, mask, ways)
-        loss = torch.stack([_wide(way).mean() for way in (sums if both else sums[:1])]).mean()
+        row, column = _sums(student, plan, mask, across=within or both)
+        taught = None if teacher is None else _sums(teacher, plan, mask, across=within or both)
+        loss = torch.stack([_wide(way).mean() for way in ((row, column) if both else (row,))]).mean()
         if not needed and teacher is None:
             return loss
         du = torch.zeros_like(u)
@@ -237,9 +235,8 @@ class _MeanLogSumExp(torch.autograd.Function):
         for i, j in plan:
             logits = mask.apply(student.logits(i, j), i, j)
             # within, a tile off the diagonal stands for its mirror image too, whose rows are this one's columns
-            row, column = (x[i] for x in sums[:1]), (x[j] for x in sums[1:])
             mirrored = both or (within and i != j)
-            pull = _probabilities(logits, next(row), next(column) if mirrored else None, student.scale)
+            pull = _probabilities(logits, row[i], column[j] if mirrored else None, student.scale)
             if teacher is not None and taught is not None:
                 aim = mask.apply(teacher.logits(i, j), i, j)
                 aim = _probabilities(aim, taught[0][i], taught[1][j] if mirrored else None, teacher.scale)
@@ -256,7 +253,7 @@ class _MeanLogSumExp(torch.autograd.Function):
         if teacher is not None:
             total_of(cross)
         if student.own is not None:  # every process computes this whole, and gives its part of it
-            first, pull = cast("Tensor", student.first), (cast("Tensor", student.first) - sums[0]).exp()
+            first, pull = cast("Tensor", student.first), (cast("Tensor", student.first) - row).exp()
             if teacher is not None and taught is not None:
                 aim = (cast("Tensor", teacher.first) - taught[0]).exp()
                 cross += torch.stack([(aim * first).sum(), aim.sum()])
@@ -284,12 +281,6 @@ class _MeanLogSumExp(torch.autograd.Function):
         return (*given, None, None, None, None)
 
 
-@dataclass(frozen=True)
-class _Ways:
-    rows: bool
-    columns: bool
-
-
 class Plan:
     """The tiles of a matrix that this process computes: all, or every n-th of n processes that hold the same rows."""
 
@@ -308,27 +299,27 @@ class Plan:
                 number += 1
 
 
-def _sums(kernel: Kernel, plan: Plan, mask: _Mask, ways: _Ways) -> list[Tensor]:
-    """Give the log-sum-exp of every row and, where both ways are wanted, of every column; within, they are the same."""
+def _sums(kernel: Kernel, plan: Plan, mask: _Mask, *, across: bool) -> tuple[Tensor, Tensor]:
+    """Give the log-sum-exp of every row and, across, of every column, else none; within, they are the same."""
     new, first = kernel.rows.new_full, kernel.first
     row = new((plan.rows,), -torch.inf) if first is None or plan.rank else first
-    column = row if plan.within else new((plan.columns,), -torch.inf)
+    column = row if plan.within else new((plan.columns if across else 0,), -torch.inf)
     for i, j in plan:
         logits = mask.apply(kernel.logits(i, j), i, j)
-        across = ways.columns and not (plan.within and i == j)
+        mirrored = across and not (plan.within and i == j)
         if kernel.scale <= _BOUNDED:  # one exponential serves both ways
             powers = logits.exp_()
             row[i] = torch.logaddexp(row[i], powers.sum(dim=1).log_())
-            if across:
+            if mirrored:
                 column[j] = torch.logaddexp(column[j], powers.sum(dim=0).log_())
         else:
             row[i] = torch.logaddexp(row[i], logits.logsumexp(dim=1))
-            if across:
+            if mirrored:
                 column[j] = torch.logaddexp(column[j], logits.logsumexp(dim=0))
     if plan.world > 1:
         row = _shared(row)
-        column = row if plan.within else _shared(column)
-    return [row, column]
+        column = row if plan.within or not across else _shared(column)
+    return row, column
 
 
 def _probabilities(logits: Tensor, row: Tensor, column: Tensor | None, scale: float) -> Tensor:

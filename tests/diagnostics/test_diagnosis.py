@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from crossdistill.diagnostics import diagnose, forecast_gain
+from crossdistill.diagnostics.diagnosis import NUMBERS
 from crossdistill.diagnostics.self_supervision import target_embedding
 from crossdistill.errors import ConfigError, DataError
 
@@ -65,6 +66,24 @@ def test_everything_is_in_the_file_with_interval_and_settings(found):
     assert {line["what"] for line in value["calibration_lines"]} == {"information_shared", "information_known"}
     assert value["settings"]["labels_used"] == 60
     assert value["teachers"][0]["theory"]["source"].startswith("our reconstruction")
+
+
+@pytest.mark.parametrize("case", ["whole", "no labels", "one group", "one class", "flat source", "flat target"])
+def test_every_number_is_given_or_withheld(world, case):
+    source, target = world["rich"], world["poor"]
+    labels = None if case == "no labels" else np.zeros(N, dtype=int) if case == "one class" else world["few"]
+    source = np.ones((N, 3)) if case == "flat source" else source
+    target = np.ones((N, 3)) if case == "flat target" else target
+    groups = np.zeros(N, dtype=int) if case == "one group" else None
+    found = diagnose({"rich": source}, target, labels=labels, groups=groups, training=False)
+    (one,) = found.teachers
+    left = [w.what for w in found.withheld if w.teacher == "rich"]
+    assert len(left) == len(set(left))
+    assert all(w.reason for w in found.withheld)
+    named = set(left) & set(NUMBERS)
+    assert named | (set(one.estimates) & set(NUMBERS)) == set(NUMBERS)
+    assert not named & set(one.estimates)
+    assert (one.forecast is None) == any(w.what == "gain" for w in found.withheld)
 
 
 def test_what_is_not_meaningful_is_withheld_with_its_reason(world, found):

@@ -118,9 +118,12 @@ def _show(found: Diagnosis, page: Path) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     for warning in found.warnings:
         console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True)
+    left: dict[tuple[str, str], list[str]] = {}
     for one in found.withheld:
-        of = f" of '{one.teacher}'" if one.teacher and several else ""
-        console.print(f"withheld: {one.what}{of}: {one.reason}", markup=False, highlight=False, soft_wrap=True)
+        left.setdefault((one.teacher, one.reason), []).append(one.what)
+    for (teacher, reason), names in left.items():
+        of = f" of '{teacher}'" if teacher and several else ""
+        console.print(f"withheld: {', '.join(names)}{of}: {reason}", markup=False, highlight=False, soft_wrap=True)
     console.print()
     console.print(found.sentence, style=COLOURS[found.verdict], markup=False, highlight=False, soft_wrap=True)
     console.print(f"page: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -37,9 +37,13 @@ from crossdistill.evaluation._checks import Doubles, Whole, feature_rows, label_
 MOST_LABELS = 20
 """Labels of a class that the forecast looks at: it was calibrated up to there, and gains shrink beyond."""
 INFORMATION = ("information_shared", "information_known")
+DISTANCES, VOTES = ("kernel_tv", "kernel_kl", "mi_lower_bound"), ("vote_error", "certificate")
+NO_LABEL = "no row has a label; give a few of each class"
 SHARED = ("shared", "only_source", "only_target", "synergy", "redundancy")
 SLIPPED = {"slip", "shuffled part", "mixed pairs"}
 """Findings on pairs that are right once they are put in order, which no forecast of these rows is about."""
+NUMBERS = (*DISTANCES, *VOTES, *INFORMATION, "complementarity", *SHARED)
+"""What is measured of a candidate beside the forecast, or else withheld; what hangs on another comes after it."""
 OWN = ("target", "groups")
 """Where findings of one candidate are those of all."""
 
@@ -310,6 +314,8 @@ def diagnose(
         mine = tuple(finding for finding in checked[name] if finding.array not in OWN)
         forecast = forecasts.get(name)
         if name not in live:
+            why = next(w.reason for w in withheld if w.what == "gain" and w.teacher in ("", name))
+            withheld += [Withheld(what, name, why) for what in NUMBERS]
             teachers.append(Candidate(name, None, "undecided", mine, {}, {}))
             continue
         measured = _Measured(name, given[name], x, code, group, seed, withheld)
@@ -410,7 +416,7 @@ def _forecasts(
     if not given:
         return {}, {}
     if not len(index):
-        withheld.append(Withheld("gain", "", "no row has a label; give a few of each class"))
+        withheld.append(Withheld("gain", "", NO_LABEL))
         return {}, {}
     how: dict[str, Any] = {
         "ssl": _reference(x, training, seed, withheld),
@@ -464,7 +470,20 @@ class _Measured:
             self._add("mi_lower_bound", lambda: mi_lower_bound(z, own, groups=group, seed=seed))
         self._votes()
         self._information()
+        self._name_the_rest()
         return self.found
+
+    def _name_the_rest(self) -> None:
+        """Say of every other number why it is not there: what it hangs on is withheld, or there are no labels."""
+        reasons = {w.what: w.reason for w in self.withheld if w.teacher == self.name}
+        hangs = dict.fromkeys((*DISTANCES, *VOTES), "ridge_student") | {"certificate": "vote_error"}
+        hangs |= dict.fromkeys(INFORMATION, "complementarity") | dict.fromkeys(SHARED, "shared")
+        for what in NUMBERS:
+            if what in self.found or what in reasons:
+                continue
+            needs_labels = what not in DISTANCES and not len(self.known)
+            reasons[what] = NO_LABEL if needs_labels else reasons[hangs[what]]
+            self.withheld.append(Withheld(what, self.name, reasons[what]))
 
     def _votes(self) -> None:
         """Measure how often the source's neighbours err, and certify what the student's can."""

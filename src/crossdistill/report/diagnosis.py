@@ -100,6 +100,7 @@ def render(found: DiagnosisFile) -> str:
         settings=_settings(found),
         calibration=_calibration(best),
         why=_why(found),
+        labelled=found.settings.labelled,  # without labels nobody asked what they would tell
         withheld=_withheld(found),
         shown=SHOWN,
         colours={"source": SOURCE, "target": TARGET, "measured": ROLE_COLOURS["ceiling"], **COLOURS},

@@ -1,3 +1,4 @@
+import os
 import signal
 import sys
 import textwrap
@@ -7,6 +8,9 @@ import pytest
 import torch
 
 from crossdistill.data import Modality, PairedDataset
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anyone imports Triton: its kernels run on the CPU
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,13 @@ Shapes: n rows of width d, m columns; the teacher's widths may differ.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
+import logging
 from collections.abc import Callable, Generator, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal, cast
 
 import torch
@@ -38,35 +42,47 @@ ENOUGH = 512
 _BOUNDED = 40.0
 """Logits of at most this size need no shift in float32: exp(40) is 2e17, exp(-40) 4e-18, and 1e9 of them add up."""
 
-_use: ContextVar[tuple[Use, int | None]] = ContextVar("tiles", default=("auto", None))
+
+@dataclass(frozen=True)
+class _Choice:
+    use: Use = "auto"
+    size: int | None = None
+    fused: bool | None = None
+
+
+_choice: ContextVar[_Choice] = ContextVar("tiles", default=_Choice())  # noqa: B039 - it is frozen
 
 
 @contextlib.contextmanager
-def tiles(use: Use = "auto", *, size: int | None = None) -> Generator[None]:
+def tiles(use: Use = "auto", *, size: int | None = None, fused: bool | None = None) -> Generator[None]:
     """Choose within a `with` block how relational losses are computed; the result is the same but for rounding.
 
     Args:
         use: "auto" takes tiles from 512 pairs on; "always" and "never" do as they say. The full form can be
             differentiated twice, the tiles once.
         size: Rows and columns of a tile; None is 512 on the CPU, 4096 on accelerators.
+        fused: Whether Triton's kernels do what is not a matrix product, on float32; None takes them on CUDA devices
+            where Triton is installed and gives what torch gives on a tile of random numbers.
 
     Raises:
-        ConfigError: If a value is none of these.
+        ConfigError: If a value is none of these, or Triton is asked for and not installed.
     """
     if use not in ("auto", "always", "never"):
         raise ConfigError(f"tiles are 'auto', 'always' or 'never'; received '{use}'")
     if size is not None and size < 1:
         raise ConfigError(f"a tile has one row and column at least; received {size}")
-    before = _use.set((use, size))
+    if fused and importlib.util.find_spec("triton") is None:
+        raise ConfigError("fused tiles need Triton, which is not installed; pip install triton, or leave fused out")
+    before = _choice.set(_Choice(use, size, fused))
     try:
         yield
     finally:
-        _use.reset(before)
+        _choice.reset(before)
 
 
 def in_tiles(rows: int, columns: int) -> bool:
     """Say whether a matrix of similarities is to be computed in tiles."""
-    use, _ = _use.get()
+    use = _choice.get().use
     return use == "always" or (use == "auto" and rows * columns >= ENOUGH * ENOUGH)
 
 
@@ -233,16 +249,15 @@ class _MeanLogSumExp(torch.autograd.Function):
         dw = torch.zeros_like(w) if w is not None and w.requires_grad else None  # a frozen teacher gets none
         cross = _wide(u.new_zeros(2))  # the sum of P_t s, and that of P_t, which is n but for rounding
         for i, j in plan:
-            logits = mask.apply(student.logits(i, j), i, j)
             # within, a tile off the diagonal stands for its mirror image too, whose rows are this one's columns
             mirrored = both or (within and i != j)
-            pull = _probabilities(logits, row[i], column[j] if mirrored else None, student.scale)
+            tile = _tile(student, mask, (row, column), i, j, mirrored)
+            aim = None
             if teacher is not None and taught is not None:
-                aim = mask.apply(teacher.logits(i, j), i, j)
-                aim = _probabilities(aim, taught[0][i], taught[1][j] if mirrored else None, teacher.scale)
-                # not `dot`, which adds up one after the other and loses digits
-                cross += torch.stack([logits.mul_(aim).sum(), aim.sum()])
-                pull = pull.sub_(aim)
+                aim = _tile(teacher, mask, taught, i, j, mirrored)
+            pull, met = _pull(tile, aim)
+            if met is not None:
+                cross += met.to(cross)
             if not needed:
                 continue
             du[i] += pull @ student.block(j)
@@ -285,8 +300,7 @@ class Plan:
     """The tiles of a matrix that this process computes: all, or every n-th of n processes that hold the same rows."""
 
     def __init__(self, rows: int, columns: int, within: bool, device: torch.device) -> None:
-        _, size = _use.get()
-        self.size = size or (TILE if device.type == "cpu" else TILE_GPU)
+        self.size = _choice.get().size or (TILE if device.type == "cpu" else TILE_GPU)
         self.rows, self.columns, self.within = rows, columns, within
         self.rank, self.world = (0, 1) if is_alone() else (dist.get_rank(), dist.get_world_size())
 
@@ -307,28 +321,97 @@ def _sums(kernel: Kernel, plan: Plan, mask: _Mask, *, across: bool) -> tuple[Ten
     for i, j in plan:
         logits = mask.apply(kernel.logits(i, j), i, j)
         mirrored = across and not (plan.within and i == j)
-        if kernel.scale <= _BOUNDED:  # one exponential serves both ways
-            powers = logits.exp_()
-            row[i] = torch.logaddexp(row[i], powers.sum(dim=1).log_())
-            if mirrored:
-                column[j] = torch.logaddexp(column[j], powers.sum(dim=0).log_())
-        else:
-            row[i] = torch.logaddexp(row[i], logits.logsumexp(dim=1))
-            if mirrored:
-                column[j] = torch.logaddexp(column[j], logits.logsumexp(dim=0))
+        rows, columns = _log_sums(logits, kernel.scale, mirrored)
+        row[i] = torch.logaddexp(row[i], rows)
+        if columns is not None:
+            column[j] = torch.logaddexp(column[j], columns)
     if plan.world > 1:
         row = _shared(row)
         column = row if plan.within or not across else _shared(column)
     return row, column
 
 
-def _probabilities(logits: Tensor, row: Tensor, column: Tensor | None, scale: float) -> Tensor:
-    """Give exp(logits - row), plus exp(logits - column) where there is one."""
-    if scale <= _BOUNDED:
-        weight = row.neg().exp_()[:, None]
-        return logits.exp().mul_(weight if column is None else weight + column.neg().exp_())
-    out = (logits - row[:, None]).exp_()
-    return out if column is None else out.add_((logits - column).exp_())
+def _log_sums(logits: Tensor, scale: float, across: bool) -> tuple[Tensor, Tensor | None]:
+    """Give the log-sum-exp of a tile's rows and, across, of its columns; the tile is used up."""
+    if (kernels := _kernels(logits)) is not None:
+        return kernels.sums(logits, across)
+    if scale <= _BOUNDED:  # one exponential serves both ways
+        powers = logits.exp_()
+        return powers.sum(dim=1).log_(), powers.sum(dim=0).log_() if across else None
+    return logits.logsumexp(dim=1), logits.logsumexp(dim=0) if across else None
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A tile's logits, the log-sum-exps of its rows and, where it stands for its mirror image too, of its columns."""
+
+    logits: Tensor
+    row: Tensor
+    column: Tensor | None
+    scale: float
+
+    def probabilities(self) -> Tensor:
+        """Give exp(logits - row), plus exp(logits - column) where there is one."""
+        if self.scale <= _BOUNDED:
+            weight = self.row.neg().exp_()[:, None]
+            return self.logits.exp().mul_(weight if self.column is None else weight + self.column.neg().exp_())
+        out = (self.logits - self.row[:, None]).exp_()
+        return out if self.column is None else out.add_((self.logits - self.column).exp_())
+
+
+def _tile(kernel: Kernel, mask: _Mask, sums: tuple[Tensor, Tensor], i: slice, j: slice, mirrored: bool) -> _Tile:
+    logits = mask.apply(kernel.logits(i, j), i, j)
+    return _Tile(logits, sums[0][i], sums[1][j] if mirrored else None, kernel.scale)
+
+
+def _pull(tile: _Tile, aim: _Tile | None) -> tuple[Tensor, Tensor | None]:
+    """Give a tile's share of the gradient; of a teacher also the sums of P_t s and of P_t, (2,). The tiles are used up.
+
+    Not by `dot`, which adds up one after the other and loses digits.
+    """
+    if (kernels := _kernels(tile.logits, *(() if aim is None else (aim.logits,)))) is not None:
+        return kernels.pull(
+            tile.logits, tile.row, tile.column, None if aim is None else (aim.logits, aim.row, aim.column)
+        )
+    pull = tile.probabilities()
+    if aim is None:
+        return pull, None
+    wanted = aim.probabilities()
+    met = torch.stack([tile.logits.mul_(wanted).sum(), wanted.sum()])
+    return pull.sub_(wanted), met
+
+
+def _kernels(*tiles: Tensor) -> ModuleType | None:
+    """Give the fused kernels, where they are to be used on these tiles."""
+    fused = _choice.get().fused
+    if fused is False or any(tile.dtype != torch.float32 for tile in tiles):
+        return None
+    if fused is None and not _proven(tiles[0].device):
+        return None
+    from crossdistill.objectives import _fused
+
+    return _fused
+
+
+@functools.cache
+def _proven(device: torch.device) -> bool:
+    """Say whether Triton is there for a device, and its kernels give there what torch gives."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    generator = torch.Generator(device).manual_seed(0)
+    student, teacher = (torch.randn(37, 300, generator=generator, device=device) for _ in range(2))
+    found: list[tuple[Tensor | None, ...]] = []
+    try:
+        for fused in (False, True):
+            with tiles(fused=fused):
+                both = [_Tile(x.clone(), *_log_sums(x.clone(), 1.0, True), 1.0) for x in (student, teacher)]
+                found.append((both[0].row, both[0].column, *_pull(*both)))
+        for plain, triton in zip(*found, strict=True):
+            torch.testing.assert_close(triton, plain, rtol=1e-4, atol=1e-5, check_dtype=False)
+    except Exception as error:  # a compiler that fails in any way must not end a training
+        logging.getLogger("crossdistill").warning("Triton's kernels are not used on %s: %s", device, error)
+        return False
+    return True
 
 
 def _shared(sums: Tensor) -> Tensor:

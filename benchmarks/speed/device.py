@@ -1,0 +1,148 @@
+"""Losses over large batches on an accelerator: `python -m benchmarks.speed.device`, where there is a CUDA device.
+
+The full matrix, tiles by torch alone, and tiles with Triton's kernels, in turns: seconds by the device's own clock of a
+loss and its gradient, the most memory it asks for beyond its inputs, and which share of the rate of one large product
+of the same precision its products reach. Values and gradients are compared first.
+--device cpu runs the same at toy sizes, kernels interpreted (TRITON_INTERPRET=1): a rehearsal, whose times mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from benchmarks.record import Check
+from benchmarks.speed.measure import keep, ratio, said
+from torch import Tensor
+
+from crossdistill.objectives import cross_modal_contrastive, nt_xent, similarity_distillation, tiles
+
+LOSSES: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
+    "contrast": (3, lambda s, t: cross_modal_contrastive(s, t, tau=0.1)),
+    "nt_xent": (2, lambda s, t: nt_xent(*s.chunk(2), tau=0.1)),
+    "similarity": (3, similarity_distillation),
+}
+"""Products of n x n x d that the tiles of each loss take, and the loss; the teacher is frozen."""
+FORMS: dict[str, dict[str, Any]] = {
+    "full matrix": {"use": "never"},
+    "tiles": {"use": "always", "fused": False},
+    "tiles, fused": {"use": "always", "fused": True},
+}
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Time one run by the device's clock, or this process's."""
+    if device.type != "cuda":
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def most_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Give the most memory that was asked for at once, beyond what was there."""
+    if device.type != "cuda":
+        work()
+        return 0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def product_rate(n: int, device: torch.device, rounds: int) -> float:
+    """Measure the rate of one n x n x n product, in multiplications and additions a second."""
+    a = torch.randn(n, n, device=device)
+    a @ a
+    return 2 * n**3 / min(seconds_of(lambda: a @ a, device) for _ in range(rounds))
+
+
+def measure(name: str, n: int, d: int, device: torch.device, rounds: int, rate: float) -> dict[str, Any]:
+    """Compare, count and time one loss at one size."""
+    products, loss = LOSSES[name]
+    generator = torch.Generator().manual_seed(n)
+    t = torch.randn(n, d, generator=generator)
+    s = (t + 2 * torch.randn(n, d, generator=generator)).to(device).requires_grad_()
+    t = t.to(device)
+
+    def step(form: str) -> tuple[Tensor, Tensor]:
+        with tiles(**FORMS[form]):
+            value = loss(s, t)
+            return value.detach(), torch.autograd.grad(value, s)[0]
+
+    values, memory = {}, {}
+    for form in FORMS:
+        values[form] = step(form)  # also its warm-up: kernels are compiled here
+        memory[form] = most_bytes(lambda form=form: step(form), device)
+    seconds: dict[str, list[float]] = {form: [] for form in FORMS}
+    for _ in range(rounds):
+        for form in FORMS:
+            seconds[form].append(seconds_of(lambda form=form: step(form), device))
+    value, slope = values["full matrix"]
+    off = max(abs(float(other / value) - 1) for other, _ in values.values())
+    tilt = max(float((gradient - slope).norm() / slope.norm()) for _, gradient in values.values())
+    used = 2 * products * n * n * d
+    found = {
+        "loss": name,
+        "b": n,
+        "d": d,
+        "seconds": {form: [round(x, 6) for x in taken] for form, taken in seconds.items()},
+        "bytes": memory,
+        "share of one product's rate": {f: round(used / statistics.median(x) / rate, 4) for f, x in seconds.items()},
+        "fused / tiles": ratio(seconds["tiles, fused"], seconds["tiles"]),
+        "fused / full matrix": ratio(seconds["tiles, fused"], seconds["full matrix"]),
+        "loss off": off,
+        "gradient off": tilt,
+    }
+    print(f"{name}, b = {n}, d = {d}: loss off by {off:.1e}, gradient by {tilt:.1e}")
+    for form, taken in seconds.items():
+        share = found["share of one product's rate"][form]
+        print(f"  {form:14s} {statistics.median(taken) * 1000:9.3f} ms {memory[form] / 2**20:9.1f} MiB {share:6.1%}")
+    print(f"  fused / tiles {said(found['fused / tiles'])}", flush=True)
+    return found
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("losses", nargs="*", default=list(LOSSES), help=", ".join(LOSSES))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096, 16384, 32768])
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument(
+        "--tf32", action="store_true", help="let products of float32 round to TF32, as many trainings do"
+    )
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args(given)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "there is no CUDA device here; --device cpu --sizes 64 rehearses\n")
+    device = torch.device(args.device)
+    torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    rate = product_rate(8192 if device.type == "cuda" else 256, device, args.rounds)
+    print(f"one product: {rate / 1e12:.2f} T multiplications and additions a second")
+    rows = [measure(x, n, args.width, device, args.rounds, rate) for x in args.losses for n in args.sizes]
+    close = 1e-2 if args.tf32 else 1e-5
+    checks = [
+        Check(
+            "loss within 1e-6, gradient within 1e-5 of the full form",
+            "see rows",
+            all(row["loss off"] <= max(1e-6, close / 10) and row["gradient off"] <= close for row in rows),
+        )
+    ]
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name().lower().replace(" ", "-")
+        keep("device", f"losses on {torch.cuda.get_device_name()}", rows, checks, part=name + "-tf32" * args.tf32)
+
+
+if __name__ == "__main__":
+    main()

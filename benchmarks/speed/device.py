@@ -1,9 +1,9 @@
 """Losses over large batches on an accelerator: `python -m benchmarks.speed.device`, where there is a CUDA device.
 
 The full matrix, tiles by torch alone, and tiles with Triton's kernels, in turns: seconds by the device's own clock of a
-loss and its gradient, the most memory it asks for beyond its inputs, and which share of the rate of one large product
-of the same precision its products reach. Values and gradients are compared first.
---device cpu runs the same at toy sizes, kernels interpreted (TRITON_INTERPRET=1): a rehearsal, whose times mean nothing.
+loss and its gradient, the most memory asked for beyond its inputs, and which share of the rate of one large product of
+the same precision its products reach. Values and gradients are compared first.
+--device cpu runs the same at small sizes, interpreted (TRITON_INTERPRET=1): a rehearsal, not a measurement.
 """
 
 from __future__ import annotations

@@ -142,6 +142,38 @@ def test_views_are_augmented_independently(data):
             assert not torch.allclose(views[i], views[j], atol=0.01)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_device_that_augments_gives_the_same_batches(data, workers):
+    how = {"batch_size": 16, "seed": 5, "labels": True, "workers": workers}
+    paired = augmented(data).shuffled("pen", 1)
+    here = paired.loader({"image": 2, "pen": 1}, **how)
+    there = paired.loader({"image": 2, "pen": 1}, **how).to(
+        torch.device("cpu", 0)
+    )  # not plain "cpu": samples are moved
+    for epoch in range(2):
+        for one, other in zip(here.epoch(epoch, 1), there.epoch(epoch, 1), strict=True):
+            assert same(one.pop("index"), other.pop("index"))
+            assert same(one, other)
+
+
+def test_samples_are_augmented_on_the_device_where_that_is_known_to_work(data):
+    seen = []
+
+    def own(x, draws):
+        seen.append((x.device.type, draws.index.device.type))
+        return x + 1
+
+    mixed = augmented(data).augmented({"pen": own})
+    batch = next(iter(mixed.loader({"image": 1, "pen": 1}, batch_size=4, seed=0).to(torch.device("meta")).epoch(0)))
+    assert seen == [("cpu", "cpu")]
+    assert {name: batch[name].device.type for name in ("image", "pen", "index", "group")} == {
+        "image": "meta",
+        "pen": "meta",
+        "index": "cpu",
+        "group": "cpu",
+    }
+
+
 def test_order_and_augmentation_are_functions_of_seed_and_epoch(data):
     loader = augmented(data).loader({"image": 2, "pen": 1}, batch_size=16, seed=5)
     again = augmented(data).loader({"image": 2, "pen": 1}, batch_size=16, seed=5)

@@ -9,6 +9,7 @@ from crossdistill.data import Draws, Modality, available_transforms, build_trans
 from crossdistill.data.augment_any import span
 from crossdistill.data.augment_image import move_image
 from crossdistill.data.augment_time import at_times, move_path
+from crossdistill.data.transforms import anywhere
 from crossdistill.errors import ConfigError
 
 IMAGE = Modality(name="image", kind="image", shape=(2, 9, 12))
@@ -59,6 +60,18 @@ def test_what_every_transform_holds(name, kind):
     some = torch.tensor([40, 3, 7])  # a sample's change does not depend on the batch it is in
     alone = Draws(seed=0, epoch=0, index=some, modality=modality.name)
     assert torch.equal(transform(x[some], alone), y[some])
+
+
+@pytest.mark.parametrize(("name", "kind"), every())
+def test_every_transform_works_where_its_batch_is(name, kind):
+    """A meta tensor has a shape and no numbers; with one of the CPU it does not mix, as one of a GPU would not."""
+    modality = MODALITIES[kind]
+    transform, here = build_transforms([name], modality), draws(modality)
+    elsewhere = Draws(seed=0, epoch=0, index=here.index.to("meta"), modality=modality.name)
+    y = transform(modality.prepare(batch(modality).to("meta")), elsewhere)
+    assert y.device.type == "meta"
+    assert y.shape == (B, *modality.shape)
+    assert anywhere(transform)
 
 
 def test_the_facts_name_kinds_and_parameters():

@@ -1,6 +1,9 @@
 """Teachers of augmented samples, stored for each epoch: what is stored is what training would have shown them."""
 
+import importlib
+import linecache
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,3 +168,26 @@ def test_what_cannot_be_replayed_stays_live(tmp_path):
         TeacherStore(tmp_path).outputs(freeze(nn.Linear(6, 3)), data, "image", epoch=0)
     with pytest.raises(ConfigError, match="name a folder"):
         TeacherStore(replay=True)
+
+
+def test_a_transform_is_another_one_when_what_it_inherits_changes(own):
+    text = """
+        from dataclasses import dataclass
+
+        @dataclass(frozen=True)
+        class Base:
+            size: float = 1.0
+
+            def __call__(self, x, draws):
+                return x + self.size
+
+        @dataclass(frozen=True)
+        class Derived(Base):
+            pass
+        """
+    module = importlib.import_module(own(text))
+    before = transform_identity(module.Derived())
+    path = Path(module.__file__)
+    path.write_text(path.read_text().replace("x + self.size", "x - self.size * 2"))
+    linecache.checkcache()
+    assert transform_identity(importlib.reload(module).Derived()) not in {before, ""}

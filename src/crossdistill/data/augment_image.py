@@ -78,17 +78,17 @@ def move_image(
     # from the result back to where it comes from: the inverse of rotation @ size @ stretch @ shear, in pixels
     matrix = (cos / p + slope * p * sin, sin / p - slope * p * cos, -p * sin, p * cos)
     a, b, c, d = (entry.float()[:, None, None] for entry in matrix)
-    grid_x, grid_y = _places(height, width)
+    grid_x, grid_y = _places(height, width, x.device)
     u = (grid_x - 2 * right.float()[:, None, None]) * (width / 2)
     v = (grid_y - 2 * down.float()[:, None, None]) * (height / 2)
     grid = torch.stack([(a * u + b * v) / (width / 2), (c * u + d * v) / (height / 2)], dim=-1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _places(height: int, width: int) -> tuple[Tensor, Tensor]:
+def _places(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Give x (1, 1, w) and y (1, h, 1) of the pixels' centres in [-1, 1]."""
-    x = (torch.arange(width) * 2 + 1) / width - 1
-    y = (torch.arange(height) * 2 + 1) / height - 1
+    x = (torch.arange(width, device=device) * 2 + 1) / width - 1
+    y = (torch.arange(height, device=device) * 2 + 1) / height - 1
     return x[None, None, :], y[None, :, None]
 
 
@@ -117,7 +117,7 @@ class Crop:
         stretch = torch.exp(spread(draws, "ratio", math.log(self.ratio), "uniform"))
         wide, high = (torch.sqrt(area * stretch).clamp(max=1), torch.sqrt(area / stretch).clamp(max=1))
         left, top = (1 - wide) * (2 * u[:, 1] - 1), (1 - high) * (2 * u[:, 2] - 1)
-        grid_x, grid_y = _places(*x.shape[-2:])
+        grid_x, grid_y = _places(x.shape[-2], x.shape[-1], x.device)
         gx = grid_x * wide.float()[:, None, None] + left.float()[:, None, None]
         gy = grid_y * high.float()[:, None, None] + top.float()[:, None, None]
         shape = (len(x), *x.shape[-2:])
@@ -168,8 +168,8 @@ class Erase:
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
         """Give x (b, c, h, w) with rectangles of zeros."""
         height, width = x.shape[-2:]
-        rows = span(draws, "rows", self.size, height, torch.arange(height))
-        columns = span(draws, "columns", self.size, width, torch.arange(width))
+        rows = span(draws, "rows", self.size, height, torch.arange(height, device=x.device))
+        columns = span(draws, "columns", self.size, width, torch.arange(width, device=x.device))
         hit = draws.uniform("erase") < self.probability
         hole = (rows & hit)[:, :, None] & columns[:, None, :]
         return x.masked_fill(hole[:, None], 0.0)

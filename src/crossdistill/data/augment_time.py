@@ -134,7 +134,7 @@ class Wobble:
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
         """Give x (b, c, t) bent."""
         knots = draws.normal("wobble", len(self.channels) * self.knots).view(len(x), len(self.channels), self.knots)
-        at = torch.linspace(0, self.knots - 1, x.shape[2]).expand(len(x), -1)
+        at = torch.linspace(0, self.knots - 1, x.shape[2], device=x.device).expand(len(x), -1)
         bent = x.clone()
         bent[:, list(self.channels)] += at_times(knots.to(x.dtype), at) * self.std
         return bent
@@ -164,10 +164,10 @@ class TimeWarp:
         if length < 2:
             return x
         speed = torch.exp(draws.normal("speed", self.knots).double() * self.strength)
-        at = torch.linspace(0, self.knots - 1, length - 1, dtype=torch.float64)
+        at = torch.linspace(0, self.knots - 1, length - 1, dtype=torch.float64, device=x.device)
         low = at.floor().long().clamp(max=self.knots - 2)
         steps = torch.lerp(speed[:, low], speed[:, low + 1], at - low)
-        passed = torch.cat([torch.zeros(len(x), 1, dtype=torch.float64), steps.cumsum(dim=1)], dim=1)
+        passed = torch.cat([steps.new_zeros(len(x), 1), steps.cumsum(dim=1)], dim=1)
         return at_times(x, passed * ((length - 1) / passed[:, -1:]))
 
 
@@ -199,7 +199,9 @@ class TimeMask:
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
         """Give x (b, c, t) with a stretch of zeros."""
         length = x.shape[2]
-        return x.masked_fill(span(draws, "time", self.share, length, torch.arange(length))[:, None], 0.0)
+        return x.masked_fill(
+            span(draws, "time", self.share, length, torch.arange(length, device=x.device))[:, None], 0.0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,8 +249,10 @@ class SpecMask:
         """Give x (b, 1, mels, frames) with masked bands and frames."""
         mels, frames = x.shape[-2:]
         for k in range(self.count):
-            hidden = span(draws, f"bands {k}", self.bands, mels, torch.arange(mels))[:, :, None]
-            hidden = hidden | span(draws, f"frames {k}", self.frames, frames, torch.arange(frames))[:, None]
+            hidden = span(draws, f"bands {k}", self.bands, mels, torch.arange(mels, device=x.device))[:, :, None]
+            hidden = (
+                hidden | span(draws, f"frames {k}", self.frames, frames, torch.arange(frames, device=x.device))[:, None]
+            )
             x = x.masked_fill(hidden[:, None], 0.0)
         return x
 
@@ -272,5 +276,5 @@ class TimeShift:
         """Give x (b, ..., t) shifted along its last axis."""
         length = x.shape[-1]
         steps = torch.round(spread(draws, "shift", self.share * length, "uniform")).long()
-        places = (torch.arange(length) - steps[:, None]).clamp(0, length - 1)
+        places = (torch.arange(length, device=x.device) - steps[:, None]).clamp(0, length - 1)
         return x.gather(-1, places.reshape(len(x), *(1,) * (x.ndim - 2), length).expand(x.shape))

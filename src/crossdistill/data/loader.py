@@ -13,10 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.data.draws import Draws, permutation
 from crossdistill.data.modality import blanked
+from crossdistill.data.transforms import anywhere
 from crossdistill.errors import DataError
 
 if TYPE_CHECKING:
     from crossdistill.data.dataset import PairedDataset
+
+_CPU = torch.device("cpu")
+_Job = tuple[int | None, np.ndarray]
+"""An epoch and positions; without an epoch the samples are read alone."""
 
 
 class Loader:
@@ -52,6 +57,7 @@ class Loader:
         self._partners = {name: data.partners(name) for name in views if name in data.shuffles}
         self._present = {name: here for name in views if (here := data.present(name)) is not None}
         self._workers: _Workers | None = None
+        self.device = _CPU
         self._deal: _Deal | None = None
         if distinct_groups:
             if self._group is None:
@@ -69,6 +75,15 @@ class Loader:
             return self._deal.batches
         whole, rest = divmod(len(self.data), self.batch_size)
         return whole + bool(rest and not self.drop_last)
+
+    def to(self, device: torch.device) -> Loader:
+        """Prepare and augment batches on a device from now on, to which samples go as they are stored; gives itself.
+
+        Draws are the same on every device, what is computed from them is but for rounding. Transforms that are not of
+        this library stay on the CPU, as nobody knows where they work. `index`, `label` and `group` stay there too.
+        """
+        self.device = device
+        return self
 
     def epoch(self, epoch: int, skip: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """Give the batches of one epoch.
@@ -93,10 +108,13 @@ class Loader:
             plan = [_share(positions, rank, world) for positions in plan]
         if not self.workers:
             return (self.batch(epoch, positions) for positions in plan)
-        return self._worked([(epoch, positions) for positions in plan])
+        if self.device == _CPU:
+            return self._worked([(epoch, positions) for positions in plan])
+        read = self._worked([(None, positions) for positions in plan])
+        return (self._made(epoch, positions, raw) for positions, raw in zip(plan, read, strict=True))
 
-    def _worked(self, jobs: list[tuple[int, np.ndarray]]) -> Iterator[dict[str, Any]]:
-        """Have worker processes prepare batches; they live on for the next epoch.
+    def _worked(self, jobs: list[_Job]) -> Iterator[dict[str, Any]]:
+        """Have worker processes prepare batches, or read their samples; they live on for the next epoch.
 
         Who iterates holds them, so that a second iteration at the same time gets processes of its own, and those of one
         that is given up end with it.
@@ -114,19 +132,32 @@ class Loader:
 
     def batch(self, epoch: int, positions: np.ndarray) -> dict[str, Any]:
         """Give the samples at `positions` (b,) as a batch of `epoch`."""
+        return self._made(epoch, positions, self.read(positions))
+
+    def read(self, positions: np.ndarray) -> dict[str, Tensor]:
+        """Give the samples at `positions` (b,) as they are stored, by modality."""
+        return {name: torch.from_numpy(self.data.raw(name, self._own(name, positions))) for name in self.views}
+
+    def _own(self, name: str, positions: np.ndarray) -> np.ndarray:
+        return self._partners[name][positions] if name in self._partners else positions
+
+    def _made(self, epoch: int, positions: np.ndarray, raw: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Prepare and augment what was read."""
         batch: dict[str, Any] = {}
         places: dict[str, Tensor] = {}
         present = {name: torch.from_numpy(here[positions]) for name, here in self._present.items()}
         for name, count in self.views.items():
-            own = self._partners[name][positions] if name in self._partners else positions
-            places[name] = torch.from_numpy(own.copy())
-            prepared = self.data.modalities[name].prepare(torch.from_numpy(self.data.raw(name, own)))
+            places[name] = torch.from_numpy(self._own(name, positions).copy())
             transform = self.data.transforms.get(name)
+            # nobody knows where transforms that are not ours work
+            where = self.device if transform is None or anywhere(transform) else _CPU
+            index, here = places[name].to(where), present[name].to(where) if name in present else None
+            prepared = self.data.modalities[name].prepare(raw[name].to(where))
             drawn = self.data.drawn(name, epoch)
             for k in range(count):
-                draws = Draws(seed=self.seed, epoch=drawn, index=places[name], modality=name, view=k)
-                seen = prepared if transform is None else transform(prepared, draws)
-                batch[f"{name}#{k}" if k else name] = blanked(seen, present.get(name))
+                draws = Draws(seed=self.seed, epoch=drawn, index=index, modality=name, view=k)
+                seen = blanked(prepared if transform is None else transform(prepared, draws), here)
+                batch[f"{name}#{k}" if k else name] = seen.to(self.device)
         batch["index"] = places if self._partners else torch.from_numpy(positions.copy())
         if self._label is not None:
             batch["label"] = torch.from_numpy(self._label[positions])
@@ -196,13 +227,13 @@ class _Workers:
 
     def __init__(self, loader: Loader) -> None:
         own = copy.copy(loader)  # else processes and loader would hold each other, and none would end
-        self._jobs: list[tuple[int, np.ndarray]] = []
+        self._jobs: list[_Job] = []
         self._batches = DataLoader(
             _Batches(own), batch_size=None, sampler=self._jobs, num_workers=loader.workers, persistent_workers=True
         )
 
-    def batches(self, jobs: list[tuple[int, np.ndarray]]) -> Iterator[dict[str, Any]]:
-        """Give the batch of each (epoch, positions), in order."""
+    def batches(self, jobs: list[_Job]) -> Iterator[dict[str, Any]]:
+        """Give the batch of each job, in order."""
         self._jobs[:] = jobs
         return iter(self._batches)
 
@@ -213,5 +244,6 @@ class _Batches(Dataset[dict[str, Any]]):
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
-    def __getitem__(self, job: tuple[int, np.ndarray]) -> dict[str, Any]:
-        return self.loader.batch(*job)
+    def __getitem__(self, job: _Job) -> dict[str, Any]:
+        epoch, positions = job
+        return dict(self.loader.read(positions)) if epoch is None else self.loader.batch(epoch, positions)

@@ -138,12 +138,20 @@ def build_transforms(spec: Sequence[str | Mapping[str, Any]], modality: Modality
     return Chain(tuple(links))
 
 
+def anywhere(transform: Transform) -> bool:
+    """Say whether a transform works on any device: those of this library do, and others may not."""
+    if isinstance(transform, Chain):
+        return all(anywhere(link.transform) for link in transform.links)
+    return type(transform) in _CLASSES
+
+
 def transform_identity(transform: Transform) -> str:
     """Hash all that a transform's result depends on, beside the samples and the draws.
 
     Returns:
-        16 hexadecimal digits of its parameters and of its class's name and source; the same for its parts. Empty where
-        it is no dataclass, or one with a field that is neither plain nor such a dataclass: nobody knows its parameters.
+        16 hexadecimal digits of its parameters, its class's name, and the source of it and of all that it inherits; the
+        same for its parts. Empty where it is no dataclass, or one with a field that is neither plain nor such a
+        dataclass: nobody knows its parameters.
     """
     try:
         return digest(_known(transform))
@@ -154,10 +162,7 @@ def transform_identity(transform: Transform) -> str:
 def _known(value: Any) -> Any:
     """Turn plain values and dataclasses of such into JSON-like ones; others are a TypeError."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        try:
-            source = inspect.getsource(type(value))
-        except OSError:  # made in a notebook's cell
-            source = ""
+        source = [_source(cls) for cls in type(value).__mro__ if cls is not object]
         fields = {f.name: _known(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": f"{type(value).__module__}.{type(value).__qualname__}", "source": source, "fields": fields}
     if isinstance(value, list | tuple):
@@ -165,6 +170,14 @@ def _known(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError
+
+
+def _source(cls: type[Any]) -> str:
+    """Give a class's source; a class made in a notebook's cell has none."""
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):
+        return ""
 
 
 def _entry(entry: Any, where: str) -> tuple[str, dict[str, Any]]:

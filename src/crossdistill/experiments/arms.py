@@ -174,6 +174,12 @@ def _augmented(
     augment = {name: list(DEFAULT_AUGMENT[data.modality(name).kind]) for name in learnt} | dict(stage.augment)
     contrasts = learnt if "views" in cls.facts.needs else ()
     _check_augment(augment, data, experiment.document, place, contrasts=contrasts)
+    if stage.stored_views is not None and not augment.get(experiment.data.source):
+        raise ConfigError(
+            f"{experiment.document.where((*place, 'stored_views'))}: the teacher's modality "
+            f"'{experiment.data.source}' is not augmented, so its outputs are stored once; leave stored_views out, or "
+            "say how under augment"
+        )
     return dataclasses.replace(stage, augment=augment)
 
 

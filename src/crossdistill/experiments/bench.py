@@ -275,7 +275,11 @@ class Bench:
                 name=f"{arm.name}, seed {seed}",
                 listener=listener,
                 stop=stop,
-                store=TeacherStore(self.folder / "store", made_of=self.teacher_key(stage, seed)),
+                store=TeacherStore(
+                    self.folder / "store",
+                    made_of=self.teacher_key(stage, seed),
+                    replay=stage.stored_views is not None,
+                ),
                 shared=self.shared(arm),
             )
 
@@ -394,5 +398,13 @@ class Bench:
 
     def _augmented(self, rows: PairedDataset, stage: StageSpec) -> PairedDataset:
         """Attach a stage's transforms."""
-        specs = {m: build_transforms(spec, self.data.modality(m)) for m, spec in stage.augment.items() if spec}
-        return rows.augmented(specs) if specs else rows
+        chains = {m: build_transforms(spec, self.data.modality(m)) for m, spec in stage.augment.items() if spec}
+        if not chains:
+            return rows
+        if stage.stored_views is None:
+            return rows.augmented(chains)
+        # the teacher's views come again; so do those of a modality that shares its draws, or pairs would move apart
+        source = self.experiment.data.source
+        again = {m: chain for m, chain in chains.items() if m == source or any(link.shared for link in chain.links)}
+        fresh = {m: chain for m, chain in chains.items() if m not in again}
+        return rows.augmented(again, repeat=stage.stored_views).augmented(fresh)

@@ -185,6 +185,7 @@ def _stage(
     fields: dict[str, tuple[Any, Any]] = {
         "method": (str, ...),
         "augment": (dict[str, TransformSpec], {} if like is None else dict(like.augment)),
+        "stored_views": (int | None, None if like is None else like.stored_views),
         **own,
         **loop,
     }
@@ -198,6 +199,11 @@ def _stage(
     except CrossDistillError as error:
         raise at(document, place, error, loop) from None
     objectives = _objectives(values["objectives"], document, (*place, "objectives")) if "objectives" in raw else ()
+    if values["stored_views"] is not None and (values["stored_views"] < 1 or not values.get("teacher")):
+        raise ConfigError(
+            f"{document.where((*place, 'stored_views'))}: stored_views is a number of views, at least 1, of a stage "
+            f"with a 'teacher'; received {values['stored_views']}"
+        )
     return StageSpec(
         name,
         method=values["method"],
@@ -207,6 +213,7 @@ def _stage(
         parameters={key: values[key] for key in own},
         settings=settings,
         augment=values["augment"],
+        stored_views=values["stored_views"],
     )
 
 
@@ -389,7 +396,8 @@ def to_yaml(experiment: Experiment) -> str:
         written: dict[str, Any] = {key: value for key, value in roles.items() if value}
         if spec.objectives:
             written["objectives"] = objectives(spec.objectives)
-        return {**written, **spec.parameters, **spec.settings, "augment": spec.augment}
+        views = {} if spec.stored_views is None else {"stored_views": spec.stored_views}
+        return {**written, **spec.parameters, **spec.settings, "augment": spec.augment, **views}
 
     def row(spec: StageSpec) -> dict[str, Any]:
         same = dataclasses.replace(spec, objectives=experiment.student.objectives) == experiment.student

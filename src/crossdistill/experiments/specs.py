@@ -98,6 +98,8 @@ class StageSpec:
         parameters: Of the method's constructor.
         settings: Of the loop, by field name.
         augment: Modality to transforms; a modality that is not named gets the default of its kind where it is learnt.
+        stored_views: How many augmented views of each sample the teacher is shown and its outputs are stored of, which
+            come again after as many epochs; None leaves a teacher live whose modality is augmented.
         module: A ready network instead of a method.
     """
 
@@ -109,6 +111,7 @@ class StageSpec:
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     augment: Mapping[str, TransformSpec] = field(default_factory=dict[str, TransformSpec])
+    stored_views: int | None = None
     module: ModuleSpec | None = None
 
     @property

@@ -124,7 +124,7 @@ def label_rows(logits: Tensor, label: Tensor, task: Task = "multiclass") -> Tens
                 f"{int(label.min())} to {int(label.max())}"
             )
         return F.cross_entropy(logits, label.long(), ignore_index=-1, reduction="none")
-    target = label.view(len(label), -1).to(logits.dtype)
+    target = label.reshape(len(label), -1).to(logits.dtype)
     if target.shape != logits.shape:
         raise DataError(
             f"multilabel: labels must be {tuple(logits.shape)} as the logits; received {tuple(label.shape)}"
@@ -148,6 +148,6 @@ def label_hits(logits: Tensor, label: Tensor, task: Task = "multiclass") -> Tens
     if task == "multiclass":
         right = logits.argmax(dim=1) == label
     else:
-        right = (logits > 0) == (label.view(len(label), -1) > 0)
-        label = label.view(len(label), -1)
+        right = (logits > 0) == (label.reshape(len(label), -1) > 0)
+        label = label.reshape(len(label), -1)
     return (right & (label >= 0)).sum() / (label >= 0).sum().clamp(min=1)

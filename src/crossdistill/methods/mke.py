@@ -244,7 +244,7 @@ class MKE(Method):
         scores = {"loss": mean_over(self._rows_loss(outputs, said), counts)}
         if self.task != "regression":
             agree = (self._decided(prediction(outputs, self.task)) == self._decided(said)).float()
-            scores["agreement"] = mean_over(agree.view(len(agree), -1).mean(dim=1), counts)
+            scores["agreement"] = mean_over(agree.reshape(len(agree), -1).mean(dim=1), counts)
         if "label" in batch:
             name = "error" if self.task == "regression" else "accuracy"
             theirs = said - 0.5 if self.task == "multilabel" else said  # positive where the label holds
@@ -300,7 +300,7 @@ class MKE(Method):
 
     def _squared_error(self, outputs: Tensor, label: Tensor) -> Tensor:
         """Mean squared difference (b, c) to the targets that are known."""
-        target = label.view(len(label), -1)
+        target = label.reshape(len(label), -1)
         if target.shape != outputs.shape:
             raise DataError(
                 f"mke: targets must be {tuple(outputs.shape)} as the outputs; received {tuple(label.shape)}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crossdistill.errors import NetworkError
 from crossdistill.networks._checks import at_least, check_batch, check_dropout, check_shape
-from crossdistill.networks.blocks import Residual, stem_step
+from crossdistill.networks.blocks import Residual, channels_last, stem_step
 from crossdistill.registry import Facts
 
 
@@ -72,6 +72,7 @@ class SpectrogramCNN(nn.Module):
         self._like = functools.partial(
             SpectrogramCNN, self.shape, depth=depth, stem_stride=stem_stride, dropout=dropout
         )
+        channels_last(self)
 
     def widened(self, factor: int) -> SpectrogramCNN:
         """Make one of so many times the channels and features."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crossdistill.errors import NetworkError
 from crossdistill.networks._checks import at_least, check_batch, check_dropout, check_shape, one_of, widths
-from crossdistill.networks.blocks import Residual, output_norm, stem_step
+from crossdistill.networks.blocks import Residual, channels_last, output_norm, stem_step
 from crossdistill.registry import Facts
 
 
@@ -81,6 +81,7 @@ class CNN(nn.Module):
         self._like = functools.partial(
             CNN, self.shape, blocks=blocks, stem_stride=stem_stride, pool=pool, norm=norm, dropout=dropout
         )
+        channels_last(self)
 
     def widened(self, factor: int) -> CNN:
         """Make one of so many times the channels and features."""

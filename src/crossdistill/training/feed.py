@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from crossdistill.errors import DataError, NetworkError
 from crossdistill.methods.base import Batch, Method, modality_of, view
 from crossdistill.networks.base import Outputs
 from crossdistill.training.checkpoint import kept_random
-from crossdistill.training.protocols import Loader, TrainingData
+from crossdistill.training.protocols import Loader, MovableLoader, TrainingData
 from crossdistill.training.settings import Settings
 from crossdistill.training.store import TeacherStore
 from crossdistill.training.stored import StoredOutputs
@@ -86,10 +86,10 @@ class Feed:
         return len(self.data)
 
     def loader(self, settings: Settings, seed: int, *, training: bool) -> Loader:
-        """Give the data's own loader of what must be read."""
+        """Give the data's own loader of what must be read; on CUDA it prepares and augments there, if it can."""
         size = settings.batch_size if training else min(settings.batch_size, max(1, len(self.data)))
         further: dict[str, Any] = {"distinct_groups": True} if training and settings.distinct_groups else {}
-        return self.data.loader(
+        loader = self.data.loader(
             self._read if training else self.views,
             batch_size=size,
             seed=seed,
@@ -99,6 +99,9 @@ class Feed:
             workers=settings.workers,
             **further,
         )
+        if self.device.type == "cuda" and isinstance(loader, MovableLoader):  # others may lack the draws' float64
+            return cast("MovableLoader", loader).to(self.device)
+        return loader
 
     def ready(self, batch: dict[str, Any], replayed: Mapping[str, StoredOutputs] | None = None) -> Batch:
         """Complete a loader's batch with stored outputs, those of its epoch too, and move it to the device."""

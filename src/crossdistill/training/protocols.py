@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,15 @@ class Loader(Protocol):
         Of each batch the part `rank` of `world` equal ones, contiguous and in order, is given; the two are passed only
         where several processes share a stage.
         """
+        ...
+
+
+@runtime_checkable
+class MovableLoader(Protocol):
+    """A loader that can prepare and augment its batches on a device."""
+
+    def to(self, device: torch.device) -> Loader:
+        """Give samples on a device from now on; gives itself."""
         ...
 
 

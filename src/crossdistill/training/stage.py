@@ -22,6 +22,7 @@ from crossdistill.training.checkpoint import (
     restore_random,
     save_checkpoint,
 )
+from crossdistill.training.compiled import compiled, is_compilers
 from crossdistill.training.cut import size_of
 from crossdistill.training.feed import Feed
 from crossdistill.training.log import MetricsLog
@@ -118,7 +119,7 @@ class Stage:
         progress = self.progress
         if listener is not None:
             listener.started(self.total, progress.step)
-        with shared_norms(self.method):
+        with shared_norms(self.method), compiled(self.method, self.settings.compile):
             while progress.epoch < self.settings.epochs:
                 self._epoch(listener, stop)
         if self.settings.keep == "best" and progress.best is None:
@@ -191,6 +192,11 @@ class Stage:
             except (MemoryError, RuntimeError) as error:
                 if no_memory(error):
                     raise self._too_large(error) from None
+                if is_compilers(error):
+                    raise TrainingError(
+                        f"{self._place()}: torch cannot compile the networks with {self.settings.compile} "
+                        f"({told(error)}); leave compile out"
+                    ) from error
                 raise
             progress.samples += size_of(batch) * self.processes.count
             now = clock()

@@ -1,0 +1,102 @@
+"""A student's step with channels last and compiled, beside the plain one: `python -m benchmarks.speed.networks`.
+
+Forward, backward and optimiser of our networks at their default sizes, in turns, one thread, CPU seconds. Convolutions
+of our networks have their channels last by themselves; the plain form here lays them out as torch does. torch.compile
+needs a C++ compiler and is asked with its own backend; its seconds are those of the first two steps, by the wall's
+clock, with an empty cache. The rule: it pays from (seconds of compiling) / (seconds saved a step) steps on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from benchmarks.record import Check
+from benchmarks.speed.measure import ROUNDS, by_turns, keep, ratio, said
+from torch import Tensor, nn
+
+from crossdistill.networks import CNN, MLP, Network, Projector, SpectrogramCNN, TemporalCNN, ViT
+
+CASES: dict[str, tuple[Callable[[], Any], int]] = {
+    "mlp, 240 numbers": (lambda: MLP((240,)), 256),
+    "cnn, 1 x 28 x 28": (lambda: CNN((1, 28, 28)), 128),
+    "cnn, 3 x 64 x 64": (lambda: CNN((3, 64, 64)), 64),
+    "cnn, 3 x 32 x 32, 64 wide, 6 blocks": (lambda: CNN((3, 32, 32), width=64, blocks=(2, 2, 2)), 32),
+    "spectrogram_cnn, 40 x 80": (lambda: SpectrogramCNN((1, 40, 80)), 64),
+    "temporal_cnn, 3 x 64": (lambda: TemporalCNN((3, 64)), 128),
+    "vit, 3 x 32 x 32": (lambda: ViT((3, 32, 32)), 32),
+}
+"""A network, and the rows of its batch."""
+
+
+def stepper(network: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Give a function that trains a step on the same batch."""
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+
+    def step() -> None:
+        network(x).embedding.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure(name: str, rounds: int, compiles: bool) -> dict[str, Any]:
+    """Time all forms of one network."""
+    make, rows = CASES[name]
+    steps: dict[str, Callable[[], None]] = {}
+    seconds = 0.0
+    for form in ("plain", "ours", "compiled")[: 3 if compiles else 2]:
+        torch.manual_seed(0)
+        encoder = make()
+        network = Network(encoder, projector=Projector(encoder.dim))
+        x = torch.randn(rows, *encoder.shape)
+        if form == "plain":
+            network.to(memory_format=torch.contiguous_format)
+        if form == "compiled":
+            network.compile()
+        steps[form] = stepper(network, x)
+        started = time.perf_counter()
+        steps[form]()
+        steps[form]()
+        seconds = time.perf_counter() - started
+    taken = by_turns({form: lambda step=step: [step() for _ in range(3)] for form, step in steps.items()}, rounds)
+    found: dict[str, Any] = {"network": name, "rows": rows, "cpu_seconds_of_3": taken}
+    found["plain / ours"] = ratio(taken["plain"], taken["ours"])
+    middle = {form: statistics.median(x) / 3 for form, x in taken.items()}
+    print(f"{name}: {1000 * middle['ours']:.1f} ms a step; plain / ours {said(found['plain / ours'])}", end="")
+    if compiles:
+        found["ours / compiled"], found["seconds of compiling"] = ratio(taken["ours"], taken["compiled"]), seconds
+        saved = middle["ours"] - middle["compiled"]
+        pays = math.ceil(seconds / saved) if saved > 0 else None
+        found["pays from steps"] = pays
+        print(f"; ours / compiled {said(found['ours / compiled'])}, {seconds:.0f} s to compile, ", end="")
+        print("never pays" if pays is None else f"pays from {pays} steps on", end="")
+    print(flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=list(CASES), help="; ".join(CASES))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        rows = [measure(name, args.rounds, not args.no_compile) for name in args.networks]
+    least = min(row["plain / ours"]["median"] for row in rows)
+    checks = [Check("channels last are nowhere slower by more than 5 %", f"{least:.2f} at the least", least > 0.95)]
+    keep("networks", "a student's step: channels last, and compiled", rows, checks)
+
+
+if __name__ == "__main__":
+    main()

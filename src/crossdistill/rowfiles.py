@@ -172,11 +172,17 @@ def discard(folder: Path) -> None:
     shutil.rmtree(_part(folder), ignore_errors=True)
 
 
-def sweep(parent: Path, seconds: float) -> None:
-    """Remove what was begun in a folder and is not finished, where nobody has written to it for so long."""
+def sweep(parent: Path, seconds: float, *, but: Path) -> None:
+    """Remove what was begun in a folder and is not finished, where nobody has written to it for so long.
+
+    Args:
+        parent: The folder.
+        seconds: How long.
+        but: What is about to be gone on with, and stays.
+    """
     for log in parent.glob(f"{_part(parent / '*').name}/{_LOG}"):
         with contextlib.suppress(OSError):  # another process sweeps too
-            if time.time() - log.stat().st_mtime > seconds:
+            if log.parent != _part(but) and time.time() - log.stat().st_mtime > seconds:
                 shutil.rmtree(log.parent, ignore_errors=True)
 
 

@@ -27,7 +27,7 @@ from crossdistill.data.paths import expanded
 from crossdistill.data.tables import NO_FILE
 from crossdistill.errors import DataError
 from crossdistill.files import digest
-from crossdistill.rowfiles import Made, discard, fill, open_rows, sweep
+from crossdistill.rowfiles import Made, fill, open_rows, sweep
 
 FORMAT = 3
 """Raised when decoding or files change, so that what older versions stored is not taken for the new."""
@@ -100,7 +100,7 @@ def decoded(
     found = _open(folder, (len(paths), *modality.shape))
     if found is not None:
         return found
-    sweep(base, 86400)
+    sweep(base, 86400, but=folder)
     before = len(problems.errors)
 
     def make(part: range) -> Made | None:
@@ -112,7 +112,7 @@ def decoded(
     def about(_: object, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {"format": FORMAT, "digest": hash_array(arrays["samples"]), "modality": modality.to_json()}
 
-    with _writing(base, folder):
+    with _writing(base):
         there = fill(folder, len(paths), lambda: iter(_parts(len(paths))), make, about)
     if not there:  # something is broken; look for whatever else is, to say it all at once
         del problems.errors[before:]
@@ -125,8 +125,8 @@ def decoded(
 
 
 @contextlib.contextmanager
-def _writing(base: Path, folder: Path) -> Generator[None]:
-    """Say that it is the cache which cannot be written, and leave nothing half done in it.
+def _writing(base: Path) -> Generator[None]:
+    """Say that it is the cache which cannot be written; what is decoded so far stays, to be gone on with.
 
     Raises:
         DataError: Naming the folder and the variable that chooses it.
@@ -134,7 +134,6 @@ def _writing(base: Path, folder: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        discard(folder)
         reason = {
             errno.ENOSPC: "its disk is full",
             errno.EDQUOT: "your share of its disk is full",

@@ -45,7 +45,7 @@ class Settings:
             rows. Dropout is then drawn, and a batch norm's statistics are taken, micro-batch by micro-batch.
         compile: What torch.compile hands the networks to: "inductor" is its own choice, and needs a C++ compiler; None
             leaves them as they are. It pays where the seconds saved over all steps are more than those of compiling,
-            of which there are some 30 to 120 a network on a CPU; small networks on a CPU gain nothing.
+            which were 72 to 306 a network on two busy cores; small networks on a CPU gain nothing.
         distinct_groups: Whether a training batch holds at most one sample of a group, where two of a group are no
             negatives of each other (two sketches of one photo); False. The data must have groups.
         workers: Processes that prepare batches; 0 prepares them in this one, best for small arrays.

@@ -8,7 +8,7 @@ from torch import nn
 from worlds import Alternating, Distil, Momentum, Pairs, Projected, Regression, Small, TwoTerms
 
 from crossdistill.errors import ConfigError, DataError, TrainingError
-from crossdistill.methods import Losses, Supervised
+from crossdistill.methods import Losses, SimCLR, Supervised
 from crossdistill.networks import MLP
 from crossdistill.training import Settings, TeacherStore, UserData, fit
 from crossdistill.training.suspects import suspects
@@ -241,6 +241,17 @@ def test_out_of_memory_names_the_batch_and_what_to_do(tmp_path):
     method.hungry = True
     with pytest.raises(TrainingError, match=r"epoch 1, step 1: out of memory on cpu with batch_size 16 .*batch_size=8"):
         train(method)
+
+
+def test_out_of_memory_names_the_micro_batch_where_there_can_be_one():
+    class Hungry(SimCLR):
+        def compare(self, encoded, rows):
+            torch.empty(10**16)
+
+    for micro, less in ((None, 8), (4, 2)):
+        settings = Settings(epochs=1, batch_size=16, micro_batch=micro)
+        with pytest.raises(TrainingError, match=rf"out of memory on cpu with batch_size 16 .*micro_batch={less}"):
+            train(Hungry(MLP((4,), dim=5), modality="audio"), settings=settings)
 
 
 def test_a_gradient_that_is_not_finite_is_told_from_a_loss():

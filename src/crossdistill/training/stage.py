@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crossdistill.errors import DataError, Interrupted, TrainingError, told
-from crossdistill.methods.base import Method
+from crossdistill.methods.base import Method, Separable
 from crossdistill.objectives.gather import alone
 from crossdistill.training.checkpoint import (
     Progress,
@@ -308,10 +308,16 @@ class Stage:
         return f"epoch {self.progress.epoch + 1}, step {upto}{self.progress.step + 1}{stage}"
 
     def _too_large(self, error: Exception) -> TrainingError:
-        size, halves = self.settings.batch_size, self.settings.batch_size // 2
+        size = self.settings.batch_size
+        held = self.settings.micro_batch or size
+        less = (
+            f"micro_batch={max(1, held // 2)}"
+            if isinstance(self.method, Separable)
+            else f"batch_size={max(1, size // 2)}"
+        )
         return TrainingError(
-            f"{self._place()}: out of memory on {self.device} with batch_size {size} ({told(error)}); lower it, e.g. "
-            f"batch_size={max(1, halves)}, or on an accelerator set precision=bf16-mixed; what was saved is kept"
+            f"{self._place()}: out of memory on {self.device} with batch_size {size} ({told(error)}); set e.g. {less}, "
+            "or on an accelerator precision=bf16-mixed; what was saved is kept"
         )
 
     def _placed(self, error: NotFinite, samples: str = "") -> TrainingError:

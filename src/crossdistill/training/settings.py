@@ -37,8 +37,8 @@ class Settings:
         milestones: Of "steps" alone, and there at least one: shares of all steps, above 0 and below 1, rising.
         gamma: Of "steps" alone, above 0 and below 1; 0.1 is what the papers use.
         warmup: Share of all steps, 0 to below 1, over which the rate climbs linearly; 0, as small students need none.
-        precision: "32-true"; "bf16-mixed" or "16-mixed" (autocast) are faster on GPUs that have them. Outputs of a teacher
-            that are stored are those of full precision in any case.
+        precision: "32-true"; "bf16-mixed" or "16-mixed" (autocast) are faster on GPUs that have them. Stored
+            outputs of teachers are those of full precision in any case.
         clip: Largest global norm of the gradient, above 0; None does not clip.
         accumulate: Batches whose gradients are averaged into one step; 1.
         micro_batch: Rows of a batch that the networks hold at once; None holds all. Less takes less memory and gives

@@ -56,7 +56,7 @@ def weights(folder):
 @pytest.mark.timeout(300)
 def test_killed_in_one_process_and_started_again_it_ends_with_the_weights_of_one(toy_npz, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("\n".join(line[4:] for line in MINE.splitlines()))
-    document = experiment(objectives={"mine:Killed": 1.0, "similarity": 1.0})
+    document = experiment(objectives={"mine:Killed": 1.0, "similarity": 1.0}, shard=True)
     document["data"]["name"] = str(toy_npz)
     (tmp_path / "file.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     killed = torchrun(tmp_path, "run", "file.yaml", "-o", "two")

@@ -20,8 +20,11 @@ from crossdistill.objectives import CrossModalContrastive, SimilarityDistillatio
 from crossdistill.objectives.kd import KD
 from crossdistill.training import Settings, TeacherStore, UserData, fit
 from crossdistill.training.processes import Processes
+from crossdistill.training.shards import Shards, is_part
+from crossdistill.training.shards import whole as whole_of
 
 SETTINGS = Settings(epochs=2, batch_size=12, lr=0.01, clip=0.5)  # 4 steps an epoch
+SHARDED = replace(SETTINGS, shard=True)
 
 
 def encoder(*, dropout=0.0, norm=False):
@@ -76,6 +79,9 @@ def shared(folder):
     found["best"] = state(train(simclr(norm=True), replace(SETTINGS, keep="best")))
     found["accumulated"] = state(train(supervised(norm=True), replace(SETTINGS, accumulate=3), labels=True))
     found["micro"] = state(train(distillation(), replace(SETTINGS, micro_batch=4)))
+    found["sharded"] = state(train(distillation(norm=True), SHARDED, folder=folder / "sharded"))
+    best = replace(SHARDED, keep="best", optimizer="sgd", accumulate=3)
+    found["sharded best"] = state(train(supervised(norm=True), best, labels=True))
     found["graph"] = state(train(neighbour_graph(), held_out=None))
     found["own loader"] = state(train(distillation(), data=UserData(loader()), held_out=None))
     again = train(distillation(), folder=folder / "logged", store=TeacherStore(folder / "store"))
@@ -92,14 +98,14 @@ class Both:
     def __call__(self, rows):
         rank = str(dist.get_rank())
         os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-        return shared(self.folder), resumed(self.folder)
+        return shared(self.folder), resumed(self.folder), sharded(self.folder)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     found = in_two_processes(Both(folder))
-    return folder, [weights for weights, _ in found], [rest for _, rest in found]
+    return folder, *zip(*found, strict=True)
 
 
 def records(folder):
@@ -111,7 +117,7 @@ def records(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_end_with_the_weights_of_one(two, tmp_path):
-    folder, weights, _ = two
+    folder, weights, _, _ = two
     expected = shared(tmp_path)
     for found in weights:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -120,8 +126,9 @@ def test_two_processes_end_with_the_weights_of_one(two, tmp_path):
     for one, other in zip(*lines, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
     assert not (folder / "logged" / "checkpoint.pt").exists()
-    left = state(train(distillation(), folder=folder / "left"))  # stopped in two processes, it goes on in one
-    torch.testing.assert_close(left, expected["distillation"], rtol=1e-5, atol=1e-6)
+    for name in ("left", "left sharded"):  # stopped in two processes, they go on in one
+        left = state(train(distillation(), folder=folder / name))
+        torch.testing.assert_close(left, expected["distillation"], rtol=1e-5, atol=1e-6)
 
 
 class Local(Separable):
@@ -166,8 +173,9 @@ def resumed(folder):
         train(distillation(dropout=0.3), folder=folder / "cut", stop=stop)
     assert len(calls) == 3
     cut = state(train(distillation(dropout=0.3), folder=folder / "cut"))
-    with pytest.raises(Interrupted):
-        train(distillation(), folder=folder / "left", stop=lambda: True)
+    for name, settings in (("left", SETTINGS), ("left sharded", SHARDED)):
+        with pytest.raises(Interrupted):
+            train(distillation(), settings, folder=folder / name, stop=lambda: True)
     same = all(torch.equal(cut[name], whole[name]) for name in whole)
 
     processes = Processes(torch.device("cpu"), shared=True, seed=1)
@@ -181,7 +189,25 @@ def resumed(folder):
         with pytest.raises((TrainingError, DataError)) as error:
             train(method, data=data)
         errors.append(str(error.value))
+    for method in (Reads(), Tied()):
+        with pytest.raises(TrainingError) as error:
+            train(method, SHARDED)
+        errors.append(str(error.value))
     return same, own.tolist(), after.tolist(), errors
+
+
+class Reads(Local):
+    """It reads its network's weights without running it."""
+
+    def encode(self, rows):
+        return {"audio": Outputs(nn.functional.linear(rows["audio"], self.net.weight, self.net.bias))}
+
+
+class Tied(Local):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+        self.head.weight = self.net.weight
 
 
 def differs(rank):
@@ -198,14 +224,47 @@ class Absent(UserData):
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits_and_what_would_part_the_copies_is_refused(two):
-    folder, _, ((same, own, after, errors), (same_too, own_too, after_too, errors_too)) = two
+    folder, _, ((same, own, after, errors), (same_too, own_too, after_too, errors_too)), _ = two
     assert same
     assert same_too
     assert records(folder / "cut") == records(folder / "whole")
     assert own != own_too  # each process drops out other units
     torch.manual_seed(2)
     assert after == after_too == torch.rand(3).tolist()
-    for local, start, absent in (errors, errors_too):
+    for local, start, absent, reads, tied in (errors, errors_too):
         assert "'centre' of Local is not the same in all processes" in local
         assert "step 1: 'network.head.weight' of Supervised is not the same" in start
         assert "some rows lack a modality" in absent
+        assert "something else reads them" in reads
+        assert "'net.weight' of Tied is used by a student and by what is not sharded" in tied
+
+
+def sharded(folder):
+    """Stop a sharded run twice, and go on; say which part of the weights each process holds."""
+    settings = replace(SHARDED, checkpoint_every=1)
+    where = folder / "sharded cut"
+    for steps in (3, 2):
+        asked = iter(range(1, 9))
+        with pytest.raises(Interrupted):
+            train(distillation(dropout=0.3), settings, folder=where, stop=lambda a=asked, n=steps: next(a) == n)
+    cut = state(train(distillation(dropout=0.3), settings, folder=where))
+    whole = state(train(distillation(dropout=0.3), settings, folder=folder / "sharded whole"))
+    method = distillation(norm=True)
+    shards = Shards(method, torch.device("cpu"))
+    ordinary = type(method.network.encoder) is MLP and not any(map(is_part, method.parameters()))
+    weights = {name: p.detach().clone() for name, p in method.network.named_parameters()}
+    together = {name: whole_of(p).detach() for name, p in shards.method.network.named_parameters()}
+    torch.testing.assert_close(together, weights, rtol=0, atol=0)
+    held, all_of_them = (sum(p.numel() for p in some) for some in (shards.parts, weights.values()))
+    return all(torch.equal(cut[name], whole[name]) for name in whole), ordinary, held, all_of_them
+
+
+@pytest.mark.slow
+def test_each_process_holds_its_part_of_the_weights_and_a_stopped_run_goes_on_to_the_same_bits(two):
+    *_, ((same, ordinary, held, weights), (same_too, ordinary_too, held_too, weights_too)) = two
+    assert same
+    assert same_too
+    assert ordinary
+    assert ordinary_too
+    assert held + held_too == weights == weights_too
+    assert max(held, held_too) < 0.6 * weights

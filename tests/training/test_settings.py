@@ -31,6 +31,7 @@ from crossdistill.training import Settings
         ("gamma", 1.0, "below 1"),
         ("gamma", 0.0, "above 0"),
         ("distinct_groups", 1, "true or false"),
+        ("shard", "yes", "true or false"),
         ("milestones", (0.5,), "schedule is 'cosine'"),
         ("milestones", 0.5, r"\[0.6, 0.8\]; received 0.5"),
     ],
@@ -38,6 +39,12 @@ from crossdistill.training import Settings
 def test_a_value_outside_its_range_is_named_with_the_range(field, value, allowed):
     with pytest.raises(ConfigError, match=rf"^{field} .*{allowed}"):
         Settings(**{field: value})
+
+
+@pytest.mark.parametrize("other", [{"micro_batch": 4}, {"precision": "16-mixed"}])
+def test_what_sharding_cannot_be_combined_with_is_named(other):
+    with pytest.raises(ConfigError, match=f"^shard cannot be combined with {next(iter(other))}"):
+        Settings(shard=True, **other)
 
 
 def test_the_ends_of_the_ranges_are_inside():

@@ -219,7 +219,8 @@ class Bench:
         stage = arm.stage
         assert stage is not None
         taken = dataclasses.asdict(self.settings(arm, seed))  # few labels take more epochs than the file says
-        kept = {k: v for k, v in taken.items() if k not in ("workers", "checkpoint_every")}  # these change no weight
+        idle = ("workers", "checkpoint_every", "shard")  # these change no weight
+        kept = {k: v for k, v in taken.items() if k not in idle}
         facts = dataclasses.asdict(dataclasses.replace(stage, name="", settings=kept))
         teacher = [arm.random_teacher, self.teacher_key(stage, seed)]
         data = self.stage_data(arm, seed).fingerprint

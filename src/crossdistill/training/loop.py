@@ -48,6 +48,9 @@ def fit(
     goes on where its last checkpoint is and ends with the same weights, bit for bit on the CPU; a finished one is
     loaded and returned at once, after a look at the fingerprint of the data.
 
+    With `settings.shard` a copy of the method is trained, and the method gets what it has learnt at the end: where the
+    run is stopped or fails before, it stays as it was.
+
     Hooks that get data run in eval mode, in full precision. The global state of torch's random numbers is afterwards
     what it was.
 
@@ -111,7 +114,7 @@ def fit(
             kept_random(fabric.device),
             _interrupts() as pressed,
             contextlib.nullcontext() if together else only_this(),
-            _others_gone(together),
+            _named(together),
         ):
             processes = Processes(fabric.device, shared=together, seed=seed)
             stage = Stage(
@@ -139,8 +142,8 @@ def fit(
 
 
 def _identity(method: Method, settings: Settings, *, seed: int, labels: bool, key: str) -> dict[str, Any]:
-    """Give what a run is a function of, beside the data; workers and checkpoints do not change its result."""
-    irrelevant = {"workers", "checkpoint_every"}
+    """Give what a run is a function of, beside the data; the rest does not change its result."""
+    irrelevant = {"workers", "checkpoint_every", "shard"}
     kept = {name: value for name, value in settings.to_json().items() if name not in irrelevant}
     return {"key": key, "method": type(method).__qualname__, "seed": seed, "labels": labels, "settings": kept}
 
@@ -165,11 +168,16 @@ def _check_shares(method: Method, settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _others_gone(together: bool) -> Generator[None]:
-    """Say in a line what a broken connection means: another process has failed, and has said why."""
+def _named(together: bool) -> Generator[None]:
+    """Say in a line what a broken connection means, another process that has failed, or weights that are in parts."""
     try:
         yield
     except RuntimeError as error:
+        if together and "DTensor" in str(error):
+            raise TrainingError(
+                "with shard, weights are whole only while the network that they belong to runs, and something else "
+                f"reads them ({str(error).partition(':')[0]}); leave shard out"
+            ) from error
         if not together or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise TrainingError("another process of this run is gone; what it says is the reason") from error

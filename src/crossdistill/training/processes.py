@@ -26,6 +26,7 @@ from crossdistill.files import digest
 from crossdistill.methods.base import Method
 from crossdistill.training.checkpoint import kept_random
 from crossdistill.training.identity import tensors_of
+from crossdistill.training.shards import is_part
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -115,10 +116,10 @@ class Processes:
     # Numbers ---------------------------------------------------------------------------------------------------------
 
     def average(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace gradients by their means over all processes, the same bits in each."""
+        """Replace gradients by their means over all processes, the same bits in each; shards have theirs already."""
         if self.count == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None and not is_part(p.grad)]
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             dist.all_reduce(flat)
@@ -153,7 +154,7 @@ class Processes:
     # Copies ----------------------------------------------------------------------------------------------------------
 
     def check_same(self, method: Method, step: int, place: str) -> None:
-        """Refuse copies of a method that are not the same, to the bit, in all processes.
+        """Refuse copies of a method that are not the same, to the bit, in all processes; what is sharded has no copies.
 
         Raises:
             TrainingError: Naming the first tensor that differs.
@@ -162,12 +163,15 @@ class Processes:
             return
         saved = {id(value) for value in method.state_dict(keep_vars=True).values()}
         tensors = {name: tensor for name, tensor in tensors_of(method) if id(tensor) in saved}
+        tensors = {name: tensor for name, tensor in tensors.items() if not is_part(tensor)}
         names = int(digest([(name, list(tensor.shape)) for name, tensor in tensors.items()]), 16) >> 1
         if self._differ(torch.tensor([names, step])):
             raise TrainingError(
                 f"{place}: processes are at different steps, or built different networks; they must be given the same, "
                 "and a folder that all of them share"
             )
+        if not tensors:  # all of it is sharded
+            return
         if differ := self._differ(torch.stack([_fingerprint(tensor) for tensor in tensors.values()]).cpu()):
             raise TrainingError(
                 f"{place}: '{list(tensors)[differ[0]]}' of {type(method).__name__} is not the same in all processes. "

@@ -47,6 +47,9 @@ class Settings:
         compile: What torch.compile hands the networks to: "inductor" is its own choice, and needs a C++ compiler; None
             leaves them as they are. It pays where the seconds saved over all steps are more than those of compiling,
             which were 72 to 306 a network on two busy cores; small networks on a CPU gain nothing.
+        shard: Whether each of several processes holds only its part of a student's weights, gradients and moments, and
+            makes a block whole as it is run; False, as a student that fits a device need not pay for sending weights.
+            The result is the same.
         distinct_groups: Whether a training batch holds at most one sample of a group, where two of a group are no
             negatives of each other (two sketches of one photo); False. The data must have groups.
         workers: Processes that prepare batches; 0 prepares them in this one, best for small arrays.
@@ -72,6 +75,7 @@ class Settings:
     accumulate: int = 1
     micro_batch: int | None = None
     compile: str | None = None
+    shard: bool = False
     distinct_groups: bool = False
     workers: int = 0
     checkpoint_every: int | None = None
@@ -88,7 +92,11 @@ class Settings:
         _inside("momentum", self.momentum, 0 <= self.momentum < 1, "a number from 0 to below 1")
         _inside("warmup", self.warmup, 0 <= self.warmup < 1, "a share of the steps, from 0 to below 1")
         _inside("gamma", self.gamma, 0 < self.gamma < 1, "a number above 0 and below 1")
-        _is_bool("distinct_groups", self.distinct_groups)
+        for name in ("distinct_groups", "shard"):
+            _is_bool(name, getattr(self, name))
+        if self.shard and (self.micro_batch is not None or self.precision == "16-mixed"):
+            other = "micro_batch" if self.micro_batch is not None else "precision 16-mixed"
+            raise ConfigError(f"shard cannot be combined with {other}; leave one of them out")
         if self.clip is not None:
             _inside("clip", self.clip, self.clip > 0, "a number above 0, or none")
         choices = (("optimizer", Optimizer), ("schedule", Schedule), ("keep", Keep), ("precision", Precision))

@@ -33,6 +33,7 @@ from crossdistill.training.processes import Processes
 from crossdistill.training.product import save_product
 from crossdistill.training.protocols import Listener, Loader, TrainingData
 from crossdistill.training.settings import Settings
+from crossdistill.training.shards import Shards
 from crossdistill.training.state import load_state, state_of, teacher_digests
 from crossdistill.training.step import Stepper
 from crossdistill.training.store import TeacherStore
@@ -74,6 +75,7 @@ class Stage:
         self.checkpoint = None if folder is None else folder / "checkpoint.pt"
         self.meter = Meter(waits=self.device.type != "cpu")
         self.progress = Progress()
+        self.shards: Shards | None = None
 
     def prepare(self, store: TeacherStore | None, held_out: TrainingData | None) -> None:
         """Bring about all that the first step needs, and what a checkpoint says has happened since.
@@ -98,7 +100,13 @@ class Stage:
         with alone():
             self.method.before_stage(self.feed)
         self.method.to(self.device)
-        self.optimizer = build(self.method, self.settings)
+        if saved is not None:
+            self._restore_method(saved)
+        self.processes.check_same(self.method, self.progress.step, self._place())
+        if self.settings.shard and self.processes.count > 1:
+            self.shards = Shards(self.method, self.device)
+            self.method = self.shards.method
+        self.optimizer = build(self.method, self.settings, self.shards)
         self.total = self.settings.epochs * steps
         self.stepper = Stepper(
             self.fabric,
@@ -108,10 +116,10 @@ class Stage:
             total=self.total,
             meter=self.meter,
             processes=self.processes,
+            shards=self.shards,
         )
         if saved is not None:
             self._restore(saved)
-        self.processes.check_same(self.method, self.progress.step, self._place())
         self.log = MetricsLog(None if self.processes.rank else self.folder, self.progress.records)
 
     def run(self, listener: Listener | None, stop: Callable[[], bool]) -> None:
@@ -126,8 +134,12 @@ class Stage:
             raise TrainingError(
                 f'keep is "best", and no epoch of {self.name or "the stage"} had a finite held-out loss'
             )
-        if progress.best is not None:
-            load_state(self.method, progress.best["state"], extra=False, where="the best epoch's weights")
+        learnt = None if progress.best is None else progress.best["state"]
+        if self.shards is not None:
+            learnt = learnt or state_of(self.method)
+            self.method = self.shards.put_back()
+        if learnt is not None:
+            load_state(self.method, learnt, extra=False, where="what was learnt")
         self.method.eval()
         with alone():
             self.method.after_stage(self.feed)
@@ -248,25 +260,32 @@ class Stage:
         check_weights(self.method, self._place())
         self.processes.check_same(self.method, self.progress.step, self._place())
         self.meter.average(self.processes.means)
-        if self.processes.rank:
+        if self.processes.rank and self.shards is None:
             return
+        optimizer = self.optimizer
         content = {
             "method": state_of(self.method),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer.state_dict() if self.shards is None else self.shards.whole_state(optimizer),
             "precision": self.fabric.strategy.precision.state_dict(),
             "random": random_state(self.device),
             "meter": self.meter.state_dict(),
             "progress": self.progress.to_dict(),
         }
-        save_checkpoint(self.checkpoint, self.identity, content)
+        if not self.processes.rank:
+            save_checkpoint(self.checkpoint, self.identity, content)
 
-    def _restore(self, saved: dict[str, Any]) -> None:
+    def _restore_method(self, saved: dict[str, Any]) -> None:
         load_state(self.method, saved["method"], extra=False, where=str(self.checkpoint))
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(saved["precision"])
-        self.meter.load_state_dict(saved["meter"])
         for name, value in saved["progress"].items():
             setattr(self.progress, name, value)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        if self.shards is None:
+            self.optimizer.load_state_dict(saved["optimizer"])
+        else:
+            self.shards.load_state(self.optimizer, saved["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(saved["precision"])
+        self.meter.load_state_dict(saved["meter"])
         restore_random(saved["random"], self.device)
 
     def _stop(self) -> None:

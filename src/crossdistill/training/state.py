@@ -11,6 +11,7 @@ from torch import Tensor
 from crossdistill.errors import TrainingError
 from crossdistill.methods.base import Method, fit_buffers
 from crossdistill.training.identity import tensors_of, weights_digest
+from crossdistill.training.shards import whole
 
 
 def teacher_digests(method: Method) -> dict[str, str]:
@@ -23,7 +24,7 @@ def _frozen(method: Method) -> set[int]:
 
 
 def state_of(method: Method, *, copy: bool = False) -> dict[str, Any]:
-    """Give the method's `state_dict` on the CPU, without the frozen teachers.
+    """Give the method's `state_dict` on the CPU, without the frozen teachers; all processes must ask if it is sharded.
 
     Args:
         method: Any method.
@@ -35,7 +36,7 @@ def state_of(method: Method, *, copy: bool = False) -> dict[str, Any]:
         if isinstance(value, Tensor):
             if id(value) in frozen:
                 continue
-            value = value.detach().cpu()
+            value = whole(value.detach()).cpu()
             value = value.clone(memory_format=torch.contiguous_format) if copy else value
         state[name] = value
     return state

@@ -16,6 +16,7 @@ from crossdistill.training.meter import Meter
 from crossdistill.training.optimiser import learning_rate
 from crossdistill.training.processes import Processes
 from crossdistill.training.settings import Settings
+from crossdistill.training.shards import Shards
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -36,6 +37,7 @@ class Stepper:
         total: Steps of the stage, for the schedule.
         meter: Takes the losses.
         processes: Who else takes these steps.
+        shards: What of the method is sharded; None for nothing.
 
     Raises:
         TrainingError: If gradients are to be accumulated over batches for a method of several steps a batch, or a batch
@@ -52,6 +54,7 @@ class Stepper:
         total: int,
         meter: Meter,
         processes: Processes,
+        shards: Shards | None = None,
     ) -> None:
         self._several = type(method).training_steps is not Method.training_steps
         if self._several and settings.accumulate > 1:
@@ -65,8 +68,8 @@ class Stepper:
                 "is encoding (methods.Separable); leave micro_batch out, and set batch_size to what fits"
             )
         self._fabric, self._method, self._settings, self._total, self._meter = fabric, method, settings, total, meter
-        self._optimizer, self._processes = optimizer, processes
-        self._parameters = list(method.parameters())
+        self._optimizer, self._processes, self._shards = optimizer, processes, shards
+        self._parameters = [*method.parameters(), *([] if shards is None else shards.parts)]
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.autocast = cast("Callable[[], AbstractContextManager[None]]", fabric.autocast)
         self._mixed = settings.precision != "32-true"
@@ -153,8 +156,11 @@ class Stepper:
         if self._mixed:
             self._fabric.strategy.precision.unscale_gradients(self._optimizer)  # before anyone looks at them
         self._method.after_backward()
+        if self._shards is not None:
+            self._shards.take_gradients()
         if self._settings.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._trained, self._settings.clip)
+            clip = torch.nn.utils.clip_grad_norm_ if self._shards is None else self._shards.clip
+            clip(self._trained, self._settings.clip)
         self._step()
         for parameter in self._parameters:  # of all: those the optimiser does not have would sum up for ever
             parameter.grad = None

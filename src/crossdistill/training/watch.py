@@ -18,6 +18,7 @@ from crossdistill.training.cut import size_of
 from crossdistill.training.feed import Feed
 from crossdistill.training.identity import tensors_of
 from crossdistill.training.protocols import Listener, Loader
+from crossdistill.training.shards import mine
 from crossdistill.training.state import state_of, teacher_digests
 
 _TELL_EVERY = 0.2  # seconds: as often as an eye follows, and too seldom to cost anything
@@ -116,7 +117,7 @@ def check_weights(method: Method, place: str) -> None:
         TrainingError: Naming the first.
     """
     for name, parameter in method.named_parameters():
-        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+        if parameter.requires_grad and not bool(torch.isfinite(mine(parameter)).all()):
             raise TrainingError(
                 f"{place}: the weights '{name}' are not finite since an earlier step, so its gradient was not; "
                 "lower lr, or set clip (e.g. 1.0) or warmup"

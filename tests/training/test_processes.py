@@ -256,6 +256,8 @@ def sharded(folder):
     together = {name: whole_of(p).detach() for name, p in shards.method.network.named_parameters()}
     torch.testing.assert_close(together, weights, rtol=0, atol=0)
     held, all_of_them = (sum(p.numel() for p in some) for some in (shards.parts, weights.values()))
+    mixed = [state(train(simclr(), replace(how, precision="bf16-mixed"))) for how in (SETTINGS, SHARDED)]
+    torch.testing.assert_close(*mixed, rtol=1e-5, atol=1e-6)
     return all(torch.equal(cut[name], whole[name]) for name in whole), ordinary, held, all_of_them
 
 

@@ -51,6 +51,8 @@ def test_compiled_networks_train_to_the_same_weights(monkeypatch):
 def test_a_backend_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match=r"received 'inductr'.*inductor"):
         Settings(compile="inductr")
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        Settings(compile="inductor", shard=True)
 
 
 def test_what_cannot_be_compiled_is_said_with_the_cure():

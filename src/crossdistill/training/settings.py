@@ -108,6 +108,8 @@ class Settings:
 
         if self.compile is not None:
             check_backend(self.compile)
+            if self.shard:
+                raise ConfigError("compile and shard were not brought together; leave one of them out")
         object.__setattr__(self, "milestones", _milestones(self.milestones, self.schedule))
 
     @classmethod

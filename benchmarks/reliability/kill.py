@@ -1,19 +1,28 @@
-"""Kill runs at random moments, start them again, compare: `python benchmarks/reliability/kill.py --times 30`.
+"""Kill commands at random moments, start them again, compare: `python benchmarks/reliability/kill.py --times 30`.
 
-A small experiment, a suite of two methods, and a diagnosis of arrays are each run once undisturbed. Then each is run
---times times into a new folder, is sent SIGKILL, SIGTERM or SIGINT at a random moment of that length, three times at
-most, and is started again by the same command until it ends by itself. After every kill all that can be seen is opened:
-no file may be half there, and a stage that was finished must stay the same file. At the end every number and the
-student's weights must be equal to the bit to those of the undisturbed run. Moments follow from --seed, as far as a
-machine repeats itself. Prints a line for each thing that went wrong, and the counts; exits with 1 if there was one.
+A small experiment, a suite of two methods, a diagnosis of arrays, and the storing of a teacher's outputs are each done
+once undisturbed. Then each is done --times times in a new folder, is sent SIGKILL, SIGTERM or SIGINT at random moments,
+--most times at most, and is started again by the same command until it ends by itself. A quarter of the starts are a
+new Python, as a user's; the others are copies of this process, which has imported everything, so that their moments lie
+in the work. With --jobs 2 all are new, and half of the signals of `run` and `bench` go to one of their processes, drawn
+by chance, the others to all.
+
+After every kill all that can be seen is opened: no file may be half there, and what was finished (a stage, a run of a
+suite, rows that the log of a store names) must not be made again. At the end every number, the student's weights and
+the store's files must be equal to the bit to those of the undisturbed command, and nothing that was begun may be left.
+Moments follow from --seed, as far as a machine repeats itself. Prints a line for each thing that went wrong, and the
+counts; exits with 1 if there was one.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -21,17 +30,32 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 
 import crossdistill
+import crossdistill.diagnostics
+import crossdistill.experiments.suite_run
+import crossdistill.report
+import crossdistill.training
+from crossdistill.cli import main as main_of_ours
 from crossdistill.experiments.repeat import compare_runs
 
-MOST = 3
-"""Kills of one trial; then it may end."""
+for late in ("lightning_fabric", "matplotlib.figure", "matplotlib.backends.backend_svg", "sklearn.linear_model"):
+    importlib.import_module(late)  # what commands import when they need it
+
+HOME = str(Path(crossdistill.__file__).parents[1])
+COMMANDS = ("run", "bench", "diagnose", "store")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+FRESH = 0.25
+"""Share of the starts that are a new Python, as a user's are; its start is half of the time of commands this small."""
+LOST = 40
+"""Blocks of the store that a kill may have cost: they take 0.03 s at least, and a second's work may be lost."""
+
 EXPERIMENT = """\
 data: {name: toy.npz, source: rich, target: poor}
 networks: {rich: {hidden: [16], dim: 8}, poor: {hidden: [16], dim: 8}}
@@ -54,10 +78,47 @@ experiments:
 labels_per_class: [3]
 seeds: 1
 """
+STORE = """\
+import sys, time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from crossdistill.data import Modality, PairedDataset
+from crossdistill.training import TeacherStore
+
+OUT = Path(sys.argv[1])
+OUT.mkdir(exist_ok=True)
+
+
+class Teacher(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.into = nn.Linear(32, 64), ""
+
+    def forward(self, samples):
+        if len(samples) == 512:  # a block of the pass, not the few rows that a store is compared by
+            time.sleep(0.03)
+            with (OUT / ".made").open("a") as file:
+                file.write(f"{self.into} {int(samples[0, 0])}\\n")
+        return self.net(samples)
+
+
+torch.set_num_threads(1)
+x = np.random.default_rng(0).normal(size=(30720, 32)).astype("float32")
+x[:, 0] = np.arange(len(x))
+data = PairedDataset({"x": x}, {"x": Modality(name="x", kind="vector", shape=(32,))}, name="rows")
+teacher = Teacher().eval().requires_grad_(False)
+for teacher.into in ("float32", "float16"):
+    TeacherStore(OUT / teacher.into, dtype=teacher.into).outputs(teacher, data, "x")
+"""
 
 
 def world(folder: Path) -> None:
-    """Write two views of one latent, four classes, and what the three commands read."""
+    """Write two views of one latent, four classes, and what the commands read."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, 4, 300)
     latent = rng.normal(size=(4, 5))[label] + 0.5 * rng.normal(size=(300, 5))
@@ -66,33 +127,96 @@ def world(folder: Path) -> None:
     np.savez(folder / "toy.npz", rich=rich, poor=poor, label=label, split=np.repeat([0, 1, 2], [160, 40, 100]))
     for name, array in (("rich", rich), ("poor", poor), ("label", label)):
         np.save(folder / f"{name}.npy", array)
-    (folder / "small.yaml").write_text(EXPERIMENT, encoding="utf-8")
-    (folder / "suite.yaml").write_text(SUITE, encoding="utf-8")
+    for name, text in (("small.yaml", EXPERIMENT), ("suite.yaml", SUITE), ("store.py", STORE)):
+        (folder / name).write_text(text, encoding="utf-8")
 
 
-def words_of(command: str, out: str) -> list[str]:
+def words_of(command: str, out: str, jobs: int) -> list[str]:
     """Give a command's words."""
+    if command == "store":
+        return ["store.py", out]
+    words = ["-m", "crossdistill", command]
     if command == "diagnose":
-        return ["diagnose", "--source", "rich.npy", "--target", "poor.npy", "--labels", "label.npy", "--out", out]
-    return [command, "small.yaml" if command == "run" else "suite.yaml", "--out", out, "--jobs", "1"]
+        return [*words, "--source", "rich.npy", "--target", "poor.npy", "--labels", "label.npy", "--out", out]
+    return [*words, "small.yaml" if command == "run" else "suite.yaml", "--out", out, "--jobs", str(jobs)]
 
 
-def start(folder: Path, command: str, out: str) -> subprocess.Popen[str]:
-    """Start a command as a user would, in a process group of its own."""
-    home = str(Path(crossdistill.__file__).parents[1])
-    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    words = [sys.executable, "-m", "crossdistill", *words_of(command, out)]
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(words, cwd=folder, env=environment, start_new_session=True, **quiet)
+class Started:
+    """A command at work, in a process group of its own.
+
+    Args:
+        folder: Where it works; its output goes to `.said` there.
+        words: The command's.
+        fresh: Whether Python starts anew, as for a user; else a copy of this process, which has imported everything.
+    """
+
+    def __init__(self, folder: Path, words: list[str], *, fresh: bool) -> None:
+        self.log, self.code = folder / ".said", 0
+        with self.log.open("wb") as said:
+            if not fresh:
+                self.pid = _copy(folder, words, said.fileno())
+                return
+            path = os.pathsep.join([HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+            quiet = {"stdout": said, "stderr": subprocess.STDOUT, "start_new_session": True}
+            self.pid = subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, **quiet).pid
+
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Wait so long at most; say whether it is over, and keep its exit code."""
+        until = time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+                return True
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.005)
+
+    def said(self) -> str:
+        """Give its output."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+def _copy(folder: Path, words: list[str], said: int) -> int:
+    """Run a command in a copy of this process; give its number."""
+    pid = os.fork()
+    if pid:
+        with contextlib.suppress(OSError):  # it may have done so itself
+            os.setpgid(pid, pid)
+        return pid
+    code = 130
+    try:
+        os.setpgid(0, 0)
+        os.chdir(folder)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        if words[0] == "-m":
+            sys.argv = [words[1], *words[2:]]
+            main_of_ours()
+        else:
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
+            code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
+        pass
+    finally:
+        os._exit(code)
+
+
+def visible(out: Path) -> Iterator[Path]:
+    """Give all files that can be seen; temporary names and folders begin with a dot."""
+    for path in sorted(out.rglob("*")) if out.is_dir() else ():
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(out).parts):
+            yield path
 
 
 def half_there(out: Path) -> list[str]:
-    """Open everything that can be seen; temporary names and folders begin with a dot."""
+    """Open everything that can be seen."""
     found: list[str] = []
-    for path in sorted(out.rglob("*")) if out.is_dir() else ():
-        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(out).parts):
-            continue
+    for path in visible(out):
         try:
             if path.suffix == ".json":
                 json.loads(path.read_text(encoding="utf-8"))
@@ -111,64 +235,154 @@ def half_there(out: Path) -> list[str]:
 
 
 def finished(out: Path) -> dict[str, int]:
-    """Give the finished stages, and when each was written."""
-    return {str(p.parent.name): p.stat().st_mtime_ns for p in out.rglob("stage.json")} if out.is_dir() else {}
+    """Give the records of all that is finished, and when each was written."""
+    return {
+        str(path.relative_to(out)): path.stat().st_mtime_ns
+        for path in visible(out)
+        if path.name in ("stage.json", "store.json") or path.relative_to(out).parts[0] == "runs"
+    }
+
+
+def made(out: Path) -> list[str]:
+    """Give the blocks of the store that were made, in order."""
+    path = out / ".made"
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def logged(out: Path) -> set[str]:
+    """Give the blocks that a store's log names: they are on the disk."""
+    found: set[str] = set()
+    for log in out.glob("*/.*.part/log.jsonl"):
+        for line in log.read_text(encoding="utf-8").split("\n"):
+            with contextlib.suppress(ValueError, KeyError):  # half a line
+                found.add(f"{log.parents[1].name} {json.loads(line)['rows'][0]}")
+    return found
+
+
+def begun(out: Path) -> list[str]:
+    """Give what was begun and is still there; a lock's file stays."""
+    return [
+        str(path.relative_to(out))
+        for path in out.rglob("*")
+        if path.name.startswith(".") and path.name not in (".lock", ".made")
+    ]
 
 
 def difference(command: str, one: Path, other: Path) -> str:
     """Say how two finished folders differ; nothing if they are equal to the bit."""
-    if command != "diagnose":
+    if command in ("run", "bench"):
         found = compare_runs(one, other)
         return "" if found.same else f"{len(found.differing)} numbers differ; student equal: {found.student}"
+    if command == "store":
+        first, second = ({p.relative_to(f): p.read_bytes() for p in visible(f)} for f in (one, other))
+        return "" if first == second else "the files of the store differ"
     first, second = (json.loads((folder / "diagnosis.json").read_text(encoding="utf-8")) for folder in (one, other))
     for said in (first, second):
         said.pop("seconds", None)
     return "" if first == second else "diagnosis.json differs"
 
 
-def trial(folder: Path, command: str, number: int, length: float, rng: random.Random) -> tuple[list[str], Counter[str]]:
-    """Run once with kills.
+def send(pid: int, chosen: signal.Signals, one: bool, rng: random.Random) -> None:
+    """Send a signal to all processes of a command's group, or to one of them."""
+    if not one:
+        os.killpg(pid, chosen)
+        return
+    group = [pid]
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == pid and int(path.name) != pid:
+                group.append(int(path.name))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(rng.choice(sorted(group)), chosen)
 
-    Returns:
-        What went wrong, and how often each signal was sent, to a process that was at work.
+
+@dataclass
+class Trials:
+    """What became of a command's trials.
+
+    Attributes:
+        command: Which.
+        jobs: Of `run` and `bench`.
+        lengths: Seconds that it takes undisturbed, by whether Python starts anew.
+        sent: How often each signal was sent to a process at work.
+        wrong: A line for each thing that went wrong.
     """
-    name, wrong, sent = f"{command}-{number}", list[str](), Counter[str]()
-    out = folder / name
-    for kill in range(MOST + 1):
-        before = finished(out)
-        process = start(folder, command, name)
-        if kill < MOST:
-            try:
-                said, _ = process.communicate(timeout=rng.uniform(0.0, length))
-            except subprocess.TimeoutExpired:
-                chosen = rng.choice(SIGNALS)
-                os.killpg(process.pid, chosen)
-                said, _ = process.communicate(timeout=120)
-                sent[signal.Signals(chosen).name] += process.returncode != 0
+
+    command: str
+    jobs: int
+    lengths: dict[bool, float] = field(default_factory=dict[bool, float])
+    sent: Counter[str] = field(default_factory=Counter[str])
+    wrong: list[str] = field(default_factory=list[str])
+
+    @property
+    def several(self) -> bool:
+        """Whether the command has processes of its own, which a copy of this process has no advantage for."""
+        return self.jobs > 1 and self.command in ("run", "bench")
+
+    def start(self, folder: Path, name: str, *, fresh: bool) -> Started:
+        """Start the command, with results in a folder of that name."""
+        return Started(folder, words_of(self.command, name, self.jobs), fresh=fresh or self.several)
+
+    def undisturbed(self, folder: Path) -> str:
+        """Do the command twice; give what it said if it failed."""
+        for fresh in (True, False):
+            began, name = time.monotonic(), f"{self.command}-{'undisturbed' if fresh else 'copied'}"
+            process = self.start(folder, name, fresh=fresh)
+            process.ended(1200)
+            self.lengths[fresh] = time.monotonic() - began
+            if process.code:
+                return process.said()
+            self._compare(folder, name)
+        return ""
+
+    def one(self, folder: Path, number: int, most: int, rng: random.Random) -> None:
+        """Do the command once with kills."""
+        name = f"{self.command}-{number}"
+        out, kills = folder / name, 0
+        for kill in range(most + 1):
+            before, on_disk, already = finished(out), logged(out), len(made(out))
+            fresh, single, chosen = rng.random() < FRESH, rng.random() < 0.5 and self.several, rng.choice(SIGNALS)
+            moment, allowed = rng.uniform(0.0, self.lengths[fresh]), {0}
+            process = self.start(folder, name, fresh=fresh)
+            if not process.ended(moment if kill < most else 1200):
+                send(process.pid, chosen, single, rng)
+                if not process.ended(120):
+                    self.wrong.append(f"{name}: still there 120 s after {chosen.name}")
+                    os.killpg(process.pid, signal.SIGKILL)
+                    return
+                allowed |= {-chosen, 130, 143} | ({2} if single else set())
+                self.sent[f"{chosen.name}{' to one' if single else ''}"] += process.code != 0
+                kills += process.code != 0
+            after, said = finished(out), process.said()
+            self.wrong += [f"{name}: half there after a kill: {path}" for path in half_there(out)]
+            self.wrong += [f"{name}: {it} was made twice" for it, when in before.items() if after.get(it) != when]
+            self.wrong += [f"{name}: block {it} was made twice" for it in on_disk & set(made(out)[already:])]
+            if process.code not in allowed or ("Traceback" in said and self.command != "store"):
+                self.wrong.append(f"{name}: ended with {process.code}: {said[-1000:]}")
+            if process.code == 0:
+                break
         else:
-            said, _ = process.communicate(timeout=600)
-        wrong += [f"{name}: half there after a kill: {path}" for path in half_there(out)]
-        after = finished(out)
-        wrong += [f"{name}: {stage} was made twice" for stage, when in before.items() if after.get(stage) != when]
-        if "Traceback" in said:
-            wrong.append(f"{name}: a traceback: {said[-300:]}")
-        if process.returncode == 0:
-            break
-    else:
-        wrong.append(f"{name}: did not end by itself: {said[-300:]}")
-        return wrong, sent
-    if unlike := difference(command, folder / f"{command}-undisturbed", out):
-        wrong.append(f"{name}: {unlike}")
-    shutil.rmtree(out)
-    return wrong, sent
+            return
+        self._compare(folder, name)
+        if (again := len(made(out)) - len(set(made(out)))) > LOST * kills:
+            self.wrong.append(f"{name}: {again} blocks were made twice")
+        shutil.rmtree(out)
+
+    def _compare(self, folder: Path, name: str) -> None:
+        """Compare what a command ended with to the first."""
+        if unlike := difference(self.command, folder / f"{self.command}-undisturbed", folder / name):
+            self.wrong.append(f"{name}: {unlike}")
+        if left := begun(folder / name):
+            self.wrong.append(f"{name}: left behind: {', '.join(left)}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=30, help="trials of each command")
-    parser.add_argument(
-        "--commands", nargs="+", choices=("run", "bench", "diagnose"), default=["run", "bench", "diagnose"]
-    )
+    parser.add_argument("--most", type=int, default=3, help="kills of one trial; then it may end")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes of run and bench")
     parser.add_argument("--seed", type=int, default=0, help="of moments and signals")
     given = parser.parse_args()
     rng, failed = random.Random(given.seed), 0
@@ -177,22 +391,21 @@ def main() -> int:
         world(folder)
         os.chdir(folder)  # experiment files name their data relative to it
         for command in given.commands:
-            began = time.monotonic()
-            process = start(folder, command, f"{command}-undisturbed")
-            said, _ = process.communicate()
-            if process.returncode:
+            trials, told = Trials(command, given.jobs), 0
+            if said := trials.undisturbed(folder):
                 print(f"{command} fails undisturbed:\n{said}")
                 return 1
-            length, sent, wrong = time.monotonic() - began, Counter[str](), list[str]()
             for number in range(given.times):
-                more, signals = trial(folder, command, number, length, rng)
-                wrong, sent = wrong + more, sent + signals
-                for line in more:
+                trials.one(folder, number, given.most, rng)
+                for line in trials.wrong[told:]:
                     print(line, flush=True)
-            failed += len(wrong)
-            kills = ", ".join(f"{count} {name}" for name, count in sorted(sent.items()))
+                told = len(trials.wrong)
+            failed += told
+            kills = ", ".join(f"{count} {name}" for name, count in sorted(trials.sent.items()))
             print(
-                f"{command}: {given.times} trials of {length:.0f} s, {kills or 'no kill'}; {len(wrong)} wrong",
+                f"{command}: {given.times} trials of {trials.lengths[False]:.0f} s and of {trials.lengths[True]:.0f} s "
+                f"where Python starts anew, {sum(trials.sent.values())} kills "
+                f"({kills or 'none'}); {told} wrong",
                 flush=True,
             )
     return int(failed > 0)

@@ -2,6 +2,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -87,3 +88,26 @@ def test_a_lock_that_says_nothing_holds_all_the_same(content, tmp_path):
         (tmp_path / ".lock").write_text(content)
         with pytest.raises(ConfigError, match="another process works"), only_one(tmp_path):
             pass
+
+
+KILLED = """
+import os, signal, sys
+from crossdistill.files import only_one, whole_file
+with only_one(sys.argv[1]), whole_file(sys.argv[1] + "/deep/results.json") as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_had_begun_goes_and_nothing_else_does(tmp_path):
+    folder = tmp_path / "out"
+    (folder / "deep").mkdir(parents=True)
+    for name in (".mine.begun", ".vimrc.original", "results.json"):
+        (folder / "deep" / name).write_text("mine")
+    path = os.pathsep.join([str(Path(crossdistill.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode == -signal.SIGKILL
+    assert len(list((folder / "deep").iterdir())) == 4
+    with only_one(folder):
+        left = {path.name: path.read_text() for path in (folder / "deep").iterdir()}
+    assert left == dict.fromkeys((".mine.begun", ".vimrc.original", "results.json"), "mine")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Generator
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from crossdistill.errors import ConfigError
+
+_BEGUN = ".begun"
+"""What the names of files end in that are being written."""
 
 
 @contextlib.contextmanager
@@ -36,7 +40,7 @@ def whole_file(path: str | Path) -> Generator[Path]:
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_BEGUN)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -59,7 +63,8 @@ def whole_file(path: str | Path) -> Generator[Path]:
 def only_one(folder: str | Path) -> Generator[None]:
     """Hold a folder for this process alone, by a lock on its `.lock` that ends with the process, however it ends.
 
-    Where the system knows no such locks (Windows, some network disks) everybody gets it.
+    Where the system knows no such locks (Windows, some network disks) everybody gets it. Else whatever a process that
+    was killed had begun to write (`whole_file`) is nobody's any more, and is removed.
 
     Args:
         folder: Made if it is not there.
@@ -89,7 +94,15 @@ def only_one(folder: str | Path) -> Generator[None]:
         file.truncate(0)
         json.dump({"process": os.getpid(), "machine": platform.node(), "since": time.time()}, file)
         file.flush()
+        _sweep(path.parent)
         yield
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what was begun in a folder and will not be finished."""
+    for path in folder.rglob(f".*{_BEGUN}"):
+        if re.search(rf"\.[a-z0-9_]{{8}}{_BEGUN}$", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _owner(file: TextIO) -> str:

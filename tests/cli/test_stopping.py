@@ -131,9 +131,10 @@ def test_a_termination_is_a_stop_that_says_how_to_go_on(jobs, kill, file, tmp_pa
     wait_until_training(process, tmp_path / "cut", 1)
     kill(process.pid, signal.SIGTERM)
     code, out, err = end(process)
-    assert (code, out) == (130, "")
+    assert (code, out) == (143, "")
     complaint = err.splitlines()[-1]
     assert complaint.startswith("error: stopped")
+    assert "Traceback" not in err
     assert complaint.endswith("; start the same command again and it goes on where it was")
     assert_all_have_left(process)
 

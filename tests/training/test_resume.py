@@ -143,20 +143,42 @@ def test_killed_without_warning_and_resumed_ends_with_the_same_bits(kind, worker
     assert records(folder) == records(tmp_path / "whole")
 
 
-def test_ctrl_c_is_taken_between_two_steps(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_what_is_like_it_are_taken_between_two_steps(number, tmp_path):
     class Pressed(Regression):
         calls = 0
 
         def after_backward(self):
             Pressed.calls += 1
             if Pressed.calls == 5:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
 
-    with pytest.raises(Interrupted, match="step 5 of 12"):
-        train(Pressed(dropout=0.3), tmp_path)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted, match="step 5 of 12"):
+            train(Pressed(dropout=0.3), tmp_path)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     resumed = train(Pressed(dropout=0.3), tmp_path, stop=lambda: False)
     assert same(resumed, train(Regression(dropout=0.3)))
+
+
+def test_a_program_keeps_its_own_handlers():
+    heard = []
+
+    class Pressed(Regression):
+        def after_backward(self):
+            if len(heard) < 2:
+                signal.raise_signal((signal.SIGINT, signal.SIGTERM)[len(heard)])
+
+    before = {number: signal.signal(number, lambda n, _: heard.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        train(Pressed())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [signal.SIGINT, signal.SIGTERM]
 
 
 def test_ctrl_c_before_the_first_step_is_an_interruption():

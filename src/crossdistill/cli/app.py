@@ -65,10 +65,17 @@ Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes
 def main() -> NoReturn:
     """Run the command line.
 
-    The exit code is 0, 2 for an error of the user's, 3 where a rerun gives other numbers, 130 after Ctrl-C, 1 for a bug
-    of ours.
+    The exit code is 0, 2 for an error of the user's, 3 where a rerun gives other numbers, 130 after Ctrl-C, 143 after
+    SIGTERM, 1 for a bug of ours.
     """
-    signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+    stopped = 130
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        nonlocal stopped
+        stopped = 143
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a word that a terminal has no letters for is no reason to fail
             stream.reconfigure(errors="backslashreplace")
@@ -77,10 +84,11 @@ def main() -> NoReturn:
             code = app(standalone_mode=False)
         if code == 130:  # typer's own answer to Ctrl-C
             _complain(f"stopped; {AGAIN}")
+            _leave(stopped)
         _leave(code if isinstance(code, int) else 0)
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
         _complain(f"{str(error).partition(';')[0] or 'stopped'}; {AGAIN}")
-        _leave(130)
+        _leave(stopped)
     except CrossDistillError as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
@@ -98,10 +106,6 @@ def main() -> NoReturn:
         _other(error.__cause__ or error)
     except Exception as error:
         _other(error)
-
-
-def _stop_like_ctrl_c(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -229,13 +230,28 @@ class _Workers:
         own = copy.copy(loader)  # else processes and loader would hold each other, and none would end
         self._jobs: list[_Job] = []
         self._batches = DataLoader(
-            _Batches(own), batch_size=None, sampler=self._jobs, num_workers=loader.workers, persistent_workers=True
+            _Batches(own),
+            batch_size=None,
+            sampler=self._jobs,
+            num_workers=loader.workers,
+            persistent_workers=True,
+            worker_init_fn=_pass_over_one,
         )
 
     def batches(self, jobs: list[_Job]) -> Iterator[dict[str, Any]]:
         """Give the batch of each job, in order."""
         self._jobs[:] = jobs
         return iter(self._batches)
+
+
+def _pass_over_one(worker: int) -> None:
+    """Pass over the first SIGTERM: who sends it to all processes of a run wants a checkpoint, which needs one batch."""
+    del worker
+
+    def first(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, first)
 
 
 class _Batches(Dataset[dict[str, Any]]):

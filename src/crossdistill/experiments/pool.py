@@ -131,6 +131,7 @@ def _enter(make: Callable[..., Any], arguments: tuple[Any, ...], threads: int, n
     """Set a worker process up: its share of the cores, and deaf to Ctrl-C, which the parent answers."""
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _terminate)
     limit_threads(threads)
 
     def tell(word: str, facts: Mapping[str, Any]) -> None:
@@ -162,5 +163,22 @@ def limited_threads(threads: int) -> Generator[None]:
         torch.set_num_threads(before)
 
 
+def _terminate(number: int, frame: object) -> None:
+    """Answer SIGTERM, which schedulers send to all processes: training saves before it ends, all else ends at once."""
+    del frame
+    if "task" not in _WORKER:
+        os._exit(128 + number)
+    _WORKER["ends"] = True
+    raise KeyboardInterrupt
+
+
 def _perform(task: Any) -> Any:
-    return _WORKER["do"](task)
+    _WORKER["task"] = task
+    try:
+        return _WORKER["do"](task)
+    except (KeyboardInterrupt, Interrupted):
+        if "ends" in _WORKER:  # to the parent this process is lost, whatever it had saved
+            os._exit(128 + signal.SIGTERM)
+        raise
+    finally:
+        del _WORKER["task"]

@@ -130,7 +130,12 @@ def fit(
                 processes=processes,
             )
             stage.prepare(store, held_out)
-            stage.run(None if processes.rank else listener, lambda: pressed() or (stop is not None and stop()))
+            try:
+                stage.run(None if processes.rank else listener, lambda: pressed() or (stop is not None and stop()))
+            except RuntimeError as error:
+                if not pressed():
+                    raise
+                raise KeyboardInterrupt from error  # who stops a whole group ends the readers of data too
             processes.close()
     except KeyboardInterrupt:
         raise Interrupted(
@@ -187,22 +192,28 @@ def _named(together: bool) -> Generator[None]:
 def _interrupts() -> Generator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag that is read between two steps, where everything fits; the second one raises.
 
-    A program with a handler of its own keeps it, and uses `stop`.
+    So is SIGTERM where the program's handler of it raises KeyboardInterrupt, as that of our commands does. A program
+    with other handlers keeps them, and uses `stop`.
     """
     pressed = False
 
     def handle(number: int, frame: Any) -> None:
         nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
+        try:
+            before[number](number, frame)
+        except KeyboardInterrupt:
+            if pressed:
+                raise
+            pressed = True
 
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, handle)
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before |= {number: handler for number, handler in handlers.items() if callable(handler)}
     try:
+        for number in before:
+            signal.signal(number, handle)
         yield lambda: pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,7 +5,7 @@ once undisturbed. Then each is done --times times in a new folder, is sent SIGKI
 --most times at most, and is started again by the same command until it ends by itself. A quarter of the starts are a
 new Python, as a user's; the others are copies of this process, which has imported everything, so that their moments lie
 in the work. With --jobs 2 all are new, and half of the signals of `run` and `bench` go to one of their processes, drawn
-by chance, the others to all.
+by chance, the others to all. A moment is a number of CPU seconds, whatever else the machine is busy with.
 
 After every kill all that can be seen is opened: no file may be half there, and what was finished (a stage, a run of a
 suite, rows that the log of a store names) must not be made again. At the end every number, the student's weights and
@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import math
 import os
 import random
 import runpy
@@ -101,7 +102,9 @@ class Teacher(nn.Module):
 
     def forward(self, samples):
         if len(samples) == 512:  # a block of the pass, not the few rows that a store is compared by
-            time.sleep(0.03)
+            until = time.process_time() + 0.03
+            while time.process_time() < until:
+                pass
             with (OUT / ".made").open("a") as file:
                 file.write(f"{self.into} {int(samples[0, 0])}\\n")
         return self.net(samples)
@@ -151,7 +154,7 @@ class Started:
     """
 
     def __init__(self, folder: Path, words: list[str], *, fresh: bool) -> None:
-        self.log, self.code = folder / ".said", 0
+        self.log, self.code, self.cpu = folder / ".said", 0, 0.0
         with self.log.open("wb") as said:
             if not fresh:
                 self.pid = _copy(folder, words, said.fileno())
@@ -161,17 +164,17 @@ class Started:
             quiet = {"stdout": said, "stderr": subprocess.STDOUT, "start_new_session": True}
             self.pid = subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, **quiet).pid
 
-    def ended(self, seconds: float = 0.0) -> bool:
-        """Wait so long at most; say whether it is over, and keep its exit code."""
+    def ended(self, seconds: float, cpu: float = math.inf) -> bool:
+        """Wait until it is over, has used so much of a processor, or for so long; say whether it is over."""
         until = time.monotonic() + seconds
         while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, used = os.wait4(self.pid, os.WNOHANG)
             if pid:
-                self.code = os.waitstatus_to_exitcode(status)
+                self.code, self.cpu = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
                 return True
-            if time.monotonic() >= until:
+            if time.monotonic() >= until or (cpu < math.inf and sum(group_of(self.pid).values()) >= cpu):
                 return False
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def said(self) -> str:
         """Give its output."""
@@ -287,14 +290,20 @@ def send(pid: int, chosen: signal.Signals, one: bool, rng: random.Random) -> Non
     if not one:
         os.killpg(pid, chosen)
         return
-    group = [pid]
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == pid and int(path.name) != pid:
-                group.append(int(path.name))
     with contextlib.suppress(ProcessLookupError):
-        os.kill(rng.choice(sorted(group)), chosen)
+        os.kill(rng.choice(sorted(group_of(pid))), chosen)
+
+
+def group_of(pid: int) -> dict[int, float]:
+    """Give the CPU seconds that each living process of a group has used."""
+    found: dict[int, float] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208 - asked often
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(name)) != pid:
+                continue
+            fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+            found[int(name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 @dataclass
@@ -304,7 +313,7 @@ class Trials:
     Attributes:
         command: Which.
         jobs: Of `run` and `bench`.
-        lengths: Seconds that it takes undisturbed, by whether Python starts anew.
+        lengths: CPU seconds that it takes undisturbed, by whether Python starts anew.
         sent: How often each signal was sent to a process at work.
         wrong: A line for each thing that went wrong.
     """
@@ -327,10 +336,10 @@ class Trials:
     def undisturbed(self, folder: Path) -> str:
         """Do the command twice; give what it said if it failed."""
         for fresh in (True, False):
-            began, name = time.monotonic(), f"{self.command}-{'undisturbed' if fresh else 'copied'}"
+            name = f"{self.command}-{'undisturbed' if fresh else 'copied'}"
             process = self.start(folder, name, fresh=fresh)
             process.ended(1200)
-            self.lengths[fresh] = time.monotonic() - began
+            self.lengths[fresh] = process.cpu
             if process.code:
                 return process.said()
             self._compare(folder, name)
@@ -343,17 +352,18 @@ class Trials:
         for kill in range(most + 1):
             before, on_disk, already = finished(out), logged(out), len(made(out))
             fresh, single, chosen = rng.random() < FRESH, rng.random() < 0.5 and self.several, rng.choice(SIGNALS)
-            moment, allowed = rng.uniform(0.0, self.lengths[fresh]), {0}
-            process = self.start(folder, name, fresh=fresh)
-            if not process.ended(moment if kill < most else 1200):
+            moment = rng.uniform(0.0, self.lengths[fresh]) / (1 + kill)  # less and less is left to do
+            process, allowed = self.start(folder, name, fresh=fresh), {0}
+            if not process.ended(1200, moment if kill < most else math.inf):
                 send(process.pid, chosen, single, rng)
                 if not process.ended(120):
                     self.wrong.append(f"{name}: still there 120 s after {chosen.name}")
                     os.killpg(process.pid, signal.SIGKILL)
                     return
                 allowed |= {-chosen, 130, 143} | ({2} if single else set())
-                self.sent[f"{chosen.name}{' to one' if single else ''}"] += process.code != 0
-                kills += process.code != 0
+                if process.code:
+                    self.sent[f"{chosen.name}{' to one' if single else ''}"] += 1
+                    kills += 1
             after, said = finished(out), process.said()
             self.wrong += [f"{name}: half there after a kill: {path}" for path in half_there(out)]
             self.wrong += [f"{name}: {it} was made twice" for it, when in before.items() if after.get(it) != when]
@@ -386,6 +396,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of moments and signals")
     given = parser.parse_args()
     rng, failed = random.Random(given.seed), 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background deaf to it
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         world(folder)
@@ -403,9 +414,8 @@ def main() -> int:
             failed += told
             kills = ", ".join(f"{count} {name}" for name, count in sorted(trials.sent.items()))
             print(
-                f"{command}: {given.times} trials of {trials.lengths[False]:.0f} s and of {trials.lengths[True]:.0f} s "
-                f"where Python starts anew, {sum(trials.sent.values())} kills "
-                f"({kills or 'none'}); {told} wrong",
+                f"{command}: {given.times} trials of {trials.lengths[False]:.0f} CPU s, {trials.lengths[True]:.0f} "
+                f"where Python starts anew; {trials.sent.total()} kills ({kills or 'none'}); {told} wrong",
                 flush=True,
             )
     return int(failed > 0)

@@ -12,7 +12,7 @@ import pytest
 
 import crossdistill
 from crossdistill.errors import ConfigError
-from crossdistill.files import digest, only_one, whole_file, write_json, write_text
+from crossdistill.files import digest, only_one, unchecked, whole_file, write_checked, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -31,6 +31,29 @@ def test_json_round_trip_and_refusal_of_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"a": float("nan")})
     assert json.loads((tmp_path / "x.json").read_text())["a"] == [1, 2.5]
+
+
+@pytest.mark.parametrize("value", [{}, {"a": [0.1, 1e-320, -0.0, 3], "é\n": {1: None, "x": True}}])
+def test_what_is_written_with_a_checksum_is_read_back_or_refused(value, tmp_path):
+    path = tmp_path / "x.json"
+    write_checked(path, value)
+    read = unchecked(json.loads(path.read_text()))
+    assert read == json.loads(json.dumps(value))
+    assert unchecked(read) == read  # without a checksum nothing is known
+    content, original, seen = path.read_bytes(), json.loads(path.read_text()), 0
+    for place in range(len(content)):
+        for bit in (1, 16):
+            path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+            try:
+                written = json.loads(path.read_text())
+            except ValueError:
+                continue
+            if "sha256" not in written or written == original:  # white space
+                continue
+            seen += 1
+            with pytest.raises(ValueError, match="its checksum is another"):
+                unchecked(written)
+    assert seen > 30
 
 
 def test_digests_tell_parts_apart_and_do_not_depend_on_the_order_of_keys():

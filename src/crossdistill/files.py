@@ -11,7 +11,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -126,6 +126,28 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_checked(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as `write_json` does, with the SHA-256 of what it holds as its last entry, "sha256"."""
+    write_json(path, {**value, "sha256": _checksum(value)})
+
+
+def unchecked(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what `write_checked` was given, from what was read; without a checksum it is taken as it stands.
+
+    Raises:
+        ValueError: If it is not what was written.
+    """
+    kept = {key: entry for key, entry in value.items() if key != "sha256"}
+    if "sha256" in value and value["sha256"] != _checksum(kept):
+        raise ValueError("its checksum is another")
+    return kept
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    """Hash JSON values, in their order: what is read back has the same words, and Python writes floats to the bit."""
+    return hashlib.sha256(json.dumps(value, allow_nan=False).encode()).hexdigest()
 
 
 def filed(name: str) -> str:

@@ -53,7 +53,9 @@ COMPARISON = {"method", "against", "evaluation", "metric", "difference", "low", 
 
 def test_results_have_exactly_the_promised_fields(done):
     results, folder, _ = done
-    assert read_results(folder) == results == json.loads((folder / "results.json").read_text())
+    written = json.loads((folder / "results.json").read_text())
+    assert len(written.pop("sha256")) == 64
+    assert read_results(folder) == results == written
     assert set(results) == {
         *("verdict", "sentence", "headline", "methods", "skipped", "rows", "comparisons", "data", "environment"),
     }

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,10 @@ import pytest
 import yaml
 from sklearn.linear_model import LogisticRegression
 
-from crossdistill.errors import ConfigError
+from crossdistill.errors import ConfigError, DataError
+from crossdistill.experiments import read_results
+from crossdistill.experiments.repeat import read_kept
+from crossdistill.experiments.standings import write_standings
 from crossdistill.experiments.suite_run import run_suite
 from crossdistill.experiments.suites import Shelf, expand
 from crossdistill.experiments.yaml_lines import Document
@@ -73,6 +78,40 @@ def test_a_teacher_is_trained_once_and_nothing_that_is_done_is_done_again(finish
     assert not jobs
     assert not trained(news)
     assert again["rows"] == results["rows"]
+
+
+def test_damaged_records_and_predictions_are_named_and_their_runs_done_again(finished, tmp_path, caplog):
+    folder, results, _, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    records, kept = sorted(out.glob("runs/*/*.json")), sorted(out.glob("predictions/*/*.npz"))
+    number = re.search(r'"value": 0\.\d', records[0].read_text())
+    text = records[0].read_text()
+    at = number.end() - 1
+    records[0].write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])  # valid JSON, another accuracy
+    records[1].write_text(records[1].read_text()[:-40])
+    content = bytearray(kept[2].read_bytes())
+    content[len(content) // 2] ^= 16
+    kept[2].write_bytes(content)
+    again, jobs, news = go(described(folder / "toy.npz"), out)
+    assert len(jobs) == 3
+    assert not trained(news)  # their networks are there
+    assert again["rows"] == results["rows"]
+    damaged = (records[0], records[1], kept[2])
+    assert [any(f"{path} is damaged" in line for line in caplog.messages) for path in damaged] == [True] * 3
+    assert len(caplog.messages) == 3
+
+
+def test_a_result_that_was_changed_on_the_disk_is_refused(finished, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_bytes((finished[0] / "out" / "results.json").read_bytes())
+    assert read_results(tmp_path) == finished[1]
+    text = path.read_text()
+    at = re.search(r'"value": 0\.\d', text).end() - 1
+    path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+    for read in (read_results, write_standings, read_kept):
+        with pytest.raises(DataError, match=r"results\.json is damaged: its checksum is another"):
+            read(tmp_path)
 
 
 def test_more_seeds_and_methods_add_their_own_runs_alone(finished, tmp_path):

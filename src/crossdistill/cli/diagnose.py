@@ -61,7 +61,7 @@ def run_diagnose(question: Question, out: Path, *, training: bool, pilot: bool, 
     """
     from crossdistill.cli.app import of_the_disk
     from crossdistill.diagnostics import diagnose
-    from crossdistill.files import only_one, write_json
+    from crossdistill.files import only_one, write_checked
     from crossdistill.report import write_diagnosis
 
     console = Console(stderr=True)
@@ -79,7 +79,7 @@ def run_diagnose(question: Question, out: Path, *, training: bool, pilot: bool, 
         )
     try:
         with only_one(out):
-            write_json(out / "diagnosis.json", {**found.as_json(), "about": dict(question.about)})
+            write_checked(out / "diagnosis.json", {**found.as_json(), "about": dict(question.about)})
             page = write_diagnosis(out)
     except OSError as error:
         raise CrossDistillError(of_the_disk(error, out)) from error

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from crossdistill.errors import DataError
 from crossdistill.experiments.arms import Role
+from crossdistill.files import unchecked
 
 AGAIN = "write the file again with 'crossdistill bench'"
 
@@ -158,7 +159,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
     Raises:
-        DataError: If it does not exist, is not JSON, or holds something else.
+        DataError: If it does not exist, is not JSON, holds something else, or is not what was written.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist; {remedy}")
@@ -168,4 +169,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
         raise DataError(f"{path} is not JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold one JSON object, not a {type(value).__name__}; {remedy}")
-    return value  # pyright: ignore[reportUnknownVariableType] # JSON
+    try:
+        return unchecked(value)  # pyright: ignore[reportUnknownArgumentType] # JSON
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}; {remedy}") from None

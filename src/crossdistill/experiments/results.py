@@ -16,13 +16,14 @@ import torch
 
 from crossdistill._version import __version__
 from crossdistill.data import PairedDataset
+from crossdistill.errors import DataError
 from crossdistill.evaluation import Interval, bootstrap_difference, paired_difference, sign_verdict
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.judge import Row
 from crossdistill.experiments.sources import JUDGING, code_version, own_code
 from crossdistill.experiments.specs import Experiment
-from crossdistill.files import digest, filed
+from crossdistill.files import digest, filed, unchecked
 from crossdistill.networks.weights import weights_file
 
 METRIC = "accuracy"
@@ -223,5 +224,16 @@ def own_parts(experiments: Sequence[Experiment]) -> str:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read DIR/results.json."""
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    """Read DIR/results.json.
+
+    Raises:
+        DataError: If it is not what was written.
+        OSError: If it is not there.
+        ValueError: If it is no JSON.
+    """
+    path = folder / "results.json"
+    written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return unchecked(written)
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}; start the command that wrote it again") from None

@@ -24,10 +24,11 @@ from crossdistill.experiments.needs import find_unmet
 from crossdistill.experiments.pool import Workers, usable_cores
 from crossdistill.experiments.rehearsal import check_loops, rehearse
 from crossdistill.experiments.results import summarise
+from crossdistill.experiments.same_data import note_data
 from crossdistill.experiments.schema import parse_experiment, to_yaml
 from crossdistill.experiments.specs import Experiment
 from crossdistill.experiments.student import remove_student, save_student
-from crossdistill.files import only_one, write_json, write_text
+from crossdistill.files import only_one, write_checked, write_text
 from crossdistill.training.processes import rank_and_count
 
 
@@ -163,6 +164,7 @@ def _run(
     experiment, folder = bench.experiment, bench.folder
     started, clock = datetime.now(UTC), time.monotonic()
     _begin(folder, to_yaml(experiment))
+    note_data(folder, [(experiment.data, bench.data)])
     news = {"tasks": len(tasks.tasks), "steps": tasks.total_steps, "data": bench.data.name}
     listen("planned", {**news, "warnings": list(bench.data.warnings)})
     cores = usable_cores()
@@ -186,7 +188,7 @@ def _run(
     results = summarise(bench, arms, ordered, facts, tasks.skipped)
     save_student(bench, arms[0], first, results)
     gather_logs(bench, arms)
-    write_json(folder / "results.json", results)
+    write_checked(folder / "results.json", results)
     return results
 
 

@@ -14,7 +14,7 @@ from crossdistill.experiments.specs import DataSpec
 from crossdistill.experiments.suite_plan import Job, Plan, Record, kept_record
 from crossdistill.experiments.suite_tuning import TUNED
 from crossdistill.experiments.suites import Entry, Shelf, Suite
-from crossdistill.files import write_json, write_text
+from crossdistill.files import write_checked, write_text
 from crossdistill.training.product import finished
 
 WRITE_EVERY = 5.0
@@ -46,7 +46,7 @@ class Book:
         """
         self.planned = planned
         for job in planned.jobs:
-            record = None if job.teaching or job in self.records else kept_record(self.folder, job)
+            record = None if job.teaching or job in self.records else kept_record(self.folder, job, tell=True)
             if record is not None:
                 self.records[job] = record
         wanted = {job.needs for job in self.planned.jobs if job not in self.records and not job.teaching}
@@ -69,7 +69,7 @@ class Book:
     def write(self) -> None:
         """Write results.json and runs.csv, whole."""
         results = self.results()
-        write_json(self.folder / "results.json", results)
+        write_checked(self.folder / "results.json", results)
         write_text(
             self.folder / "runs.csv", _csv({job: record for job, record in self.records.items() if job.trial is None})
         )

@@ -16,7 +16,7 @@ from crossdistill.experiments.arms import list_arms
 from crossdistill.experiments.judge import Judge
 from crossdistill.experiments.listening import LISTEN
 from crossdistill.experiments.suite_plan import Hall, Job, Record, varied
-from crossdistill.files import whole_file, write_json
+from crossdistill.files import whole_file, write_checked
 
 
 def perform(hall: Hall, job: Job, *, listen: LISTEN | None = None, stop: Callable[[], bool] | None = None) -> Record:
@@ -42,7 +42,7 @@ def perform(hall: Hall, job: Job, *, listen: LISTEN | None = None, stop: Callabl
     if job.trial is not None:
         record |= {"trial": job.trial, "changes": {".".join(path): v for path, v in job.changes}, "value": value}
     if not job.teaching:
-        write_json(hall.folder / "runs" / f"{job.record}.json", record)
+        write_checked(hall.folder / "runs" / f"{job.record}.json", record)
     return record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from crossdistill.errors import DataError
+from crossdistill.errors import DataError, told
 from crossdistill.experiments.arms import Arm, list_arms
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.needs import find_unmet
 from crossdistill.experiments.sources import JUDGING, code_version
 from crossdistill.experiments.suites import Entry, Shelf, Suite
-from crossdistill.files import digest, filed
+from crossdistill.files import digest, filed, unchecked
+
+_LOG = logging.getLogger("crossdistill")
 
 HELD = 64
 """Experiments that a process keeps at hand; more would only take memory."""
@@ -270,15 +273,30 @@ def _arms(entry: Entry, hall: Hall) -> tuple[tuple[Arm, ...], list[tuple[str, st
     return tuple(arm for arm in listed if not reasons[arm.name]), skipped
 
 
-def kept_record(folder: Path, job: Job) -> Record | None:
-    """Give the record of a job that is done; None where there is none of this key."""
+def kept_record(folder: Path, job: Job, *, tell: bool = False) -> Record | None:
+    """Give the record of a job that is done; None where there is none of this key, or it is damaged.
+
+    Args:
+        folder: DIR.
+        job: Which.
+        tell: Whether the log is told of what is damaged, the record or the predictions.
+    """
     path = folder / "runs" / f"{job.record}.json"
-    try:
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
-        if job.trial is None:
-            with np.load(folder / "predictions" / f"{job.record}.npz", allow_pickle=False) as arrays:
-                if str(arrays["key"]) != job.key:  # of another setting that was here
-                    return None
-    except Exception:  # numpy, zipfile and zlib raise a dozen kinds for broken archives
+    if not path.is_file():
         return None
-    return record if record.get("key") == job.key and record.get("status") == "done" else None
+    try:
+        written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = unchecked(written)
+        if (record["key"], record["status"]) != (job.key, "done"):  # of another setting that was here
+            return None
+        if job.trial is None:
+            path = folder / "predictions" / f"{job.record}.npz"
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}  # all, for each has a checksum of its own
+            if str(arrays["key"]) != job.key:
+                return None
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for broken archives
+        if tell:
+            _LOG.warning("%s is damaged (%s), so its run is done again", path, told(error))
+        return None
+    return record

@@ -3,6 +3,7 @@
 DIR/results.json                  all rows that are there, rewritten whole while the suite runs
 DIR/runs.csv                      one line a run: status, time, accuracy
 DIR/suite.yaml                    the suite file, with its seeds
+DIR/data.json                     hashes of the data at the last start
 DIR/runs/EXPERIMENT/ROW-SEED.json what one run gave; a run that is there is not done again
 DIR/predictions/EXPERIMENT/ROW-SEED.npz   predicted classes of every test row
 DIR/stages, DIR/store             trained networks and teachers' outputs, shared by all experiments
@@ -23,6 +24,7 @@ import yaml
 from crossdistill.errors import TrainingError
 from crossdistill.experiments.listening import LISTEN
 from crossdistill.experiments.pool import WorkerLost, Workers, limited_threads, usable_cores
+from crossdistill.experiments.same_data import note_data
 from crossdistill.experiments.schema import parse_experiment, to_yaml
 from crossdistill.experiments.suite_book import Book
 from crossdistill.experiments.suite_job import failed, perform
@@ -87,6 +89,8 @@ def _run(
     if suite.trials:
         planned = with_trials(suite, planned, folder, shelf)
     book = Book(suite, folder, shelf, {"started": started.isoformat(timespec="seconds"), "command": command})
+    specs = [entry.experiment.data for entry in suite.entries]
+    note_data(folder, [(spec, shelf.get(spec.name, spec.options)) for spec in specs])
     waiting = book.open(planned)
     write_text(folder / "suite.yaml", yaml.safe_dump(dict(suite.values), sort_keys=False, allow_unicode=True))
 

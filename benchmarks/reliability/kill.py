@@ -8,8 +8,8 @@ in the work. With --jobs 2 all are new, and half of the signals of `run` and `be
 by chance, the others to all. A moment is a number of CPU seconds, whatever else the machine is busy with.
 
 After every kill all that can be seen is opened: no file may be half there, and what was finished (a stage, a run of a
-suite, rows that the log of a store names) must not be made again. At the end every number, the student's weights and
-the store's files must be equal to the bit to those of the undisturbed command, and nothing that was begun may be left.
+suite, rows that the log of a store names) must not be made again. At the end every number, all weights and the
+stores' files must be equal to the bit to those of the undisturbed command, and nothing that was begun may be left.
 Moments follow from --seed, as far as a machine repeats itself. Prints a line for each thing that went wrong, and the
 counts; exits with 1 if there was one.
 """
@@ -275,10 +275,15 @@ def difference(command: str, one: Path, other: Path) -> str:
     """Say how two finished folders differ; nothing if they are equal to the bit."""
     if command in ("run", "bench"):
         found = compare_runs(one, other)
-        return "" if found.same else f"{len(found.differing)} numbers differ; student equal: {found.student}"
-    if command == "store":
-        first, second = ({p.relative_to(f): p.read_bytes() for p in visible(f)} for f in (one, other))
-        return "" if first == second else "the files of the store differ"
+        if not found.same:
+            return f"{len(found.differing)} numbers differ; student equal: {found.student}"
+    if command != "diagnose":
+        kept = (".npy", ".safetensors") if command != "store" else (".npy", ".json")
+        first, second = (
+            {p.relative_to(f): p.read_bytes() for p in visible(f) if p.suffix in kept} for f in (one, other)
+        )
+        unlike = [str(path) for path in {**first, **second} if first.get(path) != second.get(path)]
+        return f"other files: {', '.join(unlike)}" if unlike else ""
     first, second = (json.loads((folder / "diagnosis.json").read_text(encoding="utf-8")) for folder in (one, other))
     for said in (first, second):
         said.pop("seconds", None)

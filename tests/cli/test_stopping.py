@@ -24,8 +24,7 @@ TEXT = (
     .replace("    epochs: 2\n", "    epochs: 12\n    checkpoint_every: 7\n")
 )
 PROGRAM = """if True:
-    import os, resource, sys
-    os.cpu_count = lambda: 2  # one core a process, whatever this machine has
+    import resource, sys
     limit = int(sys.argv.pop(1))
     if limit:
         import signal

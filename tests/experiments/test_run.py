@@ -367,8 +367,8 @@ def test_a_stage_may_be_called_like_a_row(toy, tmp_path):
     assert one["rows"] == two["rows"]
 
 
-def test_two_processes_give_the_rows_of_one(toy_npz, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)  # one core a process, as this process has
+def test_two_processes_give_the_rows_of_one(toy_npz, tmp_path):
+    torch.set_num_threads(2)  # whatever this process has
     text = changed(LEAN, ("name: toy", f"name: {toy_npz}"))
     here = run_experiment(parse_experiment(text), tmp_path / "one", jobs=1)
     news = []
@@ -376,7 +376,9 @@ def test_two_processes_give_the_rows_of_one(toy_npz, tmp_path, monkeypatch):
         parse_experiment(text), tmp_path / "two", jobs=2, listen=lambda word, facts: news.append(word)
     )
     assert there["rows"] == here["rows"]
-    assert there["environment"]["jobs"] == 2
+    assert torch.get_num_threads() == 2
+    assert [results["environment"]["jobs"] for results in (here, there)] == [1, 2]
+    assert [results["environment"]["threads"] for results in (here, there)] == [1, 1]
     assert {"planned", "started", "judged", "finished", "closing"} <= set(news)
     students = [(tmp_path / name / "student" / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert students[0] == students[1]

@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import nn
 from two_processes import in_two_processes
 from worlds import Pairs, Teacher
 
+import crossdistill
 from crossdistill.errors import DataError, Interrupted, TrainingError
 from crossdistill.methods import Distillation, Losses, Separable, SimCLR, Supervised
 from crossdistill.methods.neighbour_graph import NeighbourGraph
@@ -178,6 +182,16 @@ def resumed(folder):
             train(distillation(), settings, folder=folder / name, stop=lambda: True)
     same = all(torch.equal(cut[name], whole[name]) for name in whole)
 
+    dist.barrier()
+    if rank == 0:
+        path = folder / "whole" / "product.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    dist.barrier()
+    mended = state(train(distillation(dropout=0.3), folder=folder / "whole"))
+    same = same and all(torch.equal(mended[name], whole[name]) for name in whole)
+    with pytest.raises(TrainingError, match="is of another run: settings"):
+        train(distillation(dropout=0.3), replace(SETTINGS, lr=0.1), folder=folder / "whole")
+
     processes = Processes(torch.device("cpu"), shared=True, seed=1)
     torch.manual_seed(2)
     with processes.own_random(0, 0):
@@ -228,6 +242,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_what_would_part_the_copies_i
     assert same
     assert same_too
     assert records(folder / "cut") == records(folder / "whole")
+    assert (folder / "whole" / "product.damaged.safetensors").exists()  # seen by both processes, put aside by one
     assert own != own_too  # each process drops out other units
     torch.manual_seed(2)
     assert after == after_too == torch.rand(3).tolist()
@@ -270,3 +285,65 @@ def test_each_process_holds_its_part_of_the_weights_and_a_stopped_run_goes_on_to
     assert ordinary_too
     assert held + held_too == weights == weights_too
     assert max(held, held_too) < 0.6 * weights
+
+
+KILLED = """
+import os, signal, socket, sys
+from pathlib import Path
+
+sys.path[:0] = sys.argv[2:]
+import torch
+from test_processes import distillation, train
+from crossdistill.errors import TrainingError
+
+
+def work(case, rank, port, folder):
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
+        os.environ[name] = str(value)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    method = distillation()
+
+    def die(*_):
+        if rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(method, {"hook": "before_stage", "step": "after_step"}[case], die)
+    try:
+        train(method, folder=Path(folder) / case)
+    except TrainingError as error:
+        print(case, error, flush=True)
+        os._exit(3)
+    os._exit(0)
+
+
+for case in ("hook", "step"):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(2):
+        children.append(os.fork())
+        if not children[-1]:
+            work(case, rank, port, sys.argv[1])
+    print(case, [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_where_one_process_is_killed_the_other_ends_at_once(tmp_path):
+    """Without torchrun, which would end the others itself: between steps, and while they wait for a hook."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    places = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(crossdistill.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "killed.py"), str(tmp_path), *places],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=True,
+    )
+    gone = "another process of this run is gone; what it says is the reason"
+    assert ended.stdout.splitlines() == [
+        line for case in ("hook", "step") for line in (f"{case} {gone}", f"{case} [3, -9]")
+    ]

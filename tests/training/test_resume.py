@@ -141,6 +141,8 @@ def test_killed_without_warning_and_resumed_ends_with_the_same_bits(kind, worker
     whole = train(Killed(dropout=0.3), tmp_path / "whole", settings, **how)
     assert same(resumed, whole)
     assert records(folder) == records(tmp_path / "whole")
+    products = [(place / "product.safetensors").read_bytes() for place in (folder, tmp_path / "whole")]
+    assert products[0] == products[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

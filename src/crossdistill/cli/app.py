@@ -60,6 +60,10 @@ Safe = Annotated[
     typer.Option("--safe", help="Import nothing that the file names: the library's own methods and networks alone."),
 ]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; one a core if not said.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of each process; one if not said, on a CPU. The last bits of numbers depend on it."),
+]
 
 
 def main() -> NoReturn:
@@ -213,6 +217,7 @@ def run(
     ] = None,
     out: Out = Path("runs/latest"),
     jobs: Jobs = None,
+    threads: Threads = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan; train nothing.")] = False,
     safe: Safe = False,
 ) -> None:
@@ -226,7 +231,7 @@ def run(
         if dry:
             _show_plan(file, changes or [], out)
         else:
-            _run(file, changes or [], out, jobs)
+            _run(file, changes or [], out, jobs, threads)
 
 
 @app.command()
@@ -241,6 +246,7 @@ def bench(
     seeds: Annotated[int | None, typer.Option(min=1, help="How many; more of them later add their own runs.")] = None,
     tune: Annotated[int, typer.Option(min=0, help="For --data: trials of each row, for the tuned table.")] = 0,
     jobs: Jobs = None,
+    threads: Threads = None,
     on: Annotated[str, typer.Option(help="ray: share the runs among a Ray cluster's machines.")] = "",
     dry: Annotated[bool, typer.Option("--dry-run", help="Show the plan with time and disk; train nothing.")] = False,
     safe: Safe = False,
@@ -254,7 +260,7 @@ def bench(
 
     document = suite_of(suite, data, source, target, methods, track, seeds, tune)
     with _importing(safe):
-        run_bench(document, out, jobs=jobs, on=on, seeds=seeds, dry=dry)
+        run_bench(document, out, jobs=jobs, threads=threads, on=on, seeds=seeds, dry=dry)
 
 
 @app.command()
@@ -303,11 +309,11 @@ def rerun(
     from crossdistill.cli.rerun import again
     from crossdistill.experiments.yaml_lines import read_document
 
-    def suite(file: Path, out: Path, jobs: int | None) -> None:
-        run_bench(read_document(file), out, jobs=jobs, on="", seeds=None, dry=False)
+    def suite(file: Path, out: Path, jobs: int | None, threads: int | None) -> None:
+        run_bench(read_document(file), out, jobs=jobs, threads=threads, on="", seeds=None, dry=False)
 
-    def experiment(file: Path, out: Path, jobs: int | None) -> None:
-        _run(file, [], out, jobs)
+    def experiment(file: Path, out: Path, jobs: int | None, threads: int | None) -> None:
+        _run(file, [], out, jobs, threads)
 
     with _importing(safe):
         same = again(folder, out, jobs, experiment, suite)
@@ -406,7 +412,7 @@ def list_known(
     typer.echo(listing(what))
 
 
-def _run(file: Path, changes: list[str], out: Path, jobs: int | None) -> None:
+def _run(file: Path, changes: list[str], out: Path, jobs: int | None, threads: int | None = None) -> None:
     from crossdistill.cli.progress import Progress, show_results
 
     with Progress() as progress:
@@ -419,6 +425,7 @@ def _run(file: Path, changes: list[str], out: Path, jobs: int | None) -> None:
                 experiment,
                 out,
                 jobs=jobs,
+                threads=threads,
                 listen=progress.listen,
                 command=shlex.join(["crossdistill", *sys.argv[1:]]),
             )

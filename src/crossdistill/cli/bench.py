@@ -49,7 +49,9 @@ def suite_of(
     return standard(data, source, target, methods=names, track=track, seeds=seeds or 5, tune=tune)
 
 
-def run_bench(document: Document, out: Path, *, jobs: int | None, on: str, seeds: int | None, dry: bool) -> None:
+def run_bench(
+    document: Document, out: Path, *, jobs: int | None, threads: int | None, on: str, seeds: int | None, dry: bool
+) -> None:
     """Run a suite, write its page and print its table.
 
     Raises:
@@ -76,6 +78,7 @@ def run_bench(document: Document, out: Path, *, jobs: int | None, on: str, seeds
                 out,
                 shelf=shelf,
                 jobs=jobs,
+                threads=threads,
                 on=on,
                 listen=progress.listen,
                 command=shlex.join(["crossdistill", *sys.argv[1:]]),

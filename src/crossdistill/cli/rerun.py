@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ def again(
     folder: Path,
     out: Path | None,
     jobs: int | None,
-    run: Callable[[Path, Path, int | None], object],
-    suite: Callable[[Path, Path, int | None], object],
+    run: Callable[[Path, Path, int | None, int | None], object],
+    suite: Callable[[Path, Path, int | None, int | None], object],
 ) -> bool:
     """Repeat what is in a folder into another, and print how the numbers compare.
 
@@ -28,7 +27,7 @@ def again(
         folder: Of a finished run or suite.
         out: Where to; FOLDER-again if nothing is said.
         jobs: Processes; as many as then if nothing is said.
-        run: Runs an experiment file into a folder with so many processes.
+        run: Runs an experiment file into a folder with so many processes, of so many threads each.
         suite: The same for a suite file.
 
     Returns:
@@ -37,7 +36,6 @@ def again(
     Raises:
         CrossDistillError: If the folder keeps too little, the data have changed, or `out` is no other folder.
     """
-    from crossdistill.experiments.pool import limited_threads
     from crossdistill.experiments.repeat import changed_since, check_data_are_those, compare_runs, read_kept
 
     out = folder.parent / f"{folder.resolve().name}-again" if out is None else out
@@ -47,10 +45,7 @@ def again(
     check_data_are_those(kept)
     _say([f"differs from then: {line}" for line in changed_since(kept)], error=True)
     then: Mapping[str, Any] = kept.results["environment"]
-    jobs = jobs or _whole(then, "jobs")
-    threads = _whole(then, "threads") if jobs == 1 else None  # else every process has its share of the cores
-    with contextlib.nullcontext() if threads is None else limited_threads(threads):
-        (suite if kept.suite else run)(kept.file, out, jobs)
+    (suite if kept.suite else run)(kept.file, out, jobs or _whole(then, "jobs"), _whole(then, "threads"))
     found = compare_runs(folder, out)
     if found.same:
         student = ", and the student's weights," if found.student else ""

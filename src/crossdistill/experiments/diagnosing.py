@@ -20,6 +20,7 @@ from crossdistill.errors import ConfigError, DataError
 from crossdistill.evaluation import embed
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.listening import LISTEN
+from crossdistill.experiments.pool import limited_threads, shared_out
 from crossdistill.experiments.specs import Experiment
 from crossdistill.files import only_one
 from crossdistill.objectives import generic_features
@@ -88,7 +89,7 @@ def from_experiment(experiment: Experiment, folder: Path, *, listen: LISTEN | No
         DataError: If no pair has both modalities.
         CrossDistillError: If something else does not fit.
     """
-    with only_one(folder):
+    with only_one(folder), limited_threads(shared_out(1, None, 1)[1]):  # as `crossdistill run` would train it
         return of_bench(Bench(experiment, folder), experiment.seeds[0], listen=listen)
 
 

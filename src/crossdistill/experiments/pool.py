@@ -145,6 +145,24 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def shared_out(jobs: int | None, threads: int | None, tasks: int) -> tuple[int, int]:
+    """Say how many processes there are, and how many threads each has, by what is asked for and what there is.
+
+    Sums, and so the last bits of what a CPU computes, depend on the number of threads, which therefore must not depend
+    on that of processes: it is one where nothing is said. Beside an accelerator, which promises no bits, processes
+    share the cores.
+
+    Args:
+        jobs: Processes; None takes as many as there are cores for.
+        threads: Of each of them.
+        tasks: How many there are to do; more processes would have nothing to do.
+    """
+    cores = usable_cores()
+    jobs = min(jobs or max(1, cores // (threads or 1)), max(1, tasks))
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return jobs, threads or (max(1, cores // jobs) if accelerated else 1)
+
+
 def limit_threads(threads: int) -> None:
     """Let this process use so many cores: torch, and numpy's and scipy's libraries, which have threads of their own."""
     torch.set_num_threads(threads)

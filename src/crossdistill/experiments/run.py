@@ -21,7 +21,7 @@ from crossdistill.experiments.evidence import write_evidence
 from crossdistill.experiments.judge import Judge, Row
 from crossdistill.experiments.listening import LISTEN
 from crossdistill.experiments.needs import find_unmet
-from crossdistill.experiments.pool import Workers, usable_cores
+from crossdistill.experiments.pool import Workers, limited_threads, shared_out
 from crossdistill.experiments.rehearsal import check_loops, rehearse
 from crossdistill.experiments.results import summarise
 from crossdistill.experiments.same_data import note_data
@@ -105,6 +105,7 @@ def run_experiment(
     *,
     data: PairedDataset | None = None,
     jobs: int | None = 1,
+    threads: int | None = None,
     listen: LISTEN | None = None,
     command: str = "",
 ) -> dict[str, Any]:
@@ -119,8 +120,11 @@ def run_experiment(
         experiment: Checked.
         folder: Where everything goes; made if it is not there.
         data: The data set, if it is at hand; then everything runs in this process.
-        jobs: Processes, at most one a seed and arm; None takes one a core. Each uses its share of the cores. More than
-            one needs a script that guards its own start (`if __name__ == "__main__":`), as they import it again.
+        jobs: Processes, at most one a seed and arm; None takes as many as there are cores for. The results do not
+            depend on it. More than one needs a script that guards its own start (`if __name__ == "__main__":`), as they
+            import it again.
+        threads: Of each process, which the last bits of results depend on; None takes one on a CPU, and what torchrun
+            gives each of its processes.
         listen: Told what happens, for progress.
         command: What the user typed, for the record; empty where it was no command of ours.
 
@@ -146,8 +150,12 @@ def run_experiment(
         _train_together(bench, tasks, listen)
         return {}
     with only_one(folder):
-        alone = data is not None or count > 1
-        return _run(bench, tasks, jobs=1 if alone else jobs, listen=listen, command=command, together=count > 1)
+        if count > 1:
+            jobs, threads = 1, threads or torch.get_num_threads()
+        else:
+            jobs, threads = shared_out(1 if data is not None else jobs, threads, len(tasks.tasks))
+        with limited_threads(threads):  # this process too, which fits what predicts on new files
+            return _run(bench, tasks, jobs, threads, listen=listen, command=command, together=count > 1)
 
 
 def _train_together(bench: Bench, tasks: Plan, listen: LISTEN) -> None:
@@ -158,7 +166,7 @@ def _train_together(bench: Bench, tasks: Plan, listen: LISTEN) -> None:
 
 
 def _run(
-    bench: Bench, tasks: Plan, *, jobs: int | None, listen: LISTEN, command: str, together: bool
+    bench: Bench, tasks: Plan, jobs: int, threads: int, *, listen: LISTEN, command: str, together: bool
 ) -> dict[str, Any]:
     """Do the tasks of a plan in the folder, which is held."""
     experiment, folder = bench.experiment, bench.folder
@@ -167,12 +175,9 @@ def _run(
     note_data(folder, [(experiment.data, bench.data)])
     news = {"tasks": len(tasks.tasks), "steps": tasks.total_steps, "data": bench.data.name}
     listen("planned", {**news, "warnings": list(bench.data.warnings)})
-    cores = usable_cores()
-    jobs = min(jobs or cores, len(tasks.tasks))
     if together:
         _train_together(bench, tasks, listen)
     rows: dict[tuple[str, int], list[Row]] = {}
-    threads = max(1, cores // jobs)
     execute = _here(bench, listen) if jobs == 1 else _pool(bench, jobs, threads, listen)
     for task, found in execute(tasks):
         if not task.teaching:  # a stage may be called like a row
@@ -184,7 +189,7 @@ def _run(
     first = experiment.seeds[0]
     write_evidence(bench, arms, first)
     facts = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 1)}
-    facts |= {"command": command, "jobs": jobs, "threads": torch.get_num_threads() if jobs == 1 else threads}
+    facts |= {"command": command, "jobs": jobs, "threads": threads}
     results = summarise(bench, arms, ordered, facts, tasks.skipped)
     save_student(bench, arms[0], first, results)
     gather_logs(bench, arms)

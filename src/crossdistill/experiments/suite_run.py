@@ -23,7 +23,7 @@ import yaml
 
 from crossdistill.errors import TrainingError
 from crossdistill.experiments.listening import LISTEN
-from crossdistill.experiments.pool import WorkerLost, Workers, limited_threads, usable_cores
+from crossdistill.experiments.pool import WorkerLost, Workers, limited_threads, shared_out
 from crossdistill.experiments.same_data import note_data
 from crossdistill.experiments.schema import parse_experiment, to_yaml
 from crossdistill.experiments.suite_book import Book
@@ -43,6 +43,7 @@ def run_suite(
     *,
     shelf: Shelf | None = None,
     jobs: int | None = 1,
+    threads: int | None = None,
     on: Literal["", "ray"] = "",
     listen: LISTEN | None = None,
     command: str = "",
@@ -57,7 +58,8 @@ def run_suite(
         suite: Checked.
         folder: DIR; made if it is not there.
         shelf: Data sets that are at hand.
-        jobs: Processes; None takes one a core.
+        jobs: Processes; None takes as many as there are cores for. The results do not depend on it.
+        threads: Of each process, which the last bits of results depend on; None takes one on a CPU.
         on: "ray" shares the runs among a Ray cluster, one core each; `jobs` then bounds how many run at once.
         listen: Told what happens.
         command: What the user typed, for the record.
@@ -71,7 +73,7 @@ def run_suite(
     """
     folder, shelf, listen = Path(folder), shelf or Shelf(), listen or _nobody
     with only_one(folder):
-        return _run(suite, folder, shelf, jobs=jobs, on=on, listen=listen, command=command)
+        return _run(suite, folder, shelf, jobs=jobs, threads=threads, on=on, listen=listen, command=command)
 
 
 def _run(
@@ -80,6 +82,7 @@ def _run(
     shelf: Shelf,
     *,
     jobs: int | None,
+    threads: int | None,
     on: Literal["", "ray"],
     listen: LISTEN,
     command: str,
@@ -96,7 +99,8 @@ def _run(
 
     def go_on() -> None:
         listen("planned", {"plan": book.planned, "left": waiting, "seconds": time.monotonic() - clock})
-        for job, record in _outcomes(suite, folder, shelf, waiting, book, jobs=jobs, on=on, listen=listen):
+        how = {"jobs": jobs, "threads": threads}
+        for job, record in _outcomes(suite, folder, shelf, waiting, book, **how, on=on, listen=listen):
             book.add(job, record)
             listen("run", {"job": job, "record": record, "seconds": time.monotonic() - clock})
 
@@ -119,19 +123,19 @@ def _outcomes(
     book: Book,
     *,
     jobs: int | None,
+    threads: int | None,
     on: str,
     listen: LISTEN,
 ) -> Iterator[tuple[Job, Record]]:
     """Do the jobs that wait, here, in processes or on a cluster."""
-    cores, most = usable_cores(), max(1, len(waiting))
     workers: Callable[..., Any] = Workers
     if on == "ray":
         from crossdistill.experiments.ray_workers import RayWorkers, slots
 
-        width, threads, workers = min(jobs or slots(1), most), 1, RayWorkers
+        threads = threads or 1
+        width, workers = min(jobs or slots(threads), max(1, len(waiting))), RayWorkers
     else:
-        width = min(jobs or cores, most)
-        threads = max(1, cores // (jobs or cores))  # not by what is left: sums depend on it
+        width, threads = shared_out(jobs, threads, len(waiting))
     book.environment |= {"jobs": width, "threads": threads, "on": on or "processes"}
     if width == 1 and not on:
         with limited_threads(threads):

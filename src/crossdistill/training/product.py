@@ -60,14 +60,14 @@ def save_product(method: Method, folder: Path, record: Mapping[str, Any]) -> Non
     """
     state = state_of(method, copy=True)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    extra = {name: value for name, value in state.items() if name not in tensors}
     try:
-        plain = json.dumps({name: value for name, value in state.items() if name not in tensors})
+        about = json.dumps({"extra": extra, "teachers": record["teachers"]})
     except TypeError as error:
         raise TrainingError(
             f"the extra state of {type(method).__name__} must be tensors or JSON values: {error}"
         ) from None
-    metadata = {"extra": plain, "teachers": json.dumps(record["teachers"])}
-    written = save(tensors, metadata)
+    written = save(tensors, {"about": about})  # one entry: safetensors puts several in another order each time
     with whole_file(folder / _PRODUCT) as temporary:
         temporary.write_bytes(written)  # an error of the disk stays an OSError
     versions = {
@@ -113,20 +113,21 @@ def load_product(method: Method, folder: str | Path) -> Method:
     """
     path = Path(folder) / _PRODUCT
     try:
-        state, metadata = _read(path)
+        state, about = _read(path)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"there is no finished stage in {folder}: {error}. If it is damaged, delete it and start again"
         ) from None
-    changed = differences({"teacher": json.loads(metadata["teachers"])}, {"teacher": teacher_digests(method)})
+    changed = differences({"teacher": about["teachers"]}, {"teacher": teacher_digests(method)})
     if changed:
         raise TrainingError(f"{path} was trained with another teacher: {'; '.join(changed)} (hash of the weights)")
-    state |= json.loads(metadata["extra"])
+    state |= about["extra"]
     load_state(method, state, extra=True, where=str(path))
     return method
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     opened: Any = safe_open  # untyped
     with opened(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - not a dict
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return tensors, json.loads(file.metadata()["about"])

@@ -18,6 +18,7 @@ from crossdistill.data.dataset import PairedDataset
 from crossdistill.data.decode import check_finite, why_unread
 from crossdistill.data.modality import Modality, check_name
 from crossdistill.data.options import ReadOptions
+from crossdistill.data.paths import Names
 from crossdistill.data.probe import array_modality
 from crossdistill.data.tables import RESERVED, Table
 from crossdistill.errors import DataError, suggest
@@ -69,7 +70,7 @@ def load_archive(
         contents[key] = checks.hash_rows(arrays[key])
     if len(modalities) == len(arrays):
         options.check_used()
-    rows = [f"row {i}" for i in range(max(counts.values()))]
+    rows = Names(max(counts.values()), lambda row: f"row {row}")
     label, group, split = (column_words(key, columns.get(key), problems) for key in RESERVED)
     table = Table(rows=rows, label=label, group=group, split=split, present=present)
     _name_classes(table, columns.get("class_names"), problems)

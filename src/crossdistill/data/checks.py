@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,9 @@ from crossdistill.errors import DataError, suggest
 
 SHOWN = 10
 """Problems that are looked for and shown at once: enough to see a pattern, few enough to read."""
+
+MOST = 10 * SHOWN
+"""Problems of one kind that are counted; a million wrong rows need no million messages."""
 
 ALIASES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2, "testing": 2}
 """Words for the splits that are understood in folders and tables."""
@@ -92,29 +96,27 @@ def hash_sample(sample: np.ndarray) -> tuple[int, bool]:
 
 def read_split(values: Sequence[str], rows: Sequence[str], problems: Problems) -> np.ndarray:
     """Turn words for splits into 0, 1, 2 (n,) uint8; unknown and missing ones become problems."""
-    split = np.zeros(len(values), dtype=np.uint8)
-    for i, value in enumerate(values):
-        place = ALIASES.get(value.strip().lower())
-        if place is None:
-            problems.add(f"{rows[i]}: no split is called '{value}'{suggest(value, SPLITS)}")
-        else:
-            split[i] = place
-    return split
+    places = {value: ALIASES.get(value.strip().lower(), -1) for value in set(values)}
+    split = np.fromiter((places[value] for value in values), np.int64, len(values))
+    for i in np.flatnonzero(split < 0)[:MOST].tolist():
+        problems.add(f"{rows[i]}: no split is called '{values[i]}'{suggest(values[i], SPLITS)}")
+    return np.maximum(split, 0).astype(np.uint8)
 
 
 def read_labels(values: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Turn class names into numbers 0..c-1 in sorted order, whole numbers by size; an empty word becomes -1."""
     names = sorted(set(values) - {""}, key=lambda v: (0, int(v), v) if v.isdecimal() else (1, 0, v))
     number = {name: i for i, name in enumerate(names)}
-    return np.array([number.get(v, -1) for v in values], dtype=np.int64), tuple(names)
+    return np.fromiter((number.get(v, -1) for v in values), np.int64, len(values)), tuple(names)
 
 
 def read_groups(values: Sequence[str], rows: Sequence[str], problems: Problems) -> np.ndarray:
     """Turn names of groups into numbers (n,) int64; missing ones become problems."""
-    for i, value in enumerate(values):
-        if not value:
-            problems.add(f"{rows[i]}: the group is missing; give every row one or leave the column out")
-    return np.unique(np.array(values), return_inverse=True)[1].astype(np.int64)
+    number = {name: i for i, name in enumerate(sorted(set(values)))}
+    group = np.fromiter((number[value] for value in values), np.int64, len(values))
+    for i in np.flatnonzero(group == number.get("", -1))[:MOST].tolist():
+        problems.add(f"{rows[i]}: the group is missing; give every row one or leave the column out")
+    return group
 
 
 def check_labels(
@@ -131,29 +133,41 @@ def check_labels(
     """
     advice = "the split was made here: give one of your own" if made else "move some there"
     labelled = "labelled " if (label < 0).any() else ""
-    for c, name in enumerate(class_names):
-        counts = np.bincount(split[label == c], minlength=3)
-        if not counts[0]:
-            problems.add(
-                f"class '{name}' has no {labelled}training rows ({counts[1]} validation, {counts[2]} test); "
-                f"{advice}, or leave the class out"
-            )
-        elif not counts[2] and (split == 2).any():
-            problems.warn(f"class '{name}' has no test rows: nothing will be measured of it")
+    known = label >= 0
+    counts = np.bincount(3 * label[known] + split[known], minlength=3 * len(class_names)).reshape(-1, 3)
+    for c in np.flatnonzero(counts[:, 0] == 0)[:MOST].tolist():
+        problems.add(
+            f"class '{class_names[c]}' has no {labelled}training rows ({counts[c, 1]} validation, {counts[c, 2]} test); "
+            f"{advice}, or leave the class out"
+        )
+    untested = np.flatnonzero((counts[:, 0] > 0) & (counts[:, 2] == 0)) if (split == 2).any() else np.empty(0, np.int64)
+    for c in untested[:SHOWN].tolist():
+        problems.warn(f"class '{class_names[c]}' has no test rows: nothing will be measured of it")
+    if len(untested) > SHOWN:
+        problems.warn(f"{len(untested) - SHOWN} more of the {len(class_names)} classes have no test rows either")
 
 
 def check_groups(group: np.ndarray, split: np.ndarray, rows: Sequence[str], problems: Problems) -> None:
     """Find groups with rows on two sides of a split."""
-    home: dict[int, int] = {}
     told: set[int] = set()
-    for i, g in enumerate(group.tolist()):
-        first = home.setdefault(g, i)
-        if split[i] != split[first] and g not in told:
-            told.add(g)
-            problems.add(
-                f"a group is on both sides of a split: {rows[first]} is {SPLITS[split[first]]}, {rows[i]} of the same "
-                f"group is {SPLITS[split[i]]}"
-            )
+    for first, i in _across(group, split):
+        if first in told:
+            continue
+        if len(told) == MOST:
+            return
+        told.add(first)
+        problems.add(
+            f"a group is on both sides of a split: {rows[first]} is {SPLITS[split[first]]}, {rows[i]} of the same "
+            f"group is {SPLITS[split[i]]}"
+        )
+
+
+def _across(values: np.ndarray, split: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Give the rows whose value first stood in another split, after that first row, in order."""
+    _, start, code = np.unique(values, return_index=True, return_inverse=True)
+    first = start[code]
+    for i in np.flatnonzero(split != split[first]).tolist():
+        yield int(first[i]), i
 
 
 def check_sizes(split: np.ndarray, problems: Problems) -> None:
@@ -216,13 +230,12 @@ def find_leaks(contents: Mapping[str, Contents], kinds: Mapping[str, str], split
     Of equal samples on several sides of a split those of the test stay, then those of the validation.
     """
     if set(kinds.values()) == {"vector"}:
-        columns = [np.stack([found.hashes for found in contents.values()], axis=1)]
+        columns = [_joint(contents)]
     else:
-        columns = [own_hashes(found)[:, None] for name, found in contents.items() if kinds[name] != "vector"]
+        columns = [own_hashes(found) for name, found in contents.items() if kinds[name] != "vector"]
     leaks = np.zeros(len(split), dtype=bool)
     for hashes in columns:
-        _, code = np.unique(hashes, axis=0, return_inverse=True)
-        code = code.ravel()
+        _, code = np.unique(hashes, return_inverse=True)
         last = np.zeros(int(code.max()) + 1, dtype=split.dtype)
         np.maximum.at(last, code, split)
         leaks |= split < last[code]
@@ -248,21 +261,17 @@ def check_duplicates(
     Short vectors can be equal by chance, so equal ones are only a warning, unless all modalities of the pair are equal;
     constant samples are told elsewhere.
     """
-    whole: dict[tuple[int, ...], int] = {}
-    for i, key in enumerate(zip(*(found.hashes.tolist() for found in contents.values()), strict=True)):
-        first = whole.setdefault(key, i)
-        if split[i] != split[first] and set(kinds.values()) == {"vector"}:  # others are told of one by one
-            one = next(iter(names.values()))
+    if set(kinds.values()) == {"vector"}:  # others are told of one by one
+        one = next(iter(names.values()))
+        for first, i in itertools.islice(_across(_joint(contents), split), MOST):
             problems.add(
                 f"the same pair is on both sides of a split: {one[first]} ({SPLITS[split[first]]}) and {one[i]} "
                 f"({SPLITS[split[i]]}); leave one out, or say duplicates: drop"
             )
     for name, found in contents.items():
-        home: dict[int, int] = {}
-        for i in np.flatnonzero(~found.constant).tolist():
-            first = home.setdefault(int(found.hashes[i]), i)
-            if split[i] == split[first]:
-                continue
+        there = np.flatnonzero(~found.constant)
+        for first, i in _across(found.hashes[there], split[there]):
+            first, i = int(there[first]), int(there[i])
             text = (
                 f"'{name}': the same sample is on both sides of a split: {names[name][first]} "
                 f"({SPLITS[split[first]]}) and {names[name][i]} ({SPLITS[split[i]]})"
@@ -273,3 +282,12 @@ def check_duplicates(
             problems.add(f"{text}; leave one out, or say duplicates: drop")
             if problems.full:
                 return
+
+
+def _joint(contents: Mapping[str, Contents]) -> np.ndarray:
+    """Number the rows (n,) so that equal numbers mean equal samples in all modalities."""
+    code = np.zeros(len(next(iter(contents.values())).hashes), np.int64)
+    for found in contents.values():
+        _, own = np.unique(found.hashes, return_inverse=True)
+        _, code = np.unique(code * (int(own.max(initial=0)) + 1) + own, return_inverse=True)
+    return code

@@ -1,12 +1,75 @@
-"""Paths as users write them and as they lie on disks: `~`, links, names that are no text."""
+"""Paths as users write them and as they lie on disks: `~`, links, names that are no text, and one a row of a table."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
+
+import numpy as np
 
 from crossdistill.data.checks import Problems
 from crossdistill.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """The files of one modality, one a row; a file that many rows share is kept, looked at and decoded once.
+
+    Attributes:
+        paths: The different files, in the order of the first rows that have them.
+        of: Place in `paths` of each row's file (n,) int64; -1 where a row lacks the modality.
+    """
+
+    paths: Sequence[str]
+    of: np.ndarray
+
+    @classmethod
+    def gather(cls, cells: Iterable[str], folder: str | Path = "") -> Files:
+        """Read one path a row, relative to a folder; an empty one is none."""
+        place: dict[str, int] = {}
+        base = "" if str(folder) == "." else str(folder)
+        of = np.fromiter((place.setdefault(cell, len(place)) if cell else -1 for cell in cells), dtype=np.int64)
+        return cls([os.path.join(base, cell) for cell in place], of)  # noqa: PTH118 - a million of them
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def path(self, row: int) -> str:
+        """Give a row's file, empty where it has none."""
+        return self.paths[place] if (place := int(self.of[row])) >= 0 else ""
+
+    def first_rows(self) -> np.ndarray:
+        """Give the first row (k,) int64 of each different file."""
+        first = np.empty(len(self.paths), dtype=np.int64)
+        rows = np.flatnonzero(self.of >= 0)[::-1]
+        first[self.of[rows]] = rows  # of equal places the last one stays, which is the first row
+        return first
+
+
+class Names(Sequence[str]):
+    """Names of rows, for messages, written when one is asked for: a million of them would take memory for nothing.
+
+    Args:
+        count: Rows.
+        name: Gives the name of a row.
+    """
+
+    def __init__(self, count: int, name: Callable[[int], str]) -> None:
+        self.rows, self.name = range(count), name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        """Give the name of a row, or of some."""
+        return [self.name(i) for i in self.rows[row]] if isinstance(row, slice) else self.name(self.rows[row])
 
 
 def expanded(path: str | Path) -> Path:

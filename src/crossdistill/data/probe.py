@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from crossdistill.data.decode import (
 )
 from crossdistill.data.modality import STORED, Modality
 from crossdistill.data.options import ReadOptions
-from crossdistill.data.tables import NO_FILE
 from crossdistill.errors import DataError
 
 LOOKED_AT = 16
@@ -33,12 +33,12 @@ LONGEST = 10.0
 """Seconds of sound at most, by default."""
 
 
-def guess_modality(name: str, paths: Sequence[Path], options: ReadOptions) -> Modality:
+def guess_modality(name: str, paths: Sequence[str], options: ReadOptions) -> Modality:
     """Choose how the files of one modality are decoded.
 
     Args:
         name: Of the modality.
-        paths: Its files; missing and broken ones are passed over here and told of when they are decoded.
+        paths: Its different files; missing and broken ones are passed over and told of when they are decoded.
         options: The user's.
 
     Returns:
@@ -47,20 +47,19 @@ def guess_modality(name: str, paths: Sequence[Path], options: ReadOptions) -> Mo
     Raises:
         DataError: If no file can be read, or an option is wrong.
     """
-    there = [path for path in paths if path.is_file()]
+    there = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113 - for each of a million
     looked_at = there[:: max(1, len(there) // LOOKED_AT)][:LOOKED_AT]
     first_error: DataError | None = None
     facts: list[tuple[str, Any]] = []
     for path in looked_at:
         try:
-            facts.append(_facts(path))
+            facts.append(_facts(Path(path)))
         except DataError as error:
             first_error = first_error or error
     if not facts:
-        named = [path for path in paths if path is not NO_FILE]
-        if not named:
+        if not paths:
             raise DataError(f"'{name}': no row has it; leave its column out")
-        raise first_error or DataError(f"'{name}': none of its {len(named)} files exists; the first: {named[0]}")
+        raise first_error or DataError(f"'{name}': none of its {len(paths)} files exists; the first: {paths[0]}")
     kind = facts[0][0]
     same = [value for other, value in facts if other == kind]
     if kind == "image":

@@ -13,7 +13,7 @@ from crossdistill.data.columns import Pairing
 from crossdistill.data.dataset import PairedDataset
 from crossdistill.data.modality import Modality, check_name
 from crossdistill.data.options import ReadOptions
-from crossdistill.data.paths import expanded
+from crossdistill.data.paths import Files, Names, expanded
 from crossdistill.data.probe import guess_modality
 from crossdistill.data.store import Stored, decoded
 from crossdistill.data.tables import Table, read_folder, read_manifest
@@ -107,10 +107,10 @@ def _load_table(
     stored: dict[str, Stored] = {}
     modalities: dict[str, Modality] = {}
     options.check_names(table.files)
-    for modality, paths in table.files.items():
+    for modality, files in table.files.items():
         check_name(modality)
         try:
-            modalities[modality] = guess_modality(modality, paths, options)
+            modalities[modality] = guess_modality(modality, files.paths, options)
         except DataError as error:
             problems.add(str(error))
     if len(modalities) == len(table.files):
@@ -121,7 +121,7 @@ def _load_table(
             stored[modality] = found
     if len(stored) < len(table.files):
         problems.raise_if_any()
-    names = {m: [f"{row} ({path})" for row, path in zip(table.rows, p, strict=True)] for m, p in table.files.items()}
+    names = {modality: _names(table.rows, files) for modality, files in table.files.items()}
     return assemble(
         {m: s.array for m, s in stored.items()},
         modalities,
@@ -134,3 +134,8 @@ def _load_table(
         digests={m: s.digest for m, s in stored.items()},
         duplicates=duplicates,
     )
+
+
+def _names(rows: Sequence[str], files: Files) -> Names:
+    """Name samples by row and file."""
+    return Names(len(rows), lambda row: f"{rows[row]} ({files.path(row)})")

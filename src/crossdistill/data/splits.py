@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,20 +40,26 @@ def make_split(
     if unit.max(initial=-1) + 1 == n:
         return _single_rows(label, rng)
     known = label >= 0
-    counts = np.zeros((int(unit.max()) + 1, int(label.max()) + 1))
-    np.add.at(counts, (unit[known], label[known]), 1)
-    trains = np.zeros(len(counts), dtype=bool)
+    units, classes = int(unit.max()) + 1, int(label.max()) + 1
+    # (unit, class) and how many rows of a unit are of that class: as a table they would be units times classes
+    both, counts = np.unique(unit[known] * classes + label[known], return_counts=True)
+    own, kinds = both // max(1, classes), both % max(1, classes)
+    starts = np.searchsorted(own, np.arange(units + 1))
+    trains = np.zeros(units, dtype=bool)
     trains[unit[~known]] = True
-    target = np.array(SHARES)[:, None] * counts.sum(axis=0)
-    order = rng.permutation(len(counts))
-    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-    filled, where = np.zeros_like(target), np.zeros(len(counts), dtype=np.uint8)
-    filled[0] = counts[trains].sum(axis=0)
+    target = np.array(SHARES)[:, None] * np.bincount(label[known], minlength=classes)
+    order = rng.permutation(units)
+    order = order[np.argsort(-np.bincount(unit[known], minlength=units)[order], kind="stable")]
+    filled, where = np.zeros_like(target), np.zeros(units, dtype=np.uint8)
+    given = trains[own]
+    filled[0] = np.bincount(kinds[given], counts[given], minlength=classes)
     for u in order[~trains[order]]:
+        held = slice(starts[u], starts[u + 1])
+        its, size = kinds[held], counts[held]
         # how much nearer to the target, relative to the split's size, the unit brings each split
-        gain = (counts[u] * (2 * (target - filled) - counts[u]) / np.maximum(target, 1e-9)).sum(axis=1)
+        gain = (size * (2 * (target[:, its] - filled[:, its]) - size) / np.maximum(target[:, its], 1e-9)).sum(axis=1)
         where[u] = int(np.argmax(gain))
-        filled[where[u]] += counts[u]
+        filled[where[u], its] += size
     return where[unit]
 
 
@@ -75,8 +82,12 @@ def why_no_test(n: int, label: np.ndarray | None, group: np.ndarray | None) -> s
 def _single_rows(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Split every class by itself; a class of three or more rows has one in each of training and test."""
     split = np.zeros(len(label), dtype=np.uint8)
-    for c in np.unique(label[label >= 0]):
-        rows = rng.permutation(np.flatnonzero(label == c))
+    order = np.argsort(label, kind="stable")
+    starts = np.searchsorted(label[order], np.arange(label.max(initial=-1) + 2))
+    for start, stop in itertools.pairwise(starts.tolist()):
+        if start == stop:
+            continue
+        rows = rng.permutation(order[start:stop])
         test = max(round(SHARES[2] * len(rows)), int(len(rows) >= 3))
         validation = round(SHARES[1] * len(rows))
         split[rows[:test]] = 2
@@ -95,9 +106,11 @@ def _components(n: int, columns: Sequence[np.ndarray]) -> np.ndarray:
         return i
 
     for column in columns:
-        home: dict[int, int] = {}
-        for i, value in enumerate(column.tolist()):
-            first = root(home.setdefault(value, i))
-            parent[root(i)] = first
-    roots = np.array([root(i) for i in range(n)], dtype=np.int64)
+        _, start, code = np.unique(column, return_index=True, return_inverse=True)
+        first = start[code]
+        for i in np.flatnonzero(first != np.arange(n)).tolist():
+            parent[root(i)] = root(int(first[i]))
+    roots, above = np.array(parent, dtype=np.int64), np.empty(0, np.int64)
+    while not np.array_equal(roots, above):
+        roots, above = roots[roots], roots
     return np.unique(roots, return_inverse=True)[1]

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
+import stat
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,8 +25,7 @@ import numpy as np
 from crossdistill.data.checks import Contents, Problems, hash_sample
 from crossdistill.data.columns import hash_array
 from crossdistill.data.modality import Modality
-from crossdistill.data.paths import expanded
-from crossdistill.data.tables import NO_FILE
+from crossdistill.data.paths import Files, expanded
 from crossdistill.errors import DataError
 from crossdistill.files import digest
 from crossdistill.rowfiles import Made, fill, open_rows, sweep
@@ -34,6 +35,9 @@ FORMAT = 3
 
 PART = 256
 """Files that are decoded at a time, so that memory stays small."""
+
+KEPT = 1 << 28
+"""Bytes of decoded samples that are kept for further rows with the same file; what is beyond is decoded again."""
 
 
 @dataclass(frozen=True)
@@ -59,66 +63,84 @@ def cache_folder(folder: str | Path | None = None) -> Path:
         raise DataError(f"no place for the cache: {error}, or set CROSSDISTILL_CACHE to a folder") from None
 
 
-def store_key(paths: Sequence[Path], modality: Modality) -> str:
-    """Hash what decoded samples are made from: files by path, size and time of change, and how they are decoded."""
-    files: list[tuple[str, int, int]] = []
-    for path in paths:
-        if path is NO_FILE:
-            files.append(("", 0, 0))
-            continue
-        facts = path.stat()
-        files.append((str(path.resolve()), facts.st_size, facts.st_mtime_ns))
+def store_key(facts: Sequence[Any], of: np.ndarray, modality: Modality) -> str:
+    """Hash what decoded samples are made from: facts of the files, which row has which, and how they are decoded."""
     how = {"kind": modality.kind, "shape": modality.shape, "dtype": modality.dtype, "decode": dict(modality.decode)}
-    return digest(FORMAT, files, how)
+    return digest(FORMAT, facts, of.tobytes(), how)
+
+
+def _facts(paths: Sequence[str]) -> list[tuple[str, int, int] | str]:
+    """Give the real path, the size and the time of change of each file, or why it cannot be read."""
+    homes: dict[str, str] = {}
+    return [_fact(path, homes) for path in paths]
+
+
+def _fact(path: str, homes: dict[str, str]) -> tuple[str, int, int] | str:
+    # plain words and one call of the system where it will do: there may be a million files
+    try:
+        facts = os.lstat(path)  # noqa: PTH116
+        if stat.S_ISLNK(facts.st_mode):
+            facts, real = os.stat(path), os.path.realpath(path)  # noqa: PTH116
+        else:
+            folder, name = os.path.split(path)
+            if folder not in homes:
+                homes[folder] = os.path.realpath(folder)
+            real = os.path.join(homes[folder], name)  # noqa: PTH118
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name with a zero byte is a ValueError
+        return "there is no such file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return (real, facts.st_size, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else "there is no such file"
 
 
 def decoded(
-    paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems, cache: str | Path | None = None
+    files: Files, rows: Sequence[str], modality: Modality, problems: Problems, cache: str | Path | None = None
 ) -> Stored | None:
-    """Give the decoded samples of files, from the store where they are there, else decoding each once.
+    """Give the decoded samples of files, from the store where they are there, else decoding them.
 
     Args:
-        paths: One file a row; a row without one (`NO_FILE`) is stored as zeros.
+        files: One a row; a row without one is stored as zeros.
         rows: Names of the rows, for messages.
         modality: How to decode; mean and std do not matter.
-        problems: Where broken files are noted.
+        problems: Where broken files are noted, by the first row that has them.
         cache: The store's folder, see `cache_folder`.
 
     Returns:
         The samples, or None when a file is broken; nothing is stored then.
     """
-    there = True
-    for path, row in zip(paths, rows, strict=True):
-        if path is not NO_FILE and not path.is_file():
-            there = False
-            problems.add(f"{row}: {path}: there is no such file")
-    if not there:  # look for whatever else is wrong, to say it all at once
-        _look(paths, rows, modality, problems)
+    facts = _facts(files.paths)
+    first = files.first_rows()
+    missing = [k for k, fact in enumerate(facts) if isinstance(fact, str)]
+    for k in missing:
+        problems.add(f"{rows[int(first[k])]}: {Path(files.paths[k])}: {facts[k]}")
+    there = np.setdiff1d(np.arange(len(facts)), missing)
+    if missing:  # look for whatever else is wrong, to say it all at once
+        _look(files, there, rows, modality, problems)
         return None
     base = cache_folder(cache)
-    folder = base / store_key(paths, modality)
-    found = _open(folder, (len(paths), *modality.shape))
+    folder = base / store_key(facts, files.of, modality)
+    found = _open(folder, (len(files), *modality.shape))
     if found is not None:
         return found
     sweep(base, 86400, but=folder)
     before = len(problems.errors)
 
+    decode = _Decoder(files, rows, modality, problems)
+
     def make(part: range) -> Made | None:
-        array, facts = np.empty((len(part), *modality.shape), modality.dtype), np.empty((len(part), 2), np.int64)
-        for i, sample in _samples(paths, rows, modality, problems, part):
-            array[i - part.start], facts[i - part.start] = sample, hash_sample(sample)
+        array, facts = decode.rows(part)
         return None if len(problems.errors) > before else ({"samples": array, "rows": facts}, {})
 
     def about(_: object, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {"format": FORMAT, "digest": hash_array(arrays["samples"]), "modality": modality.to_json()}
 
     with _writing(base):
-        there = fill(folder, len(paths), lambda: iter(_parts(len(paths))), make, about)
-    if not there:  # something is broken; look for whatever else is, to say it all at once
+        whole = fill(folder, len(files), lambda: iter(_parts(len(files))), make, about)
+    if not whole:  # something is broken; look for whatever else is, to say it all at once
         del problems.errors[before:]
-        _look(paths, rows, modality, problems)
+        _look(files, there, rows, modality, problems)
         return None
-    found = _open(folder, (len(paths), *modality.shape))
+    found = _open(folder, (len(files), *modality.shape))
     if found is None:
         raise DataError(f"{folder} was written and cannot be read again: the cache's disk is damaged")
     return found
@@ -150,34 +172,69 @@ def _parts(rows: int) -> list[range]:
     return [range(start, min(start + PART, rows)) for start in range(0, rows, PART)]
 
 
-def _look(paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems) -> None:
-    """Note all broken files, until too many are."""
-    for part in _parts(len(paths)):
-        for _ in _samples(paths, rows, modality, problems, part):
+def _look(files: Files, there: np.ndarray, rows: Sequence[str], modality: Modality, problems: Problems) -> None:
+    """Note all broken files, of those that are there, until too many are."""
+    decode = _Decoder(files, rows, modality, problems)
+    for part in _parts(len(there)):
+        for _ in decode.files(there[part.start : part.stop].tolist()):
             pass
         if problems.full:
             return
 
 
-def _samples(
-    paths: Sequence[Path], rows: Sequence[str], modality: Modality, problems: Problems, part: Sequence[int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode the files of a part in threads: Pillow and soundfile let others run meanwhile."""
-    blank = np.zeros(modality.shape, modality.dtype)
+class _Decoder:
+    """Decodes files for rows; samples of files that further rows have are kept, as far as there is room.
 
-    def read(i: int) -> np.ndarray | str:
-        try:
-            return blank if paths[i] is NO_FILE else modality.read(paths[i])
-        except DataError as error:
-            return str(error)
+    Args:
+        files: One a row.
+        rows: Names of the rows, for messages.
+        modality: How to decode.
+        problems: Where broken files are noted.
+    """
 
-    there = [i for i in part if paths[i] is NO_FILE or paths[i].is_file()]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for i, result in zip(there, pool.map(read, there), strict=True):
-            if isinstance(result, str):
-                problems.add(f"{rows[i]}: {result}")
-            else:
-                yield i, result
+    def __init__(self, files: Files, rows: Sequence[str], modality: Modality, problems: Problems) -> None:
+        self._files, self._names, self._modality, self._problems = files, rows, modality, problems
+        self._first = files.first_rows()
+        self._left = np.bincount(files.of[files.of >= 0], minlength=len(files.paths))
+        self._kept: dict[int, tuple[np.ndarray, tuple[int, bool]]] = {}
+        self._blank = np.zeros(modality.shape, modality.dtype)
+        self._room = KEPT // max(1, self._blank.nbytes)
+
+    def rows(self, part: range) -> tuple[np.ndarray, np.ndarray]:
+        """Give the samples (m, *shape) of some rows, and hash and constancy of each (m, 2) int64; zeros if broken."""
+        of = self._files.of[part.start : part.stop]
+        array, facts = np.zeros((len(of), *self._modality.shape), self._modality.dtype), np.zeros((len(of), 2), np.int64)
+        facts[of < 0] = hash_sample(self._blank)
+        wanted, place, count = np.unique(of[of >= 0], return_inverse=True, return_counts=True)
+        new = [k for k in wanted.tolist() if k not in self._kept]
+        found = {k: (sample, hash_sample(sample)) for k, sample in self.files(new)}
+        there = np.flatnonzero(of >= 0)
+        for k, at in zip(wanted.tolist(), np.split(there[np.argsort(place, kind="stable")], np.cumsum(count)[:-1])):
+            sample = found.get(k) or self._kept.get(k)
+            if sample is not None:
+                array[at], facts[at] = sample
+        self._left[wanted] -= count
+        for k in wanted[self._left[wanted] <= 0].tolist():
+            self._kept.pop(k, None)
+        useful = [(k, sample) for k, sample in found.items() if self._left[k] > 0]
+        self._kept.update(itertools.islice(useful, max(0, self._room - len(self._kept))))
+        return array, facts
+
+    def files(self, which: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode files by their places, in threads: Pillow and soundfile let others run meanwhile."""
+
+        def read(k: int) -> np.ndarray | str:
+            try:
+                return self._modality.read(self._files.paths[k])
+            except DataError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            for k, result in zip(which, pool.map(read, which), strict=True):
+                if isinstance(result, str):
+                    self._problems.add(f"{self._names[int(self._first[k])]}: {result}")
+                else:
+                    yield k, result
 
 
 def _open(folder: Path, shape: tuple[int, ...]) -> Stored | None:

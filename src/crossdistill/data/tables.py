@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,13 @@ import numpy as np
 
 from crossdistill.data.checks import ALIASES, SHOWN, Problems
 from crossdistill.data.decode import ARRAYS, PICTURES, SOUNDS
-from crossdistill.data.paths import files_below, listed
+from crossdistill.data.paths import Files, Names, files_below, listed
 from crossdistill.errors import DataError, suggest
 
 READABLE = PICTURES | SOUNDS | ARRAYS
 RESERVED = ("label", "group", "split")
-NO_FILE = Path()
-"""Stands where a cell of a manifest is empty, so that the row lacks the modality, and for nothing else (`is`)."""
+LINES = 1 << 14
+"""Lines of a manifest that are taken apart at a time: as cells they need many times the memory of the words they are."""
 
 
 @dataclass
@@ -26,7 +28,7 @@ class Table:
     """One line a pair.
 
     Attributes:
-        files: Paths by modality, one a row.
+        files: By modality, one a row.
         present: Which rows have a modality (n,) bool, of the modalities that some row lacks.
         rows: Names of the rows, for messages.
         label: Class names, or None; an empty word is a missing label.
@@ -35,8 +37,8 @@ class Table:
         class_names: Where labels are numbers that stand for these names.
     """
 
-    files: dict[str, list[Path]] = field(default_factory=dict[str, list[Path]])
-    rows: list[str] = field(default_factory=list[str])
+    files: dict[str, Files] = field(default_factory=dict[str, Files])
+    rows: Sequence[str] = ()
     label: list[str] | None = None
     group: list[str] | None = None
     split: list[str] | None = None
@@ -84,7 +86,7 @@ def read_folder(folder: Path, problems: Problems, wanted: Sequence[str] | None =
         has = [name for name in names if stem in found[name]]
         lacks = [name for name in names if stem not in found[name]]
         problems.add(f"{found[has[0]][stem]} has no partner in {', '.join(lacks)} (files: {counts})")
-    table = Table({name: [files[s] for s in paired] for name, files in found.items()}, paired)
+    table = Table({name: Files.gather(str(files[s]) for s in paired) for name, files in found.items()}, paired)
     _places(table, problems)
     return table
 
@@ -145,19 +147,19 @@ def read_manifest(path: Path, modalities: Sequence[str] | None, problems: Proble
         if name not in free:
             raise DataError(f"{path}: no column is called '{name}'{suggest(name, free)}")
     count = len(next(iter(columns.values()), list[str]()))
-    table = Table(rows=[f"row {i + 1}" for i in range(count)])
+    table = Table(rows=Names(count, lambda row: f"row {row + 1}"))
     for name in modalities or free:
         cells = columns[name]
-        if not modalities and cells and not any(Path(c).suffix.lower() in READABLE for c in cells):
+        if not modalities and cells and not any(map(_readable, cells)):
             row = next((i for i, cell in enumerate(cells) if cell), 0)
             problems.add(
                 f"unknown column '{name}' ({table.rows[row]}: '{cells[row]}'): not paths of files that can be read"
                 f"{suggest(name, RESERVED)}; or choose columns with modalities=[...]"
             )
             continue
-        table.files[name] = [path.parent / cell if cell else NO_FILE for cell in cells]
+        table.files[name] = Files.gather(cells, path.parent)
         if not all(cells):
-            table.present[name] = np.array([bool(cell) for cell in cells])
+            table.present[name] = table.files[name].of >= 0
     if not table.files and not problems.errors:
         raise DataError(f"{path}: no column holds files; columns: {', '.join(columns) or 'none'}")
     table.label, table.group, table.split = (columns.get(name) for name in RESERVED)
@@ -166,27 +168,41 @@ def read_manifest(path: Path, modalities: Sequence[str] | None, problems: Proble
     return table
 
 
+def _readable(cell: str) -> bool:
+    """Whether a cell ends like a file that can be read."""
+    return os.path.splitext(cell)[1].lower() in READABLE  # noqa: PTH122 - for every cell of a column
+
+
 def _csv(path: Path) -> dict[str, list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets begin with a mark
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
             comma = max(",;\t", key=first.count)  # some spreadsheets write semicolons or tabs
-            lines = list(csv.reader(file, strict=True, delimiter=comma))
+            return _columns(path, filter(None, csv.reader(file, strict=True, delimiter=comma)), comma)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV table that can be read: {error}") from None
-    lines = [line for line in lines if line]
-    if not lines:
+
+
+def _columns(path: Path, lines: Iterator[list[str]], comma: str) -> dict[str, list[str]]:
+    """Take lines apart into columns, some at a time, in which equal words are one object."""
+    header = [name.strip() for name in next(lines, [])]
+    if not header:
         raise DataError(f"{path}: the table is empty; its first line names the columns")
-    header = [name.strip() for name in lines[0]]
     if len(set(header)) < len(header) or not all(header):
         raise DataError(f"{path}: every column needs a name of its own; received {', '.join(header)}")
-    for number, line in enumerate(lines[1:], start=1):
-        if len(line) != len(header):
-            raise DataError(
-                f"{path}, row {number}: {len(line)} cells for {len(header)} columns (cells are separated by {comma!r})"
-            )
-    return {name: [line[k].strip() for line in lines[1:]] for k, name in enumerate(header)}
+    columns: list[list[str]] = [[] for _ in header]
+    known: list[dict[str, str]] = [{} for _ in header]
+    while part := list(itertools.islice(lines, LINES)):
+        for number, line in enumerate(part, start=len(columns[0]) + 1):
+            if len(line) != len(header):
+                raise DataError(
+                    f"{path}, row {number}: {len(line)} cells for {len(header)} columns (cells are separated by "
+                    f"{comma!r})"
+                )
+        for k, (column, words) in enumerate(zip(columns, known, strict=True)):
+            column += [words.setdefault(word, word) for word in [line[k].strip() for line in part]]
+    return dict(zip(header, columns, strict=True))
 
 
 def _parquet(path: Path) -> dict[str, list[str]]:
@@ -199,7 +215,8 @@ def _parquet(path: Path) -> dict[str, list[str]]:
         columns: dict[str, Iterable[Any]] = parquet.read_table(path).to_pydict()
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise DataError(f"{path}: not a Parquet table that can be read: {error}") from None
-    return {name: [_word(cell) for cell in cells] for name, cells in columns.items()}
+    known: dict[str, str] = {}
+    return {name: [known.setdefault(word, word) for word in map(_word, cells)] for name, cells in columns.items()}
 
 
 def _word(cell: Any) -> str:

@@ -168,7 +168,7 @@ def _is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
 
 def _process_0_finds_it_finished(folder: Path, identity: Mapping[str, Any], seed: int) -> bool:
     """Let process 0 alone look, which may put something aside, and tell the others; all refuse what it refuses."""
-    with _others_gone(True):
+    with _named(True):
         processes = Processes(torch.device("cpu"), shared=True, seed=seed)
         found: bool | str = False
         if not processes.rank:

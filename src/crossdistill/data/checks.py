@@ -137,8 +137,8 @@ def check_labels(
     counts = np.bincount(3 * label[known] + split[known], minlength=3 * len(class_names)).reshape(-1, 3)
     for c in np.flatnonzero(counts[:, 0] == 0)[:MOST].tolist():
         problems.add(
-            f"class '{class_names[c]}' has no {labelled}training rows ({counts[c, 1]} validation, {counts[c, 2]} test); "
-            f"{advice}, or leave the class out"
+            f"class '{class_names[c]}' has no {labelled}training rows ({counts[c, 1]} validation, {counts[c, 2]} "
+            f"test); {advice}, or leave the class out"
         )
     untested = np.flatnonzero((counts[:, 0] > 0) & (counts[:, 2] == 0)) if (split == 2).any() else np.empty(0, np.int64)
     for c in untested[:SHOWN].tolist():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import stat
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -78,7 +77,7 @@ def _facts(paths: Sequence[str]) -> list[tuple[str, int, int] | str]:
 def _fact(path: str, homes: dict[str, str]) -> tuple[str, int, int] | str:
     # plain words and one call of the system where it will do: there may be a million files
     try:
-        facts = os.lstat(path)  # noqa: PTH116
+        facts = os.lstat(path)
         if stat.S_ISLNK(facts.st_mode):
             facts, real = os.stat(path), os.path.realpath(path)  # noqa: PTH116
         else:
@@ -194,31 +193,43 @@ class _Decoder:
 
     def __init__(self, files: Files, rows: Sequence[str], modality: Modality, problems: Problems) -> None:
         self._files, self._names, self._modality, self._problems = files, rows, modality, problems
-        self._first = files.first_rows()
+        self._first, shape, dtype = files.first_rows(), modality.shape, modality.dtype
         self._left = np.bincount(files.of[files.of >= 0], minlength=len(files.paths))
-        self._kept: dict[int, tuple[np.ndarray, tuple[int, bool]]] = {}
-        self._blank = np.zeros(modality.shape, modality.dtype)
-        self._room = KEPT // max(1, self._blank.nbytes)
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        room = min(int((self._left > 1).sum()), KEPT // size)
+        self._kept, self._kept_facts = np.empty((room, *shape), dtype), np.empty((room, 2), np.int64)
+        self._slot, self._free = np.full(len(files.paths), -1), list(range(room))[::-1]
 
     def rows(self, part: range) -> tuple[np.ndarray, np.ndarray]:
         """Give the samples (m, *shape) of some rows, and hash and constancy of each (m, 2) int64; zeros if broken."""
         of = self._files.of[part.start : part.stop]
-        array, facts = np.zeros((len(of), *self._modality.shape), self._modality.dtype), np.zeros((len(of), 2), np.int64)
-        facts[of < 0] = hash_sample(self._blank)
         wanted, place, count = np.unique(of[of >= 0], return_inverse=True, return_counts=True)
-        new = [k for k in wanted.tolist() if k not in self._kept]
-        found = {k: (sample, hash_sample(sample)) for k, sample in self.files(new)}
-        there = np.flatnonzero(of >= 0)
-        for k, at in zip(wanted.tolist(), np.split(there[np.argsort(place, kind="stable")], np.cumsum(count)[:-1])):
-            sample = found.get(k) or self._kept.get(k)
-            if sample is not None:
-                array[at], facts[at] = sample
+        samples, facts = (
+            np.zeros((len(wanted) + 1, *self._kept.shape[1:]), self._kept.dtype),
+            np.zeros((len(wanted) + 1, 2), np.int64),
+        )
+        facts[-1] = hash_sample(samples[-1])  # the last is that of rows without a file
+        here = np.flatnonzero(self._slot[wanted] >= 0)
+        samples[here], facts[here] = self._kept[self._slot[wanted[here]]], self._kept_facts[self._slot[wanted[here]]]
+        new = np.flatnonzero(self._slot[wanted] < 0)
+        for i, sample in self.files(wanted[new].tolist()):
+            at = np.searchsorted(wanted, i)
+            samples[at], facts[at] = sample, hash_sample(sample)
         self._left[wanted] -= count
-        for k in wanted[self._left[wanted] <= 0].tolist():
-            self._kept.pop(k, None)
-        useful = [(k, sample) for k, sample in found.items() if self._left[k] > 0]
-        self._kept.update(itertools.islice(useful, max(0, self._room - len(self._kept))))
-        return array, facts
+        self._keep(wanted, samples, facts)
+        row = np.full(len(of), len(wanted))
+        row[of >= 0] = place
+        return samples[row], facts[row]
+
+    def _keep(self, places: np.ndarray, samples: np.ndarray, facts: np.ndarray) -> None:
+        """Keep samples of files that further rows have, in the room of those that none has."""
+        done = places[(self._left[places] <= 0) & (self._slot[places] >= 0)]
+        self._free += self._slot[done].tolist()
+        self._slot[done] = -1
+        more = np.flatnonzero((self._left[places] > 0) & (self._slot[places] < 0))[: len(self._free)]
+        for i in more.tolist():
+            slot = self._slot[places[i]] = self._free.pop()
+            self._kept[slot], self._kept_facts[slot] = samples[i], facts[i]
 
     def files(self, which: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Decode files by their places, in threads: Pillow and soundfile let others run meanwhile."""

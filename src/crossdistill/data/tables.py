@@ -20,7 +20,7 @@ from crossdistill.errors import DataError, suggest
 READABLE = PICTURES | SOUNDS | ARRAYS
 RESERVED = ("label", "group", "split")
 LINES = 1 << 14
-"""Lines of a manifest that are taken apart at a time: as cells they need many times the memory of the words they are."""
+"""Lines of a manifest that are taken apart at a time: as single cells they need many times the memory of columns."""
 
 
 @dataclass

@@ -136,13 +136,16 @@ class Judge:
         if "test" not in seen:
             seen["test"] = features(network, test, arm.modality)
         train_x, test_x = features(network, labelled, arm.modality), seen["test"]
-        probe = linear_probe(train_x, y, c=spec.c, normalise=network is not None)  # raw inputs have lengths that count
-        if "linear" in spec.ways:
+        tunes = "fine_tune" in spec.ways and network is not None and arm.role != "ceiling"
+        probe = None
+        if tunes or "linear" in spec.ways:  # with thousands of classes it takes minutes, and neighbours do without
+            probe = linear_probe(train_x, y, c=spec.c, normalise=network is not None)  # raw inputs' lengths count
+        if "linear" in spec.ways and probe is not None:
             yield "linear", probe.predict(test_x)
         if "knn" in spec.ways:
             metric = "euclidean" if network is None else "cosine"
             yield "knn", knn_predict(train_x, y, test_x, k=min(spec.neighbours, len(y)), metric=metric)
-        if "fine_tune" in spec.ways and network is not None and arm.role != "ceiling":
+        if tunes and network is not None and probe is not None:
             samples, column = everything(labelled, arm.modality), np.searchsorted(probe.classes, y)
             tuned, head = fine_tune(network, probe.head(), samples, column, steps=spec.fine_tune_steps, seed=seed)
             with torch.no_grad():

@@ -225,7 +225,7 @@ def many_rows(folder: Path, given: argparse.Namespace, verdict: Verdict) -> None
         verdict.say("memory beyond that of imports", memory - imports[2], 1000, "MB")
 
 
-# Many classes, and labels that are absent ------------------------------------------------------------------------------
+# Many classes, and labels that are absent ----------------------------------------------------------------------------
 
 
 def run(folder: Path, name: str, ways: str, verdict: Verdict, *, most: float) -> dict[str, Any]:

@@ -31,5 +31,6 @@ if (chooser) {
   };
   document.body.classList.add("chosen");
   chooser.addEventListener("change", show);
+  chooser.addEventListener("submit", (event) => event.preventDefault());
   show();
 }

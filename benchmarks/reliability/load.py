@@ -270,7 +270,8 @@ def absent(folder: Path, given: argparse.Namespace, verdict: Verdict) -> None:
         results = run(folder, name, "linear, knn", verdict, most=1500)
         rows = [row for row in results["rows"] if row["metric"] == "accuracy"]
         scores.append({f"{row['method']} {row['evaluation']}": row["value"] for row in rows})
-        print("; ".join(results["data"]["warnings"]), flush=True)
+        warnings = results["data"]["warnings"]
+        print(f"{len(warnings)} warnings, the last: {warnings[-1]}", flush=True)
     unlike = sum(scores[0][key] != scores[1][key] for key in scores[0])
     verdict.say("scores that differ between archive and manifest", unlike, 0, f"of {len(scores[0])}")
 

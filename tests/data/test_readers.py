@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from crossdistill.data import Modality, load
+from crossdistill.data import Modality, load, store, tables
 from crossdistill.data.store import cache_folder
 from crossdistill.errors import ConfigError, DataError
 
@@ -881,3 +881,69 @@ def test_equal_samples_on_two_sides_of_a_split_can_be_dropped_from_the_lesser_si
     assert np.allclose(data.modality("other").mean, other[kept].mean(axis=0), atol=1e-5)
     with pytest.raises(ConfigError, match="duplicates is refuse or drop; received 'keep'"):
         load(tmp_path / "d.npz", duplicates="keep")
+
+
+# Much of it ---------------------------------------------------------------------------------------------------------
+
+
+def shared_files(root: Path, own: bool) -> Path:
+    """Rows that share files of their split, or the same rows with copies of their own; the pen of some is absent."""
+    path = make_manifest(root, label=labels(), split=splits())
+    rows = list(csv.reader(path.read_text().splitlines()))
+    table = [rows[0]]
+    for i in range(10 * N):
+        one, other = rows[1 + i % N], rows[1 + (i + 12 * (i // N)) % N]
+        image, pen = one[0], "" if i % 7 == 0 else other[1]
+        if own:
+            for name in filter(None, (image, pen)):
+                (root / f"{i}-{name}").write_bytes((root / name).read_bytes())
+            image, pen = f"{i}-{image}", pen and f"{i}-{pen}"
+        table.append([image, pen, *one[2:]])
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(table)
+    return path
+
+
+@pytest.mark.parametrize("room", [0, 3 * 144, 1 << 20])  # of none, of three pictures, of all
+def test_rows_that_share_files_are_as_rows_with_copies(tmp_path, monkeypatch, room):
+    monkeypatch.setattr(store, "KEPT", room)
+    monkeypatch.setattr(store, "PART", 16)
+    one, other = (load(shared_files(tmp_path / str(own), own), name="d") for own in (False, True))
+    assert one.fingerprint == other.fingerprint
+    assert np.array_equal(one.columns.arrays["image"][::N], one.columns.arrays["image"][:1].repeat(10, axis=0))
+    assert one.present("pen").sum() == 10 * N - len(range(0, 10 * N, 7))
+    assert [w for w in one.warnings if "pairs lack it" in w] == [w for w in other.warnings if "pairs lack it" in w]
+
+
+def test_a_broken_file_of_many_rows_is_told_of_once(tmp_path):
+    path = shared_files(tmp_path / "m", own=False)
+    (tmp_path / "m/3.png").write_bytes(b"no picture")
+    (tmp_path / "m/5.npy").unlink()
+    text = refuses(path, "2 problems:", "row 4: ", "3.png: not a picture", "row 6: ", "5.npy: there is no such file")
+    assert len(text.splitlines()) == 3
+
+
+def test_lines_are_read_in_parts(tmp_path, monkeypatch):
+    path = make_manifest(tmp_path / "m", label=labels(), split=splits())
+    whole = load(path).fingerprint
+    monkeypatch.setattr(tables, "LINES", 5)
+    assert load(path).fingerprint == whole
+    path.write_text(path.read_text().replace("17.png,17.npy", "17.png"))
+    refuses(path, "row 18: 3 cells for 4 columns")
+
+
+def test_as_many_classes_as_rows_need_few_words(tmp_path):
+    n = 300
+    label = np.r_[np.arange(200), np.arange(100)]
+    many = {"photo": None, "sensor": np.random.default_rng(0).normal(size=(n, 4)), "label": label}
+    tested = np.where(np.arange(n) < 200, 0, 2)
+    warnings = load(make_npz(tmp_path / "d.npz", n, **many, split=tested)).warnings
+    assert len(warnings) == 11
+    assert warnings[-1] == "90 more of the 200 classes have no test rows either"
+    refuses(make_npz(tmp_path / "e.npz", n, **many, split=2 - tested), "the first 10 of at least 100")
+
+
+def test_as_many_wrong_splits_as_rows_need_few_words(tmp_path):
+    words = [f"part {i}" for i in range(300)]
+    text = refuses(make_manifest(tmp_path / "m", 300, split=words), "the first 10 of at least 100", "row 1: ")
+    assert len(text.splitlines()) == 11

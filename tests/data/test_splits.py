@@ -65,3 +65,37 @@ def test_units_with_a_row_without_label_train_whole():
     for c in range(2):
         assert np.array(counts(split[label == c])) / (label == c).sum() == pytest.approx([0.7, 0.1, 0.2], abs=0.05)
     assert not make_split(10, label=np.full(10, -1), group=np.arange(10) // 2).any()
+
+
+def by_table(n: int, label: np.ndarray, group: np.ndarray, seed: int) -> np.ndarray:
+    """The same rule with one row a unit and one column a class, for rows that all have a label."""
+    _, unit = np.unique(group, return_inverse=True)
+    _, first = np.unique(group, return_index=True)
+    unit = np.argsort(np.argsort(first))[unit]  # in the order of their first rows
+    counts = np.zeros((unit.max() + 1, label.max() + 1))
+    np.add.at(counts, (unit, label), 1)
+    target = np.array([0.7, 0.1, 0.2])[:, None] * counts.sum(axis=0)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    filled, where = np.zeros_like(target), np.zeros(len(counts), dtype=np.uint8)
+    for u in sorted(order, key=lambda u: -counts[u].sum()):
+        gain = (counts[u] * (2 * (target - filled) - counts[u]) / np.maximum(target, 1e-9)).sum(axis=1)
+        where[u] = np.argmax(gain)
+        filled[where[u]] += counts[u]
+    return where[unit]
+
+
+@pytest.mark.parametrize("classes", [2, 30])
+@pytest.mark.parametrize("groups", [20, 90])
+def test_the_rule_as_a_table_of_units_and_classes(classes, groups):
+    for seed in range(5):
+        rng = np.random.default_rng([seed, classes])
+        label, group = rng.integers(0, classes, 200), rng.integers(0, groups, 200)
+        split = make_split(200, label=label, group=group, seed=seed)
+        assert np.array_equal(split, by_table(200, label, group, seed))
+
+
+def test_many_units_of_many_classes_need_no_table_of_both():
+    n = 18_000  # 9,000 units of 6,000 classes: 430 MB as a table of numbers
+    split = make_split(n, label=np.arange(n) // 3, group=np.arange(n) // 2, seed=0)
+    assert np.array_equal(split[::2], split[1::2])
+    assert np.bincount(split) / n == pytest.approx([0.7, 0.1, 0.2], abs=0.2)

@@ -4,7 +4,7 @@ import torch
 from scipy.special import softmax
 
 from crossdistill.errors import ConfigError, DataError
-from crossdistill.evaluation import accuracy, linear_probe
+from crossdistill.evaluation import accuracy, linear, linear_probe
 from crossdistill.evaluation.linear import GRID
 
 
@@ -94,3 +94,15 @@ def test_what_does_not_fit_is_refused():
     for c in (0.0, -1.0, np.nan, "best"):
         with pytest.raises(ConfigError, match="c must be"):
             linear_probe(x, y, c=c)
+
+
+def test_a_part_of_the_rows_at_a_time_is_as_all_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    probe = linear_probe(rng.normal(size=(60, 5)), np.arange(60) % 12)
+    rows = rng.normal(size=(100, 5))
+    whole = probe.predict(rows)
+    monkeypatch.setattr(linear, "HELD", 12 * 7)
+    assert np.array_equal(probe.predict(rows), whole)
+    rows[93, 2] = np.nan
+    with pytest.raises(DataError, match="row 93"):
+        probe.predict(rows)

@@ -18,7 +18,10 @@ from crossdistill.files import write_checked, write_text
 from crossdistill.training.product import finished
 
 WRITE_EVERY = 5.0
-"""Seconds between two writings of results.json while a suite runs."""
+"""Seconds between two writings of results.json while a suite runs, at least."""
+
+SHARE = 50
+"""How many times as long as a writing took the next one waits: it is written whole, and thousands of runs are long."""
 
 
 class Book:
@@ -36,7 +39,8 @@ class Book:
         self.planned = Plan((), {}, (), 0)
         self.environment: dict[str, Any] = dict(environment)
         self.records: dict[Job, Record] = {}
-        self.written = 0.0
+        self.next = 0.0
+        self.described: dict[str, dict[str, Any]] = {}
 
     def open(self, planned: Plan) -> list[Job]:
         """Take a plan, or a longer one, and read what is done already.
@@ -59,21 +63,23 @@ class Book:
         return any(key in wanted and not finished(self.folder / "stages" / key, key) for key in job.makes)
 
     def add(self, job: Job, record: Record) -> None:
-        """Keep a run's record; results.json follows within seconds."""
+        """Keep a run's record; results.json follows within seconds, or a minute where there are many thousands."""
         if job.teaching and record["status"] == "done":
             return
         self.records[job] = record
-        if time.monotonic() - self.written > WRITE_EVERY:
+        if time.monotonic() > self.next:
             self.write()
 
     def write(self) -> None:
         """Write results.json and runs.csv, whole."""
+        began = time.monotonic()
         results = self.results()
         write_checked(self.folder / "results.json", results)
         write_text(
             self.folder / "runs.csv", _csv({job: record for job, record in self.records.items() if job.trial is None})
         )
-        self.written = time.monotonic()
+        now = time.monotonic()
+        self.next = now + max(WRITE_EVERY, SHARE * (now - began))
 
     def results(self) -> dict[str, Any]:
         """Give all that is known now, in the order of the suite."""
@@ -106,6 +112,11 @@ class Book:
         }
 
     def _described(self, entry: Entry) -> dict[str, Any]:
+        if entry.name not in self.described:
+            self.described[entry.name] = self._describe(entry)
+        return self.described[entry.name]
+
+    def _describe(self, entry: Entry) -> dict[str, Any]:
         spec: DataSpec = entry.experiment.data
         data = self.shelf.get(spec.name, spec.options)
         train = len(data.split("train"))

@@ -54,13 +54,14 @@ lower-bounds:
 	$(LOWER)/bin/python -m pip install --disable-pip-version-check -c $(LOWER)/lowest.txt -e ".[graph,audio,parquet,ray]" pytest pytest-timeout hypothesis
 	$(LOWER)/bin/python -m pytest -q -p no:cacheprovider -o filterwarnings=default $(LOWER_TESTS)
 
-# Asks the public index about each version. --strict: without an answer it fails, and does not pass over what is unknown there.
+# Asks the package index about each version. --strict: without an answer it fails, and does not pass over what it
+# cannot look up, as a mirror without that data base would have it.
 AUDIT := .venv-audit
 
 audit:
 	$(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt || { echo "not audited, or something found: see above; without the internet, or by a mirror without that data base, nothing can be said" >&2; exit 1; }
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt || { echo "not audited, or something found, see above; without the internet, or by a mirror, nothing can be said" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(LOWER) $(AUDIT) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

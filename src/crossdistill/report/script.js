@@ -31,6 +31,5 @@ if (chooser) {
   };
   document.body.classList.add("chosen");
   chooser.addEventListener("change", show);
-  chooser.addEventListener("submit", (event) => event.preventDefault());
   show();
 }

@@ -9,6 +9,7 @@ from worlds import Alternating, Distil, Pairs, Regression, Small
 
 from crossdistill.errors import Interrupted, TrainingError
 from crossdistill.methods.base import Losses
+from crossdistill.networks.blocks import channels_last
 from crossdistill.training import Settings, fit
 from crossdistill.training.optimiser import build, learning_rate, parameter_groups
 
@@ -141,3 +142,34 @@ def test_alternation_with_momentum_resumes(tmp_path):
         with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
             fit(method, Pairs(), settings, seed=4, accelerator="cpu", folder=tmp_path, stop=lambda stop=stop: stop)
     assert all(torch.equal(a, b) for a, b in zip(method.parameters(), whole.parameters(), strict=True))
+
+
+class Pictures(Regression):
+    """It convolves; weights have their channels last, and gradients too unless a hook puts others there."""
+
+    def __init__(self, *, last=True, projected=False):
+        super().__init__()
+        torch.manual_seed(2)
+        self.net = nn.Sequential(nn.Unflatten(1, (4, 1, 1)), nn.Conv2d(4, 6, 3, padding=1), nn.Flatten())
+        self.projected = projected
+        if last:
+            channels_last(self)
+
+    def after_backward(self):
+        for parameter in self.parameters() if self.projected else ():
+            parameter.grad = parameter.grad.contiguous()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_layouts_in_memory_do_not_change_a_step(name, tmp_path):
+    """Fused kernels go through memory in its order; a checkpoint, or a hook, may have another than the weights."""
+    how = {"data": Pairs(), "settings": Settings(epochs=2, batch_size=16, optimizer=name, lr=0.01), "seed": 4}
+    whole = fit(Pictures(last=False), **how, accelerator="cpu")
+    asked = iter(range(1, 9))
+    with pytest.raises(Interrupted):
+        fit(Pictures(last=False), **how, accelerator="cpu", folder=tmp_path, stop=lambda: next(asked) == 3)
+    resumed = fit(Pictures(), **how, accelerator="cpu", folder=tmp_path)
+    hooked = fit(Pictures(projected=True), **how, accelerator="cpu")
+    for found in (resumed, hooked):
+        for one, other in zip(found.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crossdistill.errors import TrainingError
 from crossdistill.methods.base import Method
@@ -93,6 +93,29 @@ def build(method: Method, settings: Settings, shards: Shards | None = None) -> t
         return sgd
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, fused=fused)
+
+
+def align_state(optimizer: torch.optim.Optimizer) -> None:
+    """Lay out in memory what an optimiser was given of each weight as the weight is.
+
+    Fused kernels go through both in the order of their bytes, and on CPUs without a look at the strides. What was saved
+    has others where weights were sharded, or their channels not yet last.
+    """
+    for parameter, entry in optimizer.state.items():
+        for name, value in entry.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                entry[name] = _aligned(value, parameter)
+
+
+def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Do the same for gradients: autograd's own have their weights' layout, what a method puts there may not."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = _aligned(parameter.grad, parameter)
+
+
+def _aligned(value: Tensor, like: Tensor) -> Tensor:
+    return value if value.stride() == like.stride() else torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
 def _start_momentum(sgd: torch.optim.SGD) -> None:

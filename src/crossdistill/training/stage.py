@@ -28,7 +28,7 @@ from crossdistill.training.feed import Feed
 from crossdistill.training.log import MetricsLog
 from crossdistill.training.meter import Meter, NotFinite
 from crossdistill.training.norms import shared_norms
-from crossdistill.training.optimiser import build, learning_rate
+from crossdistill.training.optimiser import align_state, build, learning_rate
 from crossdistill.training.processes import Processes
 from crossdistill.training.product import save_product
 from crossdistill.training.protocols import Listener, Loader, TrainingData
@@ -284,6 +284,7 @@ class Stage:
             self.optimizer.load_state_dict(saved["optimizer"])
         else:
             self.shards.load_state(self.optimizer, saved["optimizer"])
+        align_state(self.optimizer)
         self.fabric.strategy.precision.load_state_dict(saved["precision"])
         self.meter.load_state_dict(saved["meter"])
         restore_random(saved["random"], self.device)

@@ -13,7 +13,7 @@ from crossdistill.errors import TrainingError
 from crossdistill.methods.base import Batch, Losses, Method, Separable
 from crossdistill.training.cached import cached_step
 from crossdistill.training.meter import Meter
-from crossdistill.training.optimiser import learning_rate
+from crossdistill.training.optimiser import align_gradients, learning_rate
 from crossdistill.training.processes import Processes
 from crossdistill.training.settings import Settings
 from crossdistill.training.shards import Shards
@@ -158,6 +158,7 @@ class Stepper:
         self._method.after_backward()
         if self._shards is not None:
             self._shards.take_gradients()
+        align_gradients(self._trained)
         if self._settings.clip is not None:
             clip = torch.nn.utils.clip_grad_norm_ if self._shards is None else self._shards.clip
             clip(self._trained, self._settings.clip)

@@ -55,6 +55,14 @@ def test_the_file_says_it_and_says_it_again():
     assert "stored_views" not in to_yaml(parse_experiment(EXPERIMENT))
 
 
+def test_rows_that_are_compared_have_as_many_views():
+    row = "{own: {method: distillation, teacher: teacher, objectives: {l2: 1.0}}}"
+    compare = parse_experiment(VIEWS.replace("compare: [l2]", f"compare: [l2, {row}]")).compare
+    assert {name: stage.stored_views for name, stage in compare.items()} == {"l2": 2, "own": 2}
+    with pytest.raises(ConfigError, match="needs a 'teacher'"):  # of views the row says nothing
+        parse_experiment(VIEWS.replace("compare: [l2]", "compare: [{alone: {method: simclr, modality: poor}}]"))
+
+
 def test_views_of_nothing_are_refused(toy, tmp_path):
     for old, new in (("stored_views: 2", "stored_views: 0"), ("modality: rich,", "modality: rich, stored_views: 2,")):
         with pytest.raises(ConfigError, match=r"stored_views.*at least 1"):

@@ -185,7 +185,7 @@ def _stage(
     fields: dict[str, tuple[Any, Any]] = {
         "method": (str, ...),
         "augment": (dict[str, TransformSpec], {} if like is None else dict(like.augment)),
-        "stored_views": (int | None, None if like is None else like.stored_views),
+        "stored_views": (int | None, like.stored_views if like is not None and raw.get("teacher") else None),
         **own,
         **loop,
     }

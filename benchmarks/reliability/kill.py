@@ -2,10 +2,10 @@
 
 A small experiment, a suite of two methods, a diagnosis of arrays, and the storing of a teacher's outputs are each done
 once undisturbed. Then each is done --times times in a new folder, is sent SIGKILL, SIGTERM or SIGINT at random moments,
---most times at most, and is started again by the same command until it ends by itself. A quarter of the starts are a
-new Python, as a user's; the others are copies of this process, which has imported everything, so that their moments lie
-in the work. With --jobs 2 all are new, and half of the signals of `run` and `bench` go to one of their processes, drawn
-by chance, the others to all. A moment is a number of CPU seconds, whatever else the machine is busy with.
+--most times at most, and is started again by the same command until it ends by itself. A part of the starts, --fresh,
+are a new Python, as a user's; the others are copies of this process, which has imported everything, so that their
+moments lie in the work. With --jobs 2 all are new, and half of the signals of `run` and `bench` go to one of their
+processes, drawn by chance, the others to all. A moment is a number of CPU seconds, whatever else the machine does.
 
 After every kill all that can be seen is opened: no file may be half there, and what was finished (a stage, a run of a
 suite, rows that the log of a store names) must not be made again. At the end every number, all weights and the
@@ -52,8 +52,6 @@ for late in ("lightning_fabric", "matplotlib.figure", "matplotlib.backends.backe
 HOME = str(Path(crossdistill.__file__).parents[1])
 COMMANDS = ("run", "bench", "diagnose", "store")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-FRESH = 0.25
-"""Share of the starts that are a new Python, as a user's are; its start is half of the time of commands this small."""
 LOST = 40
 """Blocks of the store that a kill may have cost: they take 0.03 s at least, and a second's work may be lost."""
 
@@ -286,7 +284,7 @@ def difference(command: str, one: Path, other: Path) -> str:
         return f"other files: {', '.join(unlike)}" if unlike else ""
     first, second = (json.loads((folder / "diagnosis.json").read_text(encoding="utf-8")) for folder in (one, other))
     for said in (first, second):
-        said.pop("seconds", None)
+        del said["seconds"], said["sha256"]
     return "" if first == second else "diagnosis.json differs"
 
 
@@ -318,6 +316,7 @@ class Trials:
     Attributes:
         command: Which.
         jobs: Of `run` and `bench`.
+        fresh: Share of the starts that are a new Python.
         lengths: CPU seconds that it takes undisturbed, by whether Python starts anew.
         sent: How often each signal was sent to a process at work.
         wrong: A line for each thing that went wrong.
@@ -325,6 +324,7 @@ class Trials:
 
     command: str
     jobs: int
+    fresh: float
     lengths: dict[bool, float] = field(default_factory=dict[bool, float])
     sent: Counter[str] = field(default_factory=Counter[str])
     wrong: list[str] = field(default_factory=list[str])
@@ -339,9 +339,9 @@ class Trials:
         return Started(folder, words_of(self.command, name, self.jobs), fresh=fresh or self.several)
 
     def undisturbed(self, folder: Path) -> str:
-        """Do the command twice; give what it said if it failed."""
-        for fresh in (True, False):
-            name = f"{self.command}-{'undisturbed' if fresh else 'copied'}"
+        """Do the command, by a copy and, where some are to be, by a new Python; give what it said if it failed."""
+        for fresh in (False, True)[: 1 + (self.fresh > 0)]:
+            name = f"{self.command}-{'new' if fresh else 'undisturbed'}"
             process = self.start(folder, name, fresh=fresh)
             process.ended(1200)
             self.lengths[fresh] = process.cpu
@@ -356,7 +356,7 @@ class Trials:
         out, kills = folder / name, 0
         for kill in range(most + 1):
             before, on_disk, already = finished(out), logged(out), len(made(out))
-            fresh, single, chosen = rng.random() < FRESH, rng.random() < 0.5 and self.several, rng.choice(SIGNALS)
+            fresh, single, chosen = rng.random() < self.fresh, rng.random() < 0.5 and self.several, rng.choice(SIGNALS)
             moment = rng.uniform(0.0, self.lengths[fresh]) / (1 + kill)  # less and less is left to do
             process, allowed = self.start(folder, name, fresh=fresh), {0}
             if not process.ended(1200, moment if kill < most else math.inf):
@@ -397,6 +397,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=30, help="trials of each command")
     parser.add_argument("--most", type=int, default=3, help="kills of one trial; then it may end")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS)
+    parser.add_argument("--fresh", type=float, default=0.25, help="share of the starts that are a new Python")
     parser.add_argument("--jobs", type=int, default=1, help="processes of run and bench")
     parser.add_argument("--seed", type=int, default=0, help="of moments and signals")
     given = parser.parse_args()
@@ -407,7 +408,7 @@ def main() -> int:
         world(folder)
         os.chdir(folder)  # experiment files name their data relative to it
         for command in given.commands:
-            trials, told = Trials(command, given.jobs), 0
+            trials, told = Trials(command, given.jobs, given.fresh), 0
             if said := trials.undisturbed(folder):
                 print(f"{command} fails undisturbed:\n{said}")
                 return 1
@@ -418,9 +419,10 @@ def main() -> int:
                 told = len(trials.wrong)
             failed += told
             kills = ", ".join(f"{count} {name}" for name, count in sorted(trials.sent.items()))
+            seconds = " or ".join(f"{length:.0f}" for length in trials.lengths.values())
             print(
-                f"{command}: {given.times} trials of {trials.lengths[False]:.0f} CPU s, {trials.lengths[True]:.0f} "
-                f"where Python starts anew; {trials.sent.total()} kills ({kills or 'none'}); {told} wrong",
+                f"{command}: {given.times} trials of {seconds} CPU s, {trials.sent.total()} kills ({kills or 'none'}); "
+                f"{told} wrong",
                 flush=True,
             )
     return int(failed > 0)

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_store_and_a_diagnosis_that_are_killed_end_as_if_they_were_not():
     command = [sys.executable, ROOT / "benchmarks/reliability/kill.py", "--times", "1", "--most", "2", "--fresh", "0"]
     ended = subprocess.run(

@@ -77,10 +77,10 @@ def whole(file, folder):
     return results, (folder / "student" / "model.safetensors").read_bytes()
 
 
-def wait_until_training(process, out, number):
-    """Wait until the n-th stage has a checkpoint or a product: training is under way."""
-    for _ in range(6000):
-        stages = {path.parent for name in ("checkpoint.pt", "stage.json") for path in out.glob(f"stages/*/{name}")}
+def wait_until_training(process, out, number, names=("checkpoint.pt", "stage.json")):
+    """Wait until the n-th stage has a checkpoint or a product, or another file: training is under way."""
+    for _ in range(12000):
+        stages = {path.parent for name in names for path in out.glob(f"stages/*/{name}")}
         if len(stages) >= number and (out / "experiment.yaml").exists():
             return
         if process.poll() is not None:
@@ -125,9 +125,11 @@ def test_workers_do_not_outlive_a_parent_that_was_killed(file, tmp_path):
 
 
 @pytest.mark.parametrize(("jobs", "kill"), [(1, os.kill), (2, os.kill), (2, os.killpg)])  # of all: as timeout sends it
-def test_a_termination_is_a_stop_that_says_how_to_go_on(jobs, kill, file, tmp_path):
+def test_a_termination_is_a_stop_that_saves_and_says_how_to_go_on(jobs, kill, file, tmp_path):
+    text = file.read_text().replace("checkpoint_every: 7", "checkpoint_every: 1000000")
+    file.write_text(text.replace("epochs: 12", "epochs: 100000"))
     process = start(tmp_path, "run", file, "--out", "cut", "--jobs", jobs)
-    wait_until_training(process, tmp_path / "cut", 1)
+    wait_until_training(process, tmp_path / "cut", 1, ("metrics.jsonl",))
     kill(process.pid, signal.SIGTERM)
     code, out, err = end(process)
     assert (code, out) == (143, "")
@@ -135,6 +137,7 @@ def test_a_termination_is_a_stop_that_says_how_to_go_on(jobs, kill, file, tmp_pa
     assert complaint.startswith("error: stopped")
     assert "Traceback" not in err
     assert complaint.endswith("; start the same command again and it goes on where it was")
+    assert list((tmp_path / "cut").glob("stages/*/checkpoint.pt"))  # by itself it writes none so soon
     assert_all_have_left(process)
 
 

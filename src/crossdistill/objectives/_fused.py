@@ -91,7 +91,8 @@ def sums(logits: Tensor, across: bool) -> tuple[Tensor, Tensor | None]:
     strips = triton.cdiv(n, ROWS)
     row = logits.new_empty(n)
     column = logits.new_empty((strips, m) if across else (1, 1))
-    _sums[(strips,)](logits, row, column, n, m, logits.stride(0), across, ROWS, COLUMNS)
+    with torch.cuda.device_of(logits):  # Triton launches on the current device; on the CPU this does nothing
+        _sums[(strips,)](logits, row, column, n, m, logits.stride(0), across, ROWS, COLUMNS)
     return row, column.logsumexp(dim=0) if across else None
 
 
@@ -115,21 +116,22 @@ def pull(
     other, other_row, other_column = aim or (logits, row, column)
     cross = logits.new_empty((grid[0] * grid[1], 2) if aim else (1, 2))
     nothing = row  # never read
-    _pull[grid](
-        logits,
-        row,
-        nothing if column is None else column,
-        other,
-        other_row,
-        nothing if other_column is None else other_column,
-        cross,
-        n,
-        m,
-        logits.stride(0),
-        other.stride(0),
-        column is not None,
-        aim is not None,
-        ROWS,
-        COLUMNS,
-    )
+    with torch.cuda.device_of(logits):
+        _pull[grid](
+            logits,
+            row,
+            nothing if column is None else column,
+            other,
+            other_row,
+            nothing if other_column is None else other_column,
+            cross,
+            n,
+            m,
+            logits.stride(0),
+            other.stride(0),
+            column is not None,
+            aim is not None,
+            ROWS,
+            COLUMNS,
+        )
     return logits, cross.sum(dim=0, dtype=torch.float64) if aim else None

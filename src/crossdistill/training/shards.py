@@ -73,6 +73,8 @@ class Shards:
             scalars = {p for p in student.parameters() if not p.ndim}  # which have no parts
             for parameter in student.parameters():
                 parameter.data = parameter.data.contiguous()  # it knows no other order
+            for scalar in scalars:
+                scalar.data = scalar.data.to(device)  # what `fully_shard` ignores it leaves where it is
             for module in (*_blocks(student), student):
                 # never left whole after a forward, as a root is by default: hooks and hashes find the same tensors
                 fully_shard(module, mesh=self._mesh, reshard_after_forward=True, ignored_params=scalars)

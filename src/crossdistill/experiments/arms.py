@@ -177,8 +177,8 @@ def _augmented(
     if stage.stored_views is not None and not augment.get(experiment.data.source):
         raise ConfigError(
             f"{experiment.document.where((*place, 'stored_views'))}: the teacher's modality "
-            f"'{experiment.data.source}' is not augmented, so its outputs are stored once; leave stored_views out (null in "
-            "a row that is compared), or say how under augment"
+            f"'{experiment.data.source}' is not augmented, so its outputs are stored once; leave stored_views out "
+            "(null in a row that is compared), or say how under augment"
         )
     return dataclasses.replace(stage, augment=augment)
 

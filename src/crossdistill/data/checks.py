@@ -98,7 +98,8 @@ def read_split(values: Sequence[str], rows: Sequence[str], problems: Problems) -
     """Turn words for splits into 0, 1, 2 (n,) uint8; unknown and missing ones become problems."""
     places = {value: ALIASES.get(value.strip().lower(), -1) for value in set(values)}
     split = np.fromiter((places[value] for value in values), np.int64, len(values))
-    for i in np.flatnonzero(split < 0)[:MOST].tolist():
+    wrong: list[int] = np.flatnonzero(split < 0)[:MOST].tolist()
+    for i in wrong:
         problems.add(f"{rows[i]}: no split is called '{values[i]}'{suggest(values[i], SPLITS)}")
     return np.maximum(split, 0).astype(np.uint8)
 

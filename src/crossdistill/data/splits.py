@@ -83,8 +83,8 @@ def _single_rows(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Split every class by itself; a class of three or more rows has one in each of training and test."""
     split = np.zeros(len(label), dtype=np.uint8)
     order = np.argsort(label, kind="stable")
-    starts = np.searchsorted(label[order], np.arange(label.max(initial=-1) + 2))
-    for start, stop in itertools.pairwise(starts.tolist()):
+    bounds: list[int] = np.searchsorted(label[order], np.arange(int(label.max(initial=-1)) + 2)).tolist()
+    for start, stop in itertools.pairwise(bounds):
         if start == stop:
             continue
         rows = rng.permutation(order[start:stop])

@@ -186,7 +186,7 @@ def _csv(path: Path) -> dict[str, list[str]]:
 
 def _columns(path: Path, lines: Iterator[list[str]], comma: str) -> dict[str, list[str]]:
     """Take lines apart into columns, some at a time, in which equal words are one object."""
-    header = [name.strip() for name in next(lines, [])]
+    header = [name.strip() for name in next(lines, list[str]())]
     if not header:
         raise DataError(f"{path}: the table is empty; its first line names the columns")
     if len(set(header)) < len(header) or not all(header):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from crossdistill.errors import ConfigError
+from crossdistill.errors import ConfigError, ObjectiveError
 from crossdistill.objectives import (
     anchored_distillation,
     cross_modal_contrastive,
@@ -92,6 +92,14 @@ def test_double_precision_and_processors_are_left_to_torch():
         with tiles("always", size=8, fused=fused):
             values.append(LOSSES["similarity"](s, t, group))
     assert torch.equal(values[0], values[1])
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU nothing is interpreted")
+def test_kernels_on_the_cpu_need_the_interpreter(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    s, t, group = rows(20, torch.float32)
+    with tiles("always", fused=True), pytest.raises(ObjectiveError, match="TRITON_INTERPRET=1"):
+        LOSSES["similarity"](s, t, group)
 
 
 def test_triton_must_be_there_to_be_asked_for(monkeypatch):

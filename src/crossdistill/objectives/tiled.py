@@ -19,6 +19,7 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -388,6 +389,11 @@ def _kernels(*tiles: Tensor) -> ModuleType | None:
         return None
     if fused is None and not _proven(tiles[0].device):
         return None
+    if tiles[0].device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ObjectiveError(
+            "Triton's kernels run on the CPU in its interpreter alone, which is for tests; leave `fused` out of `tiles`, "
+            "or set TRITON_INTERPRET=1 before Triton is imported"
+        )
     from crossdistill.objectives import _fused
 
     return _fused

@@ -21,8 +21,8 @@ def check_backend(name: object) -> None:
     """
     import torch._dynamo  # seconds, which only those wait for who ask
 
-    known = torch._dynamo.list_backends(exclude_tags=("experimental",))
-    if name not in known:
+    if name not in torch._dynamo.list_backends(exclude_tags=()):
+        known = torch._dynamo.list_backends()  # without those that are for debugging
         raise ConfigError(
             f"compile is the name of a backend of torch.compile; received {name!r}{suggest(str(name), known)}"
         )

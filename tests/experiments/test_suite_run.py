@@ -105,7 +105,7 @@ def test_damaged_records_and_predictions_are_named_and_their_runs_done_again(fin
 def test_a_result_that_was_changed_on_the_disk_is_refused(finished, tmp_path):
     path = tmp_path / "results.json"
     path.write_bytes((finished[0] / "out" / "results.json").read_bytes())
-    assert read_results(tmp_path) == finished[1]
+    assert read_results(tmp_path)["rows"] == finished[1]["rows"]
     text = path.read_text()
     at = re.search(r'"value": 0\.\d', text).end() - 1
     path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,19 @@ def fit(
         if held_out is not None and settings.keep == "best":  # else it has no influence
             identity["held_out"] = held_out.fingerprint
     together = shared and rank_and_count()[1] > 1
+    if folder is not None and (record := read_record(folder)):
+        then = {"data": record.get("data"), **record.get("identity", {})}
+        refuse_other(then, identity, where=f"the finished stage in {folder}")
+        first = not together or rank_and_count()[0] == 0
+        if intact(folder, put_aside=first):
+            load_product(method, folder)
+            if first:
+                remove_checkpoint(folder / "checkpoint.pt")  # left by a kill between the last two files
+            return method.eval()
     if together:
         _check_shares(method, settings)
-    if folder is not None and not together and _is_finished(folder, identity):  # before Fabric, which takes seconds
-        return load_product(method, folder).eval()
     home = next((tensor.device for _, tensor in tensors_of(method)), torch.device("cpu"))
     fabric = start_fabric(accelerator, settings.precision, shared=together)
-    if folder is not None and together and _process_0_finds_it_finished(folder, identity, seed):
-        return load_product(method, folder).eval()
     method.train()
     for modality, teacher in method.teachers().items():
         check_frozen(teacher, modality)
@@ -148,39 +153,6 @@ def _identity(method: Method, settings: Settings, *, seed: int, labels: bool, ke
     irrelevant = {"workers", "checkpoint_every", "shard"}
     kept = {name: value for name, value in settings.to_json().items() if name not in irrelevant}
     return {"key": key, "method": type(method).__qualname__, "seed": seed, "labels": labels, "settings": kept}
-
-
-def _is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
-    """Say whether a folder holds this very stage, finished; damaged weights of it are put aside.
-
-    Raises:
-        TrainingError: If it holds another one.
-    """
-    if not (record := read_record(folder)):
-        return False
-    then = {"data": record.get("data"), **record.get("identity", {})}
-    refuse_other(then, identity, where=f"the finished stage in {folder}")
-    if not intact(folder):
-        return False
-    remove_checkpoint(folder / "checkpoint.pt")  # left by a kill between the last two files
-    return True
-
-
-def _process_0_finds_it_finished(folder: Path, identity: Mapping[str, Any], seed: int) -> bool:
-    """Let process 0 alone look, which may put something aside, and tell the others; all refuse what it refuses."""
-    with _named(True):
-        processes = Processes(torch.device("cpu"), shared=True, seed=seed)
-        found: bool | str = False
-        if not processes.rank:
-            try:
-                found = _is_finished(folder, identity)
-            except TrainingError as error:
-                found = str(error)
-        found = processes.told(found)
-        processes.close()
-    if isinstance(found, str):
-        raise TrainingError(found)
-    return found
 
 
 def _check_shares(method: Method, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -79,13 +80,19 @@ def save_product(method: Method, folder: Path, record: Mapping[str, Any]) -> Non
     write_json(folder / _RECORD, {**record, "versions": versions, "sha256": hashlib.sha256(written).hexdigest()})
 
 
-def intact(folder: Path) -> bool:
+def intact(folder: Path, *, put_aside: bool = True) -> bool:
     """Say whether the weights of a finished stage are those that were written; if not, put them aside and tell the log.
 
     Without its weights the stage is not finished, and training makes the same again.
+
+    Args:
+        folder: Of the stage.
+        put_aside: False where another process does that, and may have done so.
     """
     if _as_written(folder, read_record(folder)):
         return True
+    if not put_aside:
+        return False
     path = folder / _PRODUCT
     aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
     path.replace(aside)
@@ -94,8 +101,9 @@ def intact(folder: Path) -> bool:
 
 
 def _as_written(folder: Path, record: Mapping[str, Any]) -> bool:
-    with (folder / _PRODUCT).open("rb") as file:
+    with contextlib.suppress(FileNotFoundError), (folder / _PRODUCT).open("rb") as file:
         return record.get("sha256") == hashlib.file_digest(file, "sha256").hexdigest()
+    return False
 
 
 def load_product(method: Method, folder: str | Path) -> Method:

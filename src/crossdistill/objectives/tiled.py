@@ -391,8 +391,8 @@ def _kernels(*tiles: Tensor) -> ModuleType | None:
         return None
     if tiles[0].device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ObjectiveError(
-            "Triton's kernels run on the CPU in its interpreter alone, which is for tests; leave `fused` out of `tiles`, "
-            "or set TRITON_INTERPRET=1 before Triton is imported"
+            "Triton's kernels run on the CPU in its interpreter alone, which is for tests; leave `fused` out of "
+            "`tiles`, or set TRITON_INTERPRET=1 before Triton is imported"
         )
     from crossdistill.objectives import _fused
 

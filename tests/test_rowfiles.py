@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import json
 import signal
 import subprocess
@@ -36,7 +37,9 @@ def is_whole(folder):
     expected = make(np.arange(N))[0]
     assert all(np.array_equal(arrays[name], expected[name]) for name in ("square", "name of it"))
     assert known["of"] == "squares"
-    assert known["arrays"]["square"] == {"shape": [N, 2], "stored_as": "float32", "most": [float((N - 1) ** 2)]}
+    square = hashlib.sha256((folder / "square.npy").read_bytes()).hexdigest()
+    entry = {"shape": [N, 2], "stored_as": "float32", "sha256": square, "most": [float((N - 1) ** 2)]}
+    assert known["arrays"]["square"] == entry
     assert {path.name for path in folder.iterdir()} == {"square.npy", "name of it.npy", "store.json"}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -77,8 +80,8 @@ def test_what_was_written_before_an_end_is_not_made_again(last, torn, tmp_path):
     is_whole(tmp_path / "s")
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "json", "other"])
-def test_a_damaged_folder_is_made_anew(damage, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "gone", "json", "other", "bit"])
+def test_a_damaged_folder_is_made_anew(damage, tmp_path, caplog):
     folder = tmp_path / "s"
     fill(folder, N, blocks, make, about)
     if damage == "cut":
@@ -87,9 +90,14 @@ def test_a_damaged_folder_is_made_anew(damage, tmp_path):
         (folder / "square.npy").unlink()
     elif damage == "json":
         (folder / "store.json").write_text("[]")
+    elif damage == "bit":
+        content = bytearray((folder / "square.npy").read_bytes())
+        content[-5] ^= 4
+        (folder / "square.npy").write_bytes(content)
     else:
         np.save(folder / "square.npy", np.zeros((N, 3), np.float32))
     assert open_rows(folder) is None
+    assert ("square.npy is not what was written" in caplog.text) == (damage == "bit")
     fill(folder, N, blocks, make, about)
     is_whole(folder)
 

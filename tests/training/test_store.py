@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -39,6 +40,7 @@ def test_the_files_are_plain_arrays_with_their_facts(tmp_path):
     about = json.loads((folder / "store.json").read_text())["arrays"]["features"]
     assert features.dtype == np.float32
     largest = float(np.abs(features).max())
+    assert about.pop("sha256") == hashlib.sha256((folder / "features.npy").read_bytes()).hexdigest()
     assert about == {"shape": [600, 6], "stored_as": "float32", "largest": largest, "error": 0.0}
 
 
@@ -196,7 +198,8 @@ def test_the_largest_logits_and_the_mass_of_the_rest_are_kept(dtype, tmp_path):
     assert TeacherStore(top_k=40).outputs(teacher, data, "image").arrays["logits"].shape == (600, 40)
 
 
-def test_a_store_of_the_largest_logits_that_is_not_the_teachers_is_refused(tmp_path):
+def test_a_store_of_the_largest_logits_that_is_not_the_teachers_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("crossdistill.rowfiles._CHECKED", 0)  # as of files too large for a checksum
     teacher, data = freeze(Scaled()), Pairs(8)
     TeacherStore(tmp_path, top_k=3).outputs(teacher, data, "image")
     for name, change in (("rest", lambda a: a + 1), ("classes", lambda a: (a + 1) % 40)):
@@ -290,7 +293,8 @@ def test_what_is_not_the_same_is_computed_anew(change, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_store_that_is_not_the_teachers_is_refused(tmp_path):
+def test_a_store_that_is_not_the_teachers_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("crossdistill.rowfiles._CHECKED", 0)  # as of files too large for a checksum
     teacher, data = freeze(Teacher()), Pairs(8)
     TeacherStore(tmp_path).outputs(teacher, data, "image")
     (path,) = tmp_path.glob("*/features.npy")

@@ -141,6 +141,17 @@ def test_a_termination_is_a_stop_that_saves_and_says_how_to_go_on(jobs, kill, fi
     assert_all_have_left(process)
 
 
+def test_a_termination_within_code_that_is_being_made_keeps_its_exit_code(tmp_path):
+    text = "import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    (tmp_path / "mine.py").write_text(f"exec({text!r})")
+    path = os.pathsep.join([str(Path(crossdistill.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "crossdistill", "methods", "mine:Loss"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (143, "")
+    assert ended.stderr.startswith("error: stopped")
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_stopped_then_killed_then_started_again_it_ends_with_the_same_bits(jobs, file, tmp_path, uninterrupted):
     process = start(tmp_path, "run", file, "--out", "cut", "--jobs", jobs)

@@ -41,6 +41,14 @@ class Commands(TyperGroup):
             raise EndOfFile from error
 
 
+class Terminated(KeyboardInterrupt):
+    """What SIGTERM raises.
+
+    Were it KeyboardInterrupt itself, and passed through code made at run time, as that of dataclasses is, Python
+    would end by SIGINT, whatever the exit code.
+    """
+
+
 class EndOfFile(Exception):
     """Carries an EOFError of ours, its cause, past click."""
 
@@ -77,7 +85,7 @@ def main() -> NoReturn:
     def terminate(number: int, frame: object) -> NoReturn:
         nonlocal stopped
         stopped = 143
-        raise KeyboardInterrupt
+        raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
     for stream in (sys.stdout, sys.stderr):

@@ -148,8 +148,8 @@ def test_warnings_of_libraries_are_for_those_who_ask(monkeypatch, capsys):
 
 
 def test_a_temporary_file_has_no_name_in_messages(tmp_path, monkeypatch):
-    def refuse(dir, prefix):
-        raise OSError(errno.EROFS, "Read-only file system", f"{dir}/{prefix}vz7ps8jw")
+    def refuse(dir, prefix, suffix):
+        raise OSError(errno.EROFS, "Read-only file system", f"{dir}/{prefix}vz7ps8jw{suffix}")
 
     monkeypatch.setattr("tempfile.mkstemp", refuse)
     with pytest.raises(OSError, match="Read-only") as caught:

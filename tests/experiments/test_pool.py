@@ -1,8 +1,13 @@
 """How many processes there are and how many threads each has."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 
+from crossdistill.errors import TrainingError
 from crossdistill.experiments import pool
 
 
@@ -31,3 +36,43 @@ def test_threads_share_the_cores_beside_an_accelerator(monkeypatch):
     assert pool.shared_out(2, None, 99) == (2, 4)
     assert pool.shared_out(None, None, 2) == (2, 4)
     assert pool.shared_out(2, 3, 99) == (2, 3)
+
+
+def saver(folder, tell, stop):
+    """Make what a worker does here: it waits until it is told to end, takes so many seconds to save, and has saved."""
+    del tell, stop
+
+    def do(seconds):
+        (folder / f"{seconds}.pid").write_text(str(os.getpid()))
+        try:
+            time.sleep(100)
+        except KeyboardInterrupt:
+            time.sleep(seconds)
+            (folder / f"{seconds}.saved").touch()
+            raise
+
+    return do
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows ends processes without asking")
+def test_the_first_worker_to_end_does_not_cut_the_others_off_while_they_save(tmp_path):
+    with (
+        pytest.raises(TrainingError, match="a process was killed"),
+        pool.Workers(saver, (tmp_path,), jobs=2, threads=1, listen=lambda *_: None) as workers,
+    ):
+        workers.submit(0)
+        workers.submit(3)
+        for _ in range(6000):
+            if all(
+                (tmp_path / f"{seconds}.pid").exists() and (tmp_path / f"{seconds}.pid").stat().st_size
+                for seconds in (0, 3)
+            ):
+                break
+            time.sleep(0.01)
+        time.sleep(0.1)  # from having said so to sleeping
+        for seconds in (0, 3):
+            os.kill(int((tmp_path / f"{seconds}.pid").read_text()), signal.SIGTERM)
+        for _, future in workers.finished():
+            future.result()
+    assert (tmp_path / "0.saved").exists()
+    assert (tmp_path / "3.saved").exists()

@@ -182,8 +182,13 @@ def limited_threads(threads: int) -> Generator[None]:
 
 
 def _terminate(number: int, frame: object) -> None:
-    """Answer SIGTERM, which schedulers send to all processes: training saves before it ends, all else ends at once."""
+    """Answer SIGTERM, which schedulers send to all processes: training saves before it ends, all else ends at once.
+
+    A second one, which the pool sends to all when the first of them is gone, must not end a process that still saves.
+    """
     del frame
+    if "ends" in _WORKER:
+        return
     if "task" not in _WORKER:
         os._exit(128 + number)
     _WORKER["ends"] = True

@@ -76,3 +76,37 @@ def test_the_first_worker_to_end_does_not_cut_the_others_off_while_they_save(tmp
             future.result()
     assert (tmp_path / "0.saved").exists()
     assert (tmp_path / "3.saved").exists()
+
+
+def asker(folder, tell, stop):
+    """Make what a worker does here: it asks and tells until it is stopped."""
+
+    def do(name):
+        (folder / name).touch()
+        while not stop():
+            tell("news", {})
+            time.sleep(0.01)
+
+    return do
+
+
+def test_a_manager_that_is_killed_is_a_process_that_was_killed(tmp_path, monkeypatch):
+    with pytest.raises(TrainingError, match="a process was killed"):  # and no EOFError
+        killed_at_work(tmp_path)
+
+    def start(*_):
+        raise EOFError
+
+    monkeypatch.setattr(pool.SyncManager, "start", start)
+    with pytest.raises(TrainingError, match="a process was killed"):
+        killed_at_work(tmp_path)
+
+
+def killed_at_work(folder):
+    with pool.Workers(asker, (folder,), jobs=1, threads=1, listen=lambda *_: None) as workers:
+        workers.submit("begun")
+        while not (folder / "begun").exists():
+            time.sleep(0.01)
+        workers.manager._process.kill()
+        for _, future in workers.finished():
+            assert future.exception() is None  # the run itself has not failed

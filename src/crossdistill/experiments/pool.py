@@ -50,9 +50,12 @@ class Workers:
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
         self.manager = SyncManager(ctx=context)
-        with _deaf_children():
-            self.manager.start(_serve)
-        self.news, self.stop = self.manager.Queue(), self.manager.Event()
+        try:
+            with _deaf_children():
+                self.manager.start(_serve)
+            self.news, self.stop = self.manager.Queue(), self.manager.Event()
+        except _GONE:
+            raise _killed() from None
         setting = (self.make, self.arguments, self.threads, self.news, self.stop)
         self.pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_enter, initargs=setting)
         return self
@@ -60,15 +63,13 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
             if error is not None:
-                with contextlib.suppress(EOFError, ConnectionError):  # the manager may be what was killed
+                with contextlib.suppress(*_GONE):  # the manager may be what was killed
                     self.stop.set()
             self.pool.shutdown(wait=True, cancel_futures=error is not None)
         finally:
             self.manager.shutdown()
-        if isinstance(error, (BrokenProcessPool, ConnectionError)):
-            raise TrainingError(
-                "a process was killed, perhaps for want of memory; start again with fewer --jobs, it goes on"
-            ) from None
+        if isinstance(error, (BrokenProcessPool, *_GONE)):
+            raise _killed() from None
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted("stopped; everything finished is kept") from None
 
@@ -85,6 +86,14 @@ class Workers:
                 self.listen(*self.news.get())
             for future in done:
                 yield self.running.pop(future), future
+
+
+_GONE = (EOFError, ConnectionError)
+"""What speaking to the manager raises when it is gone."""
+
+
+def _killed() -> TrainingError:
+    return TrainingError("a process was killed, perhaps for want of memory; start again with fewer --jobs, it goes on")
 
 
 @contextlib.contextmanager
@@ -135,9 +144,23 @@ def _enter(make: Callable[..., Any], arguments: tuple[Any, ...], threads: int, n
     limit_threads(threads)
 
     def tell(word: str, facts: Mapping[str, Any]) -> None:
-        news.put((word, dict(facts)))
+        with _or_end():
+            news.put((word, dict(facts)))
 
-    _WORKER["do"] = make(*arguments, tell, stop.is_set)
+    def asked() -> bool:
+        with _or_end():
+            return stop.is_set()
+
+    _WORKER["do"] = make(*arguments, tell, asked)
+
+
+@contextlib.contextmanager
+def _or_end() -> Generator[None]:
+    """End this process where the manager is gone: a run that cannot be stopped is not one that failed."""
+    try:
+        yield
+    except _GONE:
+        os._exit(1)
 
 
 def usable_cores() -> int:

@@ -4,8 +4,11 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
 from commands import call
+
+from crossdistill.methods import Distillation
 
 
 @pytest.fixture
@@ -58,6 +61,21 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(says, toy_npz, tmp_path):
     assert not (tmp_path / "runs").exists()
     said = says("bench", "--data", toy_npz, "--source", "rich", "--target", "poor", "--track", "labelled", "--dry-run")
     assert "mla" in said.out.split("left out")[0]
+
+
+def test_a_dry_run_counts_trials_and_times_steps_with_the_threads_of_the_runs(says, toy_npz, monkeypatch):
+    threads = []
+    learn = Distillation.training_step
+
+    def step(method, batch):
+        threads.append(torch.get_num_threads())
+        return learn(method, batch)
+
+    monkeypatch.setattr(Distillation, "training_step", step)
+    arguments = ["bench", "--data", toy_npz, "--source", "rich", "--target", "poor", "--methods", "similarity"]
+    said = says(*arguments, "--tune", 2, "--threads", 3, "--jobs", 1, "--dry-run")
+    assert set(threads) == {3}
+    assert ", 8 of them trials" in said.out  # of similarity, scratch and two controls that have settings of their own
 
 
 @pytest.mark.parametrize(

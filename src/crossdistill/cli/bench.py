@@ -58,20 +58,29 @@ def run_bench(
         CrossDistillError: If something does not fit.
     """
     from crossdistill.cli.app import of_the_disk
+    from crossdistill.experiments.pool import limited_threads, shared_out
     from crossdistill.experiments.suite_estimate import estimate
     from crossdistill.experiments.suite_plan import plan
     from crossdistill.experiments.suite_run import run_suite
+    from crossdistill.experiments.suite_tuning import with_trials
     from crossdistill.experiments.suites import Shelf, expand
 
     if on not in ("", "ray"):
         raise ConfigError(f"--on is '{on}'; it can be ray, or nothing for processes of this machine")
     shelf = Shelf()
     suite = expand(document, shelf, seeds=seeds)
+
+    def guess(left: Sequence[Job], planned: Plan) -> Estimate:
+        with limited_threads(shared_out(jobs, threads, len(left))[1]):  # a step is timed as the runs will take it
+            return estimate(suite, planned, out, shelf, frozenset(left))
+
     if dry:
         planned = plan(suite, out, shelf)
-        _show_plan(suite, planned, estimate(suite, planned, out, shelf))
+        if suite.trials:
+            planned = with_trials(suite, planned, out, shelf)
+        _show_plan(suite, planned, guess(planned.jobs, planned))
         return
-    with BenchProgress(lambda left, planned: estimate(suite, planned, out, shelf, frozenset(left))) as progress:
+    with BenchProgress(guess) as progress:
         try:
             results = run_suite(
                 suite,
@@ -209,9 +218,11 @@ def _show_plan(suite: Suite, planned: Plan, found: Estimate) -> None:
     for line in _skipped(planned.skipped):
         say(line)
     unknown = f"; the time of {found.unknown} is not known beforehand" if found.unknown else ""
+    trials = sum(job.trial is not None for job in planned.jobs)
+    tuning = f", {trials} of them trials, whose tuned rows come on top" if trials else ""
     say(
-        f"{len(planned.jobs)} runs and teachers over {len(suite.seeds)} seeds, {planned.kept} done already; about "
-        f"{_time(found.total)} of one process{unknown}; {_size(found.disk)}; nothing was trained"
+        f"{len(planned.jobs)} runs and teachers over {len(suite.seeds)} seeds{tuning}, {planned.kept} done already; "
+        f"about {_time(found.total)} of one process{unknown}; {_size(found.disk)}; nothing was trained"
     )
 
 

@@ -369,9 +369,9 @@ class Trials:
                     os.killpg(process.pid, signal.SIGKILL)
                     return
                 allowed |= {-chosen, 130, 143} | ({2} if single else set())
-                if process.code:
-                    self.sent[f"{chosen.name}{' to one' if single else ''}"] += 1
-                    kills += 1
+                kills += 1
+                survived = "" if process.code else ", which went on"
+                self.sent[f"{chosen.name}{' to one' if single else ''}{survived}"] += 1
             after, said = finished(out), process.said()
             self.wrong += [f"{name}: half there after a kill: {path}" for path in half_there(out)]
             self.wrong += [f"{name}: {it} was made twice" for it, when in before.items() if after.get(it) != when]

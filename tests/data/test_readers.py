@@ -334,8 +334,13 @@ def test_a_split_that_is_made_trains_what_has_no_label(tmp_path):
     assert "Rows without label, and what must stay with them, are in its training part." in data.about
     assert [int((data.split(s).label == 0).sum()) for s in data.splits] == [7, 1, 2]
     assert (data.columns.split[~data.labelled] == 0).all()
-    groups = [f"g{i % 20}" for i in range(60)]
-    refuses(make_manifest(tmp_path / "n", n=60, label=words, group=groups), "20 groups, 0 of them labelled throughout")
+    groups = [f"g{i % 20}" for i in range(60)]  # the first 20 rows are labelled, one of each group
+    data = load(make_manifest(tmp_path / "n", n=60, label=words, group=groups))
+    assert "in its test part too, where they judge nothing." in data.about
+    assert {len(np.unique(data.columns.split[data.columns.group == g])) for g in range(20)} == {1}
+    assert [int(data.subset(data.columns.split == k).labelled.sum()) for k in range(3)] == [14, 2, 4]
+    groups = [f"g{i // 20}" for i in range(60)]
+    refuses(make_manifest(tmp_path / "o", n=60, label=words, group=groups), "3 groups, 1 of them with labels, are too")
 
 
 @pytest.mark.parametrize("empty", [[""] * N, np.full(N, -1), np.full(N, np.nan)])

@@ -67,6 +67,18 @@ def test_units_with_a_row_without_label_train_whole():
     assert not make_split(10, label=np.full(10, -1), group=np.arange(10) // 2).any()
 
 
+def test_where_every_unit_has_a_row_without_label_units_are_dealt_by_the_labels_that_they_have():
+    rng = np.random.default_rng(0)
+    group, label = rng.integers(0, 60, 1800), rng.integers(0, 3, 1800)
+    label[rng.random(1800) < 0.3] = -1
+    label[group >= 57] = -1
+    split = make_split(1800, label=label, group=group)
+    assert all(len(np.unique(split[group == g])) == 1 for g in range(60))
+    assert (split[group >= 57] == 0).all()
+    for c in range(3):
+        assert np.array(counts(split[label == c])) / (label == c).sum() == pytest.approx([0.7, 0.1, 0.2], abs=0.05)
+
+
 def by_table(n: int, label: np.ndarray, group: np.ndarray, seed: int) -> np.ndarray:
     """The same rule with one row a unit and one column a class, for rows that all have a label."""
     _, unit = np.unique(group, return_inverse=True)

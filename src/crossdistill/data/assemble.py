@@ -67,7 +67,12 @@ def assemble(
         split = make_split(len(table.rows), label=label, group=group, same=same, seed=seed)
         about += f" The split 70/10/20 was made by crossdistill (seed {seed}; stratified by class, groups kept whole)."
         if label is not None and (label < 0).any():
-            about += " Rows without label, and what must stay with them, are in its training part."
+            apart = (split[label < 0] == 0).all()
+            about += (
+                " Rows without label, and what must stay with them, are in its training part."
+                if apart
+                else " Rows without label stay with their groups, in its test part too, where they judge nothing."
+            )
         if not (split == 2).any():
             problems.add(why_no_test(len(table.rows), label, group))
             problems.raise_if_any()

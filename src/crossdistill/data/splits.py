@@ -22,11 +22,12 @@ def make_split(
     """Split rows 70/10/20.
 
     Units that must stay together (rows of one group, and rows with equal samples) go, in random order and the large
-    ones first, to the split that lacks most of their classes.
+    ones first, to the split that lacks most of their classes. Rows without label are for training, and so are the units
+    they are in; where too little would be left to test by, only units without any label are.
 
     Args:
         n: Number of rows.
-        label: Classes (n,) to stratify by; rows with -1 (no label), and the units they are in, go to training.
+        label: Classes (n,) to stratify by; -1 is no label.
         group: Groups (n,) that are kept whole.
         same: Further columns (n,) of content hashes; rows that agree in one are kept together.
         seed: Of the order.
@@ -44,31 +45,60 @@ def make_split(
     # (unit, class) and how many rows of a unit are of that class: as a table they would be units times classes
     both, counts = np.unique(unit[known] * classes + label[known], return_counts=True)
     own, kinds = both // max(1, classes), both % max(1, classes)
-    starts = np.searchsorted(own, np.arange(units + 1))
-    trains = np.zeros(units, dtype=bool)
-    trains[unit[~known]] = True
-    target = np.array(SHARES)[:, None] * np.bincount(label[known], minlength=classes)
+    of_class = np.bincount(label[known], minlength=classes)
     order = rng.permutation(units)
     order = order[np.argsort(-np.bincount(unit[known], minlength=units)[order], kind="stable")]
-    filled, where = np.zeros_like(target), np.zeros(units, dtype=np.uint8)
+    partly = np.bincount(unit[~known], minlength=units) > 0
+    for trains in (partly, partly & (np.bincount(unit[known], minlength=units) == 0)):
+        where = _dealt(own, kinds, counts, order[~trains[order]], trains, of_class)
+        if _enough(where[unit[known]]):
+            break
+    return where[unit]
+
+
+def _dealt(
+    own: np.ndarray, kinds: np.ndarray, counts: np.ndarray, order: np.ndarray, trains: np.ndarray, of_class: np.ndarray
+) -> np.ndarray:
+    """Deal units to the splits.
+
+    Args:
+        own: Unit of each entry (m,), ascending; a unit has an entry for each of its classes.
+        kinds: Class of each entry (m,).
+        counts: Rows of each entry (m,).
+        order: Units that are dealt, the first ones first.
+        trains: Which units (u,) are in training already.
+        of_class: Rows of each class (c,).
+
+    Returns:
+        Split of each unit (u,) uint8.
+    """
+    starts = np.searchsorted(own, np.arange(len(trains) + 1))
+    target = np.array(SHARES)[:, None] * of_class
+    filled, where = np.zeros_like(target), np.zeros(len(trains), dtype=np.uint8)
     given = trains[own]
-    filled[0] = np.bincount(kinds[given], counts[given], minlength=classes)
-    for u in order[~trains[order]]:
+    filled[0] = np.bincount(kinds[given], counts[given], minlength=len(of_class))
+    for u in order:
         held = slice(starts[u], starts[u + 1])
         its, size = kinds[held], counts[held]
         # how much nearer to the target, relative to the split's size, the unit brings each split
         gain = (size * (2 * (target[:, its] - filled[:, its]) - size) / np.maximum(target[:, its], 1e-9)).sum(axis=1)
         where[u] = int(np.argmax(gain))
         filled[where[u], its] += size
-    return where[unit]
+    return where
+
+
+def _enough(split: np.ndarray) -> bool:
+    """Say whether validation and test have half of what they should of the labelled rows."""
+    found = np.bincount(split, minlength=3)[:3]
+    return bool((2 * found >= np.array([0, *SHARES[1:]]) * found.sum()).all())
 
 
 def why_no_test(n: int, label: np.ndarray | None, group: np.ndarray | None) -> str:
     """Say why `make_split` left nothing for the test, and what to do about it."""
     known = np.ones(n, dtype=bool) if label is None else label >= 0
     if group is not None:
-        count, free = len(np.unique(group)), len(np.setdiff1d(group, group[~known]))
-        some = "" if known.all() else f", {free} of them labelled throughout,"
+        count, labelled = len(np.unique(group)), len(np.unique(group[known]))
+        some = "" if known.all() else f", {labelled} of them with labels,"
         why, what = f"{count} groups{some} are too few to keep whole", "give more groups"
     elif label is not None:
         counts = np.bincount(label[known])

@@ -10,7 +10,7 @@ from bench_folder import METHODS, experiment, make_bench
 from PIL import Image
 
 from crossdistill.errors import DataError
-from crossdistill.report import is_bench, league_markdown, write_league
+from crossdistill.report import is_bench, league, league_markdown, write_league
 from crossdistill.report.league_figures import apart, file_name, interval, points
 
 SECTIONS = ["verdict", "league", "gains", "ranks", "experiments", "labels", "pairs", "compute", "classes", "left-out",
@@ -298,3 +298,17 @@ def test_experiments_whose_names_differ_in_signs_alone_have_pictures_of_their_ow
 def test_file_names_are_plain():
     assert file_name("gains", "../e vil/<x>", "fine_tune") == "gains-e-vil-x-fine-tune"
     assert file_name("classes", "ß") == "classes-x"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("target_graph", "target_graph"),
+        ("_bold_", "\\_bold\\_"),
+        ("a__b", "a\\_\\_b"),
+        ("a_ b", "a\\_ b"),
+        ("[x](y)|<b>*`\\", "\\[x\\](y)\\|\\<b\\>\\*\\`\\\\"),
+    ],
+)
+def test_names_are_no_markdown_and_readable_in_a_terminal(name, written):
+    assert league._plain(name) == written

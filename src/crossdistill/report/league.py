@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -115,11 +116,13 @@ def _markdown(bench: BenchResults, league: League, several: bool) -> str:
     return "\n".join(lines)
 
 
+_MARKS = re.compile(r"[\\`*\[\]<>|]|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown may take for its own; an underscore within a word it does not."""
+
+
 def _plain(text: str) -> str:
     """Keep a name from being taken for Markdown or HTML."""
-    for mark in "\\`*_[]<>|":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    return " ".join(_MARKS.sub(r"\\\g<0>", text).split())
 
 
 def labels_words(k: int | str | None) -> str:

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,3 +113,37 @@ def killed_at_work(folder):
         workers.manager._process.kill()
         for _, future in workers.finished():
             assert future.exception() is None  # the run itself has not failed
+
+
+START = """
+import signal
+from multiprocessing import util
+from pathlib import Path
+
+from crossdistill.experiments import pool
+
+spawn = util.spawnv_passfds
+
+
+def seen(*arguments):
+    process = spawn(*arguments)
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    print(int(fields["SigBlk"], 16) >> (signal.SIGINT - 1) & 1, flush=True)
+    return process
+
+
+if __name__ == "__main__":
+    util.spawnv_passfds = seen
+    with pool.Workers(print, (), jobs=1, threads=1, listen=print):
+        pass
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what a process blocks is read there")
+def test_processes_are_deaf_to_ctrl_c_from_the_first(tmp_path):
+    path = os.pathsep.join([str(Path(pool.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    (tmp_path / "start.py").write_text(START)
+    command, environment = [sys.executable, "start.py"], {**os.environ, "PYTHONPATH": path}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.split() == ["1", "1"]  # Python's keeper of semaphores, and the manager

@@ -7,10 +7,12 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from multiprocessing.managers import SyncManager
 from typing import Any, Self
 
@@ -102,6 +104,7 @@ def _deaf_children() -> Generator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # its start would let Ctrl-C through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -131,9 +134,13 @@ def _end_with_parent() -> None:
 
 
 def _serve() -> None:
-    """Set the manager's process up: it ends with its parent, and not before, when a whole group is told to stop."""
+    """Set the manager's process up: it ends with its parent, and not before, when a whole group is told to stop.
+
+    What goes wrong in it those hear who ask it; where nobody is left to ask, nobody needs to hear.
+    """
     _end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for as long as it lives
 
 
 def _enter(make: Callable[..., Any], arguments: tuple[Any, ...], threads: int, news: Any, stop: Any) -> None:

@@ -62,12 +62,19 @@ def test_ksg_is_its_definition_by_trees_and_directly(columns, monkeypatch):
     x, y = np.random.default_rng(0).normal(size=(2, 120, 4))
     y = y + x
     x, y = x[:, : columns[0]], y[:, : columns[1]]
-    expected = loop_ksg(x, y, 4)
-    for rows, block in ((10**9, 2**21), (10**9, 700), (0, 2**21)):  # directly, in blocks, by trees
-        monkeypatch.setattr(information_knn, "TREE_ROWS", rows)
-        monkeypatch.setattr(information_knn, "TREE_COLUMNS", 99)
-        monkeypatch.setattr(information_knn, "BLOCK", block)
-        assert ksg(x, y, 4) == pytest.approx(expected, abs=1e-12)
+    for k in (4, information_knn.FEW_NEIGHBOURS + 1):
+        expected = loop_ksg(x, y, k)
+        for rows, block in ((10**9, 2**21), (10**9, 700), (0, 2**21)):  # directly, in blocks, by trees
+            monkeypatch.setattr(information_knn, "TREE_ROWS", rows)
+            monkeypatch.setattr(information_knn, "BLOCK", block)
+            assert ksg(x, y, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_smallest_are_left_out_one_by_one_where_some_are_equal():
+    apart = np.random.default_rng(0).integers(0, 6, size=(40, 30)).astype(float)
+    ordered = np.sort(apart, axis=1)
+    for k in (0, 1, 5, information_knn.FEW_NEIGHBOURS, information_knn.FEW_NEIGHBOURS + 1):
+        assert (information_knn._smallest(apart.copy(), k)[:, 0] == ordered[:, k]).all()
 
 
 def test_one_column_is_counted_by_the_differences_themselves():
@@ -196,10 +203,9 @@ def test_tables_of_classes():
 
 
 def test_infonce_is_capped_and_nothing_for_a_constant_critic():
-    f = torch.full((64, 5), 2.0, dtype=torch.float64)
-    assert info_nce(f, f).abs().max() < 1e-12
-    sure = 100 * torch.eye(64, dtype=torch.float64)
-    g = torch.cat([sure, torch.zeros(64, 1, dtype=torch.float64)], dim=1)
+    f = np.full((64, 5), 2.0)
+    assert np.abs(info_nce(f, f)).max() < 1e-12
+    g = np.hstack([100 * np.eye(64), np.zeros((64, 1))])
     assert info_nce(g, g).max() == pytest.approx(np.log(64))
     x, y = dense(256, 3, 12.0)
     halves = np.arange(128), np.arange(128, 256)

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from crossdistill.diagnostics.information_networks import Canonical, trained
+from crossdistill.diagnostics.information_networks import Canonical, Floats, trained
 from crossdistill.evaluation._checks import Doubles, Whole
 
 WIDTH = 32
@@ -68,19 +68,35 @@ def contrast_information(
         order = np.random.default_rng(seed).permutation(held_out)
         for part in np.array_split(order, math.ceil(len(order) / batch)):
             f, g = towers(x[part], y[part])
-            terms[part] = info_nce(torch.from_numpy(f), torch.from_numpy(g)).numpy()
+            terms[part] = info_nce(f, g)
             cap = min(cap, math.log(len(part)))
     return ContrastInformation(terms, cap)
 
 
-def info_nce(f: Tensor, g: Tensor) -> Tensor:
+def info_nce(f: Doubles, g: Doubles) -> Doubles:
     """Give the term of each pair, (b,), at most log b; f and g are (b, width + 1), g's last column b(y)."""
-    scores = f[:, :-1] @ g[:, :-1].T + g[:, -1]
-    return scores.diagonal() - torch.logsumexp(scores, dim=1) + math.log(len(f))
+    return _terms(f[:, :-1] @ g[:, :-1].T + g[:, -1])[0] + math.log(len(f))
 
 
-def _loss(f: Tensor, g: Tensor) -> Tensor:
-    return -info_nce(f, g).mean()
+def _terms(scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Give the log of the share that each pair has of its row of exp scores (b, b), (b,), and all shares, (b, b)."""
+    most = scores.max(axis=1)
+    shares = np.exp(scores - most[:, None])
+    total = shares.sum(axis=1)
+    shares /= total[:, None]
+    return scores.diagonal() - most - np.log(total), shares
+
+
+def _loss(f: Floats, g: Floats) -> tuple[float, Floats, Floats]:
+    """Give what is lost, and its gradients."""
+    terms, of_scores = _terms(f[:, :-1] @ g[:, :-1].T + g[:, -1])
+    of_scores[np.diag_indices(len(f))] -= 1
+    of_scores /= len(f)
+    of_f, of_g = np.zeros_like(f), np.empty_like(g)
+    np.matmul(of_scores, g[:, :-1], out=of_f[:, :-1])
+    np.matmul(of_scores.T, f[:, :-1], out=of_g[:, :-1])
+    of_g[:, -1] = of_scores.sum(axis=0)
+    return -float(terms.mean()) - math.log(len(f)), of_f, of_g
 
 
 def _start(directions: Canonical, rng: np.random.Generator) -> tuple[Doubles, Doubles]:

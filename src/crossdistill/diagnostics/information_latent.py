@@ -21,11 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from crossdistill.diagnostics.information_knn import ksg, ross, untied
 from crossdistill.diagnostics.information_known import KnownGaussians
-from crossdistill.diagnostics.information_networks import Canonical, Towers, canonical, trained, whitening
+from crossdistill.diagnostics.information_networks import Canonical, Floats, Towers, canonical, trained, whitening
 from crossdistill.evaluation._checks import Doubles, Whole
 
 MOST = 16
@@ -143,10 +142,16 @@ def _start(directions: Canonical, rng: np.random.Generator) -> tuple[Doubles, Do
     return filled(directions.x), filled(directions.y)
 
 
-def _loss(f: Tensor, g: Tensor) -> Tensor:
-    """Give -mean f.g + 1/2 <cov f, cov g> of centred f and g (b, w): least where they are maximally correlated."""
-    f, g, freedom = f - f.mean(dim=0), g - g.mean(dim=0), max(1, len(f) - 1)
-    return ((f.T @ f / freedom) * (g.T @ g / freedom)).sum() / 2 - (f * g).sum() / freedom
+def _loss(f: Floats, g: Floats) -> tuple[float, Floats, Floats]:
+    """Give -mean f.g + 1/2 <cov f, cov g> of centred f and g (b, w): least where they are maximally correlated.
+
+    Also its gradients, which need no centring of their own: f and g are centred.
+    """
+    f, g, share = f - f.mean(axis=0), g - g.mean(axis=0), 1 / max(1, len(f) - 1)
+    of_f: Floats = share * (f.T @ f)
+    of_g: Floats = share * (g.T @ g)
+    value = float(np.vdot(of_f, of_g)) / 2 - share * float(np.vdot(f, g))
+    return value, share * (f @ of_g - g), share * (g @ of_f - f)
 
 
 def _learnt(x: Doubles, y: Doubles, rows: Whole, held_out: Whole, towers: Towers) -> dict[bool, Latents]:

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from crossdistill.diagnostics import information_known
 from crossdistill.diagnostics.information import mutual_information
 from crossdistill.diagnostics.information_closed import gaussian_shares
 from crossdistill.diagnostics.information_knn import ksg
-from crossdistill.diagnostics.information_known import KnownGaussians, known_pairs
+from crossdistill.diagnostics.information_known import TOTALS, KnownGaussians, known_pairs
 
 
 def shared_gaussians(n, d, shared, truth, seed):
@@ -61,3 +62,17 @@ def test_known_gaussians_give_back_the_truth_of_what_is_said_of_them():
     assert [known.truth(value) for value in said] == pytest.approx([0.5, 2.0], abs=0.1)
     assert known.truth(-1.0) == pytest.approx(-1.0, abs=0.05)
     assert known.truth(20.0) > 20.0
+
+
+def test_few_gaussians_are_asked_to_tell_one_truth(monkeypatch):
+    asked = []
+    monkeypatch.setattr(information_known, "ksg", lambda x, y, k: asked.append(len(x)) or ksg(x, y, k))
+    known = KnownGaussians(4000, (1, 1), np.ones(1))  # one draw each
+    assert known.truth(0.6) == pytest.approx(0.6, abs=0.06)
+    assert len(asked) <= 3
+    every = [known._said(position) for position in range(len(TOTALS))]
+    for value in np.linspace(every[0] - 0.1, every[-1] + 0.1, 50):  # whichever order they are asked in
+        expected = np.interp(value, every, TOTALS)
+        if not every[0] <= value <= every[-1]:
+            expected += value - np.clip(value, every[0], every[-1])
+        assert known.truth(value) == pytest.approx(expected, abs=1e-12)

@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import logsumexp
 
 from crossdistill.diagnostics.estimate import Estimate, check_level
 from crossdistill.diagnostics.information_known import known_pairs
@@ -204,7 +203,8 @@ def _means(d: int, classes: int, truth: float, rng: np.random.Generator) -> Doub
     def known(scale: float) -> float:
         x = scale * means[code] + noise
         fit = scale * x @ means.T - 0.5 * scale**2 * (means**2).sum(axis=1)
-        return math.log(classes) + float((fit[np.arange(len(x)), code] - logsumexp(fit, axis=1)).mean())
+        fit -= fit.max(axis=1, keepdims=True)
+        return math.log(classes) + float((fit[np.arange(len(x)), code] - np.log(np.exp(fit).sum(axis=1))).mean())
 
     low, high = 0.0, 1.0
     while known(high) < truth:

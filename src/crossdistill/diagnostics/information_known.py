@@ -26,20 +26,17 @@ class KnownGaussians:
 
     def truth(self, value: float) -> float:
         """Give the information of the Gaussian of which KSG says `value`: between two of `TOTALS`, linearly."""
-        low, high = 0, len(TOTALS) - 1
-        at_low, at_high = self._said(low), self._said(high)
-        if value <= at_low:
-            return value - at_low
-        if value >= at_high:
+        last = len(TOTALS) - 1
+        high = min(int(np.searchsorted(TOTALS, value)), last)  # about where the truth is; most are never asked
+        while high < last and self._said(high) <= value:
+            high += 1
+        while high > 0 and self._said(high - 1) > value:
+            high -= 1
+        at_high = self._said(high)
+        if high == 0 or value >= at_high:
             return value - at_high + TOTALS[high]
-        while high - low > 1:
-            middle = (low + high) // 2
-            said = self._said(middle)
-            if said <= value:
-                low, at_low = middle, said
-            else:
-                high, at_high = middle, said
-        return TOTALS[low] + (TOTALS[high] - TOTALS[low]) * (value - at_low) / (at_high - at_low)
+        at_low = self._said(high - 1)
+        return TOTALS[high - 1] + (TOTALS[high] - TOTALS[high - 1]) * (value - at_low) / (at_high - at_low)
 
     def _said(self, position: int) -> float:
         if position not in self._known:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,11 +58,24 @@ MOST_KNOWN = 12
 LONGEST = 80
 """Letters of a user's value that an error shows."""
 
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, the one that begins a terminal's commands among them, and those that reverse text."""
+
+
+def steers(text: str) -> bool:
+    """Whether a name holds what would steer a terminal, a line break too, and so is damaged or worse."""
+    return "\n" in text or _STEERING.search(text) is not None
+
 
 def shown(value: object) -> str:
     """Quote a user's value for a message, its beginning if it is long; control characters are escaped."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def printable(text: str) -> str:
+    """Escape what would steer a terminal, or turn its text around; line breaks and tabs stay."""
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -79,7 +79,13 @@ def only_one(folder: str | Path) -> Generator[None]:
         yield
         return
     path = Path(folder) / ".lock"
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"the name of the folder {str(folder)!a} is not UTF-8 text; choose another") from None
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"'{path}' is no file, and the folder cannot be locked without; remove it")
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,6 +132,22 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file, of a stranger perhaps.
+
+    Raises:
+        ValueError: If it is none, or lists stand in lists too deep for Python.
+        OSError: If it cannot be read, or is a pipe or a device, where a reader might wait for ever.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("its lists stand too deep in each other") from None
 
 
 def write_checked(path: str | Path, value: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from crossdistill.files import filed, write_json
+from crossdistill.files import filed, read_json, write_json
 
 try:
     import fcntl
@@ -108,7 +108,7 @@ class Rows:
 def open_rows(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """Map the arrays of a finished folder, read-only, and read what they are; None if it is not there, or damaged."""
     try:
-        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about: dict[str, Any] = read_json(folder / ABOUT)
         arrays: dict[str, np.ndarray] = {}
         for name, facts in about["arrays"].items():
             arrays[name] = np.load(_file(folder, name), mmap_mode="r", allow_pickle=False)

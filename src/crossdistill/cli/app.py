@@ -13,19 +13,22 @@ import traceback
 import warnings
 from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, BinaryIO, NoReturn, TextIO, cast
 
 import typer
 from typer.core import TyperGroup
 
 from crossdistill._version import __version__
-from crossdistill.errors import ConfigError, CrossDistillError, Interrupted, told
+from crossdistill.errors import ConfigError, CrossDistillError, Interrupted, printable, told
 
 TRACEBACK = "CROSSDISTILL_TRACEBACK"
 """Environment variable: show where errors come from, and the warnings of libraries."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a disk that takes no more."""
+
+MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory", "MPS backend out of memory")
+"""What torch says of memory that is not there, beside Python's MemoryError."""
 
 AGAIN = "start the same command again and it goes on where it was"
 
@@ -70,7 +73,9 @@ Safe = Annotated[
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; one a core if not said.")]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="Of each process; one if not said, on a CPU. The last bits of numbers depend on it."),
+    typer.Option(
+        min=1, max=1024, help="Of each process; one if not said, on a CPU. The last bits of numbers depend on it."
+    ),
 ]
 
 
@@ -78,19 +83,19 @@ def main() -> NoReturn:
     """Run the command line.
 
     The exit code is 0, 2 for an error of the user's, 3 where a rerun gives other numbers, 130 after Ctrl-C, 143 after
-    SIGTERM, 1 for a bug of ours.
+    SIGTERM, 129 where the terminal was closed, 1 for a bug of ours.
     """
     stopped = 130
 
     def terminate(number: int, frame: object) -> NoReturn:
         nonlocal stopped
-        stopped = 143
+        stopped = 128 + number
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a word that a terminal has no letters for is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else nohup, which goes on
+        signal.signal(signal.SIGHUP, terminate)
+    _prepare_streams()
     try:
         with _quiet():
             code = app(standalone_mode=False)
@@ -109,8 +114,13 @@ def main() -> NoReturn:
     except typer.Exit as stop:
         _leave(stop.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
+        _silence(sys.stdout)  # whoever read our output has left
         _leave(0)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich's answer to that
+            _silence(sys.stdout)
+            _leave(0)
+        raise
     except OSError as error:
         _complain(of_the_disk(error))
         _leave(2)
@@ -118,6 +128,49 @@ def main() -> NoReturn:
         _other(error.__cause__ or error)
     except Exception as error:
         _other(error)
+
+
+class _StandardError(io.TextIOWrapper):
+    """Standard error that a run outlives: where nobody reads it any more, or its disk is full, words go nowhere."""
+
+    def write(self, text: str, /) -> int:
+        """Write what can be written."""
+        try:
+            return super().write(text)
+        except OSError:
+            _silence(self)
+            return len(text)
+
+    def flush(self) -> None:
+        """Bring what is written to where it goes, if anywhere."""
+        try:
+            super().flush()
+        except OSError:
+            _silence(self)
+
+
+def _prepare_streams() -> None:
+    """Let a run go on whatever becomes of its output: a stream that is closed, or has no letters for a word."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:  # else the next file opened would get what is printed
+        os.set_inheritable(free, True)
+    os.close(free)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
+    if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = _StandardError(
+            cast(BinaryIO, sys.stderr.buffer), encoding=sys.stderr.encoding, line_buffering=True
+        )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a word that a terminal has no letters for is no reason to fail
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
+
+
+def _silence(stream: TextIO) -> None:
+    """Let all that a stream still holds, and will get, go nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # it may be none of the system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
@@ -144,15 +197,35 @@ def of_the_disk(error: OSError, out: Path | None = None) -> str:
     what = error.strerror or str(error) or type(error).__name__
     name = "" if error.filename is None else os.fsdecode(error.filename)
     if error.errno in FULL:
-        where = f"'{out}'" if out is not None else f"'{Path(name).parent}'" if name else "its folder"
+        where = f"'{out}'" if out is not None else f"'{Path(name).parent}'" if name else "the output, or the folder"
         return f"cannot write into {where}: {what}; free some space and start again: finished stages are kept"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{what}: allow more (ulimit -n 4096) or give fewer --jobs, and {AGAIN}"
+    if not _here():
+        return "the current folder was removed; go to another one (cd), or give full paths from there"
     if out is not None and name and Path(name).absolute().is_relative_to(out.absolute()):
+        if error.errno == errno.ENOENT:
+            return f"a file in the --out folder '{out}' was removed or moved while it was in use: {name}; {AGAIN}"
         return f"cannot write into the --out folder '{out}': {what}: {name}; choose another with --out"
     return f"{what}: {name}" if name else what
 
 
+def _here() -> bool:
+    """Whether the current folder is there."""
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
+
+
 def _other(error: BaseException) -> NoReturn:
     """Print a usage error in click's way; anything else is a bug of ours, and says how to report it."""
+    if isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY):
+        _complain(
+            f"not enough memory: {told(error)}; give smaller data, networks or batch_size, or fewer --jobs, and {AGAIN}"
+        )
+        _leave(2)
     show = getattr(error, "format_message", None)
     if callable(show):
         _complain(f"{show()} (try: crossdistill --help)")
@@ -164,12 +237,19 @@ def _other(error: BaseException) -> NoReturn:
 
 
 def _complain(message: str) -> None:
-    sys.stdout.flush()
-    sys.stderr.write(f"error: {message}\n")
+    with contextlib.suppress(OSError):  # `_leave` tells of it
+        sys.stdout.flush()
+    sys.stderr.write(f"error: {printable(message)}\n")
 
 
 def _leave(code: int) -> NoReturn:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _silence(sys.stdout)
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            _complain(f"the output cannot be written: {error.strerror}")
+            code = 2
     sys.exit(code)
 
 
@@ -178,8 +258,8 @@ def _importing(safe: bool) -> Generator[None]:
     """Let a user's "module:name" be a file of the current folder too, that folder and no other; or, safe, nothing."""
     from crossdistill.registry import library_alone
 
-    here = str(Path.cwd())
-    if here not in sys.path and not sys.flags.safe_path and not safe:
+    here = str(Path.cwd()) if _here() else ""
+    if here and here not in sys.path and not sys.flags.safe_path and not safe:
         sys.path.append(here)  # last: a file here must not stand in for a library
     with library_alone(safe):
         yield
@@ -288,7 +368,7 @@ def diagnose(
     ] = True,
     pilot: Annotated[bool, typer.Option("--pilot", help="Let a small student, trained for seconds, forecast.")] = False,
     level: Annotated[float, typer.Option(help="Confidence of the forecast's interval: 0.8 or 0.9.")] = 0.9,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
     safe: Safe = False,
 ) -> None:
     """Say before any training whether distillation will help, by how much, how sure that is, and by which teacher."""
@@ -392,10 +472,15 @@ def predict(
             _complain(str(found))
             bad = True
             continue
-        line = json.dumps(asdict(found)) if as_json else f"{found.file}\t{found.label}\t{found.probability:.3f}"
-        typer.echo(line)
+        words = (_cell(found.file), _cell(found.label), f"{found.probability:.3f}")
+        typer.echo(json.dumps(asdict(found)) if as_json else "\t".join(words))
     if bad:
         raise typer.Exit(2)
+
+
+def _cell(name: object) -> str:
+    """Write a name as one cell of a line; `--json` gives it as it is."""
+    return printable(str(name)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 @app.command()

@@ -8,10 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from crossdistill.errors import ConfigError
+from crossdistill.errors import ConfigError, printable
 
 MOST_SHOWN = 10
 """Lines on numbers that differ."""
+
+MOST_PROCESSES = 1024
+"""Processes or threads that a folder, of a stranger perhaps, may ask for."""
 
 
 def again(
@@ -64,10 +67,10 @@ def again(
 
 def _whole(facts: Mapping[str, Any], name: str) -> int | None:
     value = facts.get(name)
-    return value if isinstance(value, int) and value > 0 else None
+    return value if isinstance(value, int) and 0 < value <= MOST_PROCESSES else None
 
 
 def _say(lines: Sequence[str], *, error: bool = False) -> None:
     console = Console(stderr=error)
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

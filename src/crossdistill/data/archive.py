@@ -6,8 +6,11 @@ which have it; what its array holds in the others does not matter.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from crossdistill.data import checks
 from crossdistill.data.assemble import assemble
 from crossdistill.data.checks import Contents, Problems
 from crossdistill.data.dataset import PairedDataset
-from crossdistill.data.decode import check_finite, why_unread
+from crossdistill.data.decode import check_finite, check_plain, why_unread
 from crossdistill.data.modality import Modality, check_name
 from crossdistill.data.options import ReadOptions
 from crossdistill.data.paths import Names
@@ -99,11 +102,25 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     key = ""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        check_plain(path)
+        with contextlib.ExitStack() as opened:
+            archive: Any = np.load(opened.enter_context(path.open("rb")), allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise DataError(f"{path}: one array, not an archive of several; save them with numpy.savez")
+            opened.enter_context(archive)
             for key in archive.files:
-                arrays[key] = archive[key]
+                if key.startswith("__MACOSX/"):  # what macOS puts into archives
+                    continue
+                if key in arrays:
+                    raise DataError(f"{path}: holds '{key}' more than once, and only one can be meant; save it anew")
+                array: Any = archive[key]
+                if not isinstance(array, np.ndarray):  # numpy gives members that are no NPY as bytes
+                    raise DataError(f"{path}: '{key}' is no array; save arrays alone with numpy.savez")
+                arrays[key] = array
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
+    except DataError:
+        raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for broken archives
         what = f"array '{key}'" if key else "the archive"
         raise DataError(
@@ -174,15 +191,20 @@ def _name_classes(table: Table, class_names: np.ndarray | None, problems: Proble
     if class_names is not None:
         class_names = _check_class_names(class_names, problems)
     given = {i: word for i, word in enumerate(table.label or ()) if word}
-    if not given or not all(word.removeprefix("-").isdecimal() for word in given.values()):
+    if not given or not all(word.removeprefix("-").isdecimal() and len(word) < checks.LONG for word in given.values()):
         return
     numbers = {i: int(word) for i, word in given.items()}
     count = len(class_names) if class_names is not None else max(numbers.values()) + 1
     for i, number in numbers.items():
         if not 0 <= number < count:
             problems.add(f"{table.rows[i]}: label {number} is not in 0..{count - 1}")
-    gaps = sorted(set(range(count)).difference(numbers.values()))
+    gaps = _missing(set(numbers.values()), count)
     if gaps:
-        problems.add(f"labels must run from 0 to {count - 1} without gaps; {', '.join(map(str, gaps[:5]))} never occur")
+        problems.add(f"labels must run from 0 to {count - 1} without gaps; {', '.join(map(str, gaps))} never occur")
     if class_names is not None:
         table.class_names = tuple(str(v) for v in class_names)
+
+
+def _missing(numbers: set[int], count: int) -> list[int]:
+    """Give the first five of 0..count-1 that are not among the numbers; count may be that of a hash, 2**64."""
+    return list(itertools.islice((i for i in range(min(count, len(numbers) + 5)) if i not in numbers), 5))

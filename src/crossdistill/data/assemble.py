@@ -10,8 +10,10 @@ from crossdistill.data import checks
 from crossdistill.data.checks import Contents, Problems
 from crossdistill.data.dataset import PairedDataset
 from crossdistill.data.modality import Modality
+from crossdistill.data.paths import is_text
 from crossdistill.data.splits import make_split, why_no_test
 from crossdistill.data.tables import Table
+from crossdistill.errors import shown, steers
 
 
 def assemble(
@@ -55,6 +57,8 @@ def assemble(
             label = np.array([int(v) if v else -1 for v in table.label], dtype=np.int64)
         else:
             label, class_names = checks.read_labels(table.label)
+    for odd in [c for c in class_names if steers(c) or not is_text(c)][: checks.SHOWN]:
+        problems.add(f"a class is called {shown(odd)}, which holds control characters or no UTF-8 text; rename it")
     if table.group is not None:
         group = checks.read_groups(table.group, table.rows, problems)
     split = None if table.split is None else checks.read_split(table.split, table.rows, problems)

@@ -18,6 +18,9 @@ SHOWN = 10
 MOST = 10 * SHOWN
 """Problems of one kind that are counted; a million wrong rows need no million messages."""
 
+LONG = 1000
+"""Digits from which on a class's name is a word like any other."""
+
 ALIASES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2, "testing": 2}
 """Words for the splits that are understood in folders and tables."""
 
@@ -106,9 +109,14 @@ def read_split(values: Sequence[str], rows: Sequence[str], problems: Problems) -
 
 def read_labels(values: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Turn class names into numbers 0..c-1 in sorted order, whole numbers by size; an empty word becomes -1."""
-    names = sorted(set(values) - {""}, key=lambda v: (0, int(v), v) if v.isdecimal() else (1, 0, v))
+    names = sorted(set(values) - {""}, key=_order)
     number = {name: i for i, name in enumerate(names)}
     return np.fromiter((number.get(v, -1) for v in values), np.int64, len(values)), tuple(names)
+
+
+def _order(name: str) -> tuple[int, int, str]:
+    """Sort whole numbers by size, before words; Python reads no number of thousands of digits."""
+    return (0, int(name), name) if name.isdecimal() and len(name) < LONG else (1, 0, name)
 
 
 def read_groups(values: Sequence[str], rows: Sequence[str], problems: Problems) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,14 @@ from crossdistill.errors import DataError
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 SOUNDS = frozenset({".wav", ".flac", ".ogg", ".aiff", ".aif"})
 ARRAYS = frozenset({".npy"})
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What Pillow may take a picture for, whatever its ending; for PostScript it would start Ghostscript, a program."""
+
 WINDOW, HOP = 0.025, 0.010
 """Length and step of a spectrogram's window in seconds: 25 ms and 10 ms, the usual ones for speech."""
+
+HERTZ = (1000, 10_000_000)
+"""Rates of sounds that are read: from seismic recordings played fast to ultrasound; other ones are damage."""
 
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that are broken, or would unpack to something enormous."""
@@ -67,6 +74,8 @@ def decode_file(path: Path, *, kind: str, shape: tuple[int, ...], dtype: str, op
         wave = read_sound(path, rate=int(options["rate"]), seconds=float(options["seconds"]))
         _check_fits(path, wave.numpy(), "float32")
         sample = log_mel(wave[None], rate=int(options["rate"]), mels=int(options["mels"])).numpy()
+        if check_finite(sample):
+            raise DataError(f"{path}: holds {float(wave.abs().max()):.3g}, where sounds are in -1..1; scale it down")
     else:
         raise DataError(f"{path}: a file ending in '{ending}' cannot be read as {kind}")
     if np.dtype(dtype).kind in "iu" and sample.dtype.kind == "f":
@@ -110,6 +119,18 @@ def _check_fits(path: Path, array: np.ndarray, dtype: str) -> None:
         )
 
 
+def check_plain(path: Path) -> None:
+    """Refuse what is there and no file: a folder, a pipe, where a reader may wait for ever, a device without an end.
+
+    Raises:
+        DataError: Naming it.
+        OSError: If it is not there, or cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}, not a file")
+
+
 def why_unread(error: Exception) -> str:
     """Say why numpy has not read a file, without its advice to load what is not safe."""
     if "pickle" not in str(error):
@@ -126,9 +147,12 @@ def load_array(path: Path, *, words: bool = False) -> np.ndarray:
         DataError: If it is missing, broken, or holds something else.
     """
     try:
+        check_plain(path)
         array: Any = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
+    except DataError:
+        raise
     except Exception as error:  # numpy raises a dozen kinds for broken files, a tokenizer's among them
         raise DataError(f"{path}: not an array that can be read: {why_unread(error)}") from None
     if getattr(getattr(array, "dtype", None), "kind", "") not in tuple("biufUS" if words else "biuf"):
@@ -223,7 +247,8 @@ def _stretched(image: Image.Image, *, size: tuple[int, ...], channels: int) -> n
 
 def _opened(path: Path) -> Image.Image:
     try:
-        return Image.open(path)
+        check_plain(path)
+        return Image.open(path, formats=FORMATS)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except _BROKEN as error:
@@ -250,7 +275,14 @@ def read_sound(path: Path, *, rate: int, seconds: float) -> Tensor:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     try:
-        wave, own = soundfile.read(str(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(str(path)) as file:
+            own = int(file.samplerate)
+            if not HERTZ[0] <= own <= HERTZ[1]:
+                raise DataError(
+                    f"{path}: a rate of {own} Hz; sounds have {HERTZ[0]} to {HERTZ[1]}. The file is damaged"
+                )
+            # a second more than is kept, for the filter that resamples; hours of the rest need no memory
+            wave = file.read(math.ceil(own * (seconds + 1)), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise DataError(f"{path}: not a sound that can be read: {error}") from None
     if not len(wave):

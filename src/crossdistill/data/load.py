@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from crossdistill.data.dataset import PairedDataset
+from crossdistill.data.decode import check_plain
 from crossdistill.data.named import available_sets, load_named, set_facts
 from crossdistill.data.options import number, whole
 from crossdistill.data.paths import expanded
@@ -48,9 +49,13 @@ def load(source: str | Path, **options: Any) -> PairedDataset:
     if isinstance(source, str) and word in names:
         return load_named(word, **_checked(word, set_facts(word).build, options))
     path = expanded(source)
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"'{word}' is a link to '{path.readlink()}', which is not there or leads back to it")
     if not path.exists():
         worlds = [f"synthetic:{world}" for world in WORLDS]
         raise DataError(f"'{word}' is neither a file, a folder nor a set{suggest(word, [*names, *worlds])}")
+    if not path.is_dir():
+        check_plain(path)
     if path.is_file() and path.suffix.lower() not in (".csv", ".parquet", ".npz"):
         raise DataError(f"{path}: data are a folder, or a .csv, .parquet or .npz file")
     return load_files(path, **_checked(word, load_files, options))

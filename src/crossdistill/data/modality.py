@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.data.decode import decode_file
-from crossdistill.errors import DataError, suggest
+from crossdistill.errors import DataError, shown, steers, suggest
 from crossdistill.files import digest
 
 Kind = Literal["vector", "sequence", "image", "audio"]
@@ -125,6 +125,9 @@ class Modality:
 
         Returns:
             A copy with mean and std by feature (vectors) or channel (others); a constant one has std 1.
+
+        Raises:
+            DataError: If the numbers differ by less than 32 bits can tell.
         """
         rows = np.arange(len(array)) if rows is None else rows
         axes = (0, *range(2, array.ndim))
@@ -139,6 +142,10 @@ class Modality:
         mean = total / count
         std = np.sqrt(np.maximum(square / count - mean**2, 0))
         std[std <= 1e-6 * np.maximum(np.abs(mean + pivot), np.finfo(np.float32).tiny)] = 1.0  # rounding of a constant
+        if std.min() < np.finfo(np.float32).tiny:
+            raise DataError(
+                f"modality '{self.name}': numbers that differ by {std.min():.1e} are lost in 32 bits; scale them up"
+            )
         return replace(self, mean=tuple((mean + pivot).tolist()), std=tuple(std.tolist()))
 
     @functools.cached_property
@@ -189,3 +196,5 @@ def check_name(name: str) -> None:
             f"no modality can be called '{name}': batches use {', '.join(sorted(TAKEN))}, and # for further views; "
             "rename it"
         )
+    if steers(name):
+        raise DataError(f"a modality is called {shown(name)}, which holds control characters; rename it")

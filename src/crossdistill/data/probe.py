@@ -11,6 +11,7 @@ import numpy as np
 
 from crossdistill.data.decode import (
     ARRAYS,
+    HERTZ,
     PICTURES,
     SOUNDS,
     fold_clip,
@@ -102,9 +103,10 @@ def _audio(name: str, facts: Sequence[tuple[int, float]], options: ReadOptions) 
     rate = options.of("rate", name, min(f[0] for f in facts))
     seconds = options.of("seconds", name, round(min(LONGEST, max(f[1] for f in facts)), 3))
     mels = options.of("mels", name, 64)
-    if not (rate >= 1000 and seconds > 0):
+    if not (HERTZ[0] <= rate <= HERTZ[1] and seconds > 0):
         raise DataError(
-            f"'{name}': sounds need a rate of 1000 Hz and some length; the files have {rate} and {seconds} s"
+            f"'{name}': sounds need a rate of {HERTZ[0]} to {HERTZ[1]} Hz and some length; the files have {rate} and "
+            f"{seconds} s"
         )
     return Modality(
         name=name,
@@ -171,18 +173,29 @@ def array_modality(name: str, array: np.ndarray, options: ReadOptions) -> tuple[
         array = fold_clip(array)
     elif array.shape[1:] != shape:
         array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-    array = storable(array)
+    try:
+        array = storable(array)
+    except OverflowError as error:
+        raise DataError(f"'{name}': {error}") from None
     dtype: Any = str(array.dtype)
     return array, Modality(name=name, kind=kind, shape=shape, dtype=dtype, scale=picture_scale(kind, dtype))
 
 
 def storable(array: np.ndarray) -> np.ndarray:
-    """Convert to uint8, int16, float16 or float32, the smallest that keeps the numbers (float64 is rounded)."""
+    """Convert to uint8, int16, float16 or float32, the smallest that keeps the numbers (float64 is rounded).
+
+    Raises:
+        OverflowError: If a number is too large for all of them, with the first such.
+    """
     if str(array.dtype) in STORED:
         return array
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
     if array.dtype.kind in "iu" and array.size and array.min() >= -32768 and array.max() <= 32767:
         return array.astype(np.int16)
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is told of with its row
-        return array.astype(np.float32)
+    with np.errstate(over="ignore"):
+        kept = array.astype(np.float32)
+    if (over := np.isinf(kept)).any() and (over := over & np.isfinite(array)).any():
+        most = np.finfo(np.float32).max
+        raise OverflowError(f"holds {array[over][0]:.3g}; samples are kept as float32, up to {most:.3g}. Scale it down")
+    return kept

@@ -89,7 +89,9 @@ def _fact(path: str, homes: dict[str, str]) -> tuple[str, int, int] | str:
         return "there is no such file"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return (real, facts.st_size, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else "there is no such file"
+    if not stat.S_ISREG(facts.st_mode):
+        return f"is {'a folder' if stat.S_ISDIR(facts.st_mode) else 'a pipe or a device'}, not a file"
+    return real, facts.st_size, facts.st_mtime_ns
 
 
 def decoded(

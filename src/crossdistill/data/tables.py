@@ -180,7 +180,9 @@ def _csv(path: Path) -> dict[str, list[str]]:
             file.seek(0)
             comma = max(",;\t", key=first.count)  # some spreadsheets write semicolons or tabs
             return _columns(path, filter(None, csv.reader(file, strict=True, delimiter=comma)), comma)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a CSV table in UTF-8 ({error.reason}); save it as UTF-8") from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV table that can be read: {error}") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from crossdistill.errors import DataError
 from crossdistill.experiments.arms import Role
-from crossdistill.files import unchecked
+from crossdistill.files import read_json, unchecked
 
 AGAIN = "write the file again with 'crossdistill bench'"
 
@@ -164,7 +163,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; {remedy}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):

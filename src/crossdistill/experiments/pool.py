@@ -141,6 +141,13 @@ def _serve() -> None:
     _end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for as long as it lives
+    _leave_hang_up()
+
+
+def _leave_hang_up() -> None:
+    """Leave it to the parent to answer that the terminal was closed, which every process hears."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _enter(make: Callable[..., Any], arguments: tuple[Any, ...], threads: int, news: Any, stop: Any) -> None:
@@ -148,6 +155,7 @@ def _enter(make: Callable[..., Any], arguments: tuple[Any, ...], threads: int, n
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _terminate)
+    _leave_hang_up()
     limit_threads(threads)
 
     def tell(word: str, facts: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections import defaultdict
@@ -16,14 +15,14 @@ import torch
 
 from crossdistill._version import __version__
 from crossdistill.data import PairedDataset
-from crossdistill.errors import DataError
+from crossdistill.errors import DataError, TrainingError, told
 from crossdistill.evaluation import Interval, bootstrap_difference, paired_difference, sign_verdict
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.judge import Row
 from crossdistill.experiments.sources import JUDGING, code_version, own_code
 from crossdistill.experiments.specs import Experiment
-from crossdistill.files import digest, filed, unchecked
+from crossdistill.files import digest, filed, read_json, unchecked
 from crossdistill.networks.weights import weights_file
 
 METRIC = "accuracy"
@@ -92,9 +91,17 @@ def _correct(bench: Bench, name: str, way: str, seeds: Sequence[int]) -> tuple[n
     rows, correct = np.zeros(0, dtype=np.int64), list[np.ndarray]()
     for seed in seeds:
         kept = bench.folder / "predictions" / f"{filed(name)}-{seed}.npz"
-        with np.load(kept, allow_pickle=False) as arrays:
-            rows = arrays["rows"]
-            correct.append((arrays[way] == arrays["label"]).astype(np.float64))
+        try:
+            with np.load(kept, allow_pickle=False) as arrays:
+                rows = arrays["rows"]
+                correct.append((arrays[way] == arrays["label"]).astype(np.float64))
+        except OSError:
+            raise
+        except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for broken archives
+            raise TrainingError(
+                f"{kept} was damaged while the run went on ({told(error)}); start the same command again: what is "
+                "damaged is made again"
+            ) from None
     return rows, np.stack(correct)
 
 
@@ -232,7 +239,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         ValueError: If it is no JSON.
     """
     path = folder / "results.json"
-    written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    written: dict[str, Any] = read_json(path)
     try:
         return unchecked(written)
     except ValueError as error:

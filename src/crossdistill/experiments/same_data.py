@@ -10,7 +10,7 @@ from typing import Any
 
 from crossdistill.data import PairedDataset
 from crossdistill.experiments.specs import DataSpec
-from crossdistill.files import unchecked, write_checked
+from crossdistill.files import read_json, unchecked, write_checked
 
 _LOG = logging.getLogger("crossdistill")
 
@@ -30,9 +30,9 @@ def note_data(folder: Path, data: Iterable[tuple[DataSpec, PairedDataset]]) -> N
     """
     path = folder / "data.json"
     try:
-        read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        then = unchecked(read)
-    except (OSError, ValueError, AttributeError):  # the first start, or nothing is known of the one before
+        read: dict[str, Any] = read_json(path)
+        then = {name: dict(parts) for name, parts in unchecked(read).items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # the first start, or nothing is known of the one before
         then = {}
     now: dict[str, dict[str, str]] = {}
     for spec, found in data:

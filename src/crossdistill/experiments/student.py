@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.judge import features
 from crossdistill.experiments.signatures import parameters_of
-from crossdistill.files import whole_file, write_json, write_text
+from crossdistill.files import read_json, whole_file, write_json, write_text
 from crossdistill.methods import Method
 from crossdistill.networks import as_outputs, build_encoder
 from crossdistill.registry import load_dotted, lookup
@@ -106,7 +105,7 @@ class Student(nn.Module):
             good = [sample for sample in read if not isinstance(sample, DataError)]
             rows = iter(self._probabilities(np.stack(good)) if good else ())
             for name, sample in zip(names, read, strict=True):
-                yield sample if isinstance(sample, DataError) else self._prediction(name, next(rows))
+                yield sample if isinstance(sample, DataError) else self._told(name, next(rows))
 
     def _probabilities(self, raw: np.ndarray) -> torch.Tensor:
         try:
@@ -124,7 +123,12 @@ class Student(nn.Module):
             named = str(Path(name)) in str(error)  # that an extra is missing is said of no file
             return error if named else DataError(f"{name}: {error}")
 
-    def _prediction(self, name: str | Path, row: torch.Tensor) -> Prediction:
+    def _told(self, name: str | Path, row: torch.Tensor) -> Prediction | DataError:
+        if not row.isfinite().all():
+            return DataError(
+                f"{name}: the student's probabilities are not finite: the file's numbers are far from those it was "
+                "trained on, or the student is damaged; try another file, and copy the student again if that fails too"
+            )
         best = int(row.argmax())
         named = {label: float(p) for label, p in zip(self.class_names, row, strict=True)}
         return Prediction(str(name), self.class_names[best], float(row[best]), named)
@@ -209,7 +213,7 @@ def load_student(folder: str | Path) -> Student:
     if folder.is_file():
         raise NetworkError(f"'{folder}' is a file; give the folder that holds it: the DIR/student of a run")
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = read_json(folder / "config.json")
         weights = (folder / "model.safetensors").read_bytes()
         state = load(weights)
     except FileNotFoundError as error:

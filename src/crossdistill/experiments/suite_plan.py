@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.needs import find_unmet
 from crossdistill.experiments.sources import JUDGING, code_version
 from crossdistill.experiments.suites import Entry, Shelf, Suite
-from crossdistill.files import digest, filed, unchecked
+from crossdistill.files import digest, filed, read_json, unchecked
 
 _LOG = logging.getLogger("crossdistill")
 
@@ -285,7 +284,7 @@ def kept_record(folder: Path, job: Job, *, tell: bool = False) -> Record | None:
     if not path.is_file():
         return None
     try:
-        written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        written: dict[str, Any] = read_json(path)
         record = unchecked(written)
         if (record["key"], record["status"]) != (job.key, "done"):  # of another setting that was here
             return None

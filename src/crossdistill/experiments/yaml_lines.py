@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from crossdistill.errors import ConfigError, shown
+from crossdistill.errors import ConfigError, shown, steers
 
 Place = tuple[str | int, ...]
 
@@ -19,6 +20,12 @@ DEEPEST = 30
 
 MOST_LETTERS = 1000
 """Letters of a word: more than any path or title, and few enough for a message to repeat."""
+
+MOST_BYTES = 1 << 20
+"""Of an experiment or suite file: a hundred times a long one, and few enough to be parsed in seconds."""
+
+MOST_NODES = 100_000
+"""Keys and values once every alias is written out; a few aliases of aliases would make billions."""
 
 TOO_DEEP = f"keys and lists stand more than {DEEPEST} deep within each other; flatten them"
 
@@ -55,10 +62,18 @@ def read_document(path: Path) -> Document:
         ConfigError: If the file is missing, unreadable, no YAML or no mapping, or a key stands twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)  # no more: a device has no end
+        if len(content) > MOST_BYTES:
+            raise ConfigError(
+                f"'{path}' is larger than {MOST_BYTES >> 20} MiB, which no experiment file is; give the YAML file"
+            )
+        text = content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise ConfigError(f"there is no experiment file '{path}'; `crossdistill init {path}` writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read '{path}': it is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         raise ConfigError(f"cannot read '{path}': {error}") from None
     return parse_document(text, name=path.name)
 
@@ -170,6 +185,8 @@ def _with(container: Any, path: Place, value: Any, assignment: str) -> Any:
 def _walk(node: yaml.Node, path: Place, lines: dict[Place, int], above: tuple[yaml.Node, ...]) -> None:
     """Note the lines of all keys below a node; `above` are the nodes that hold it."""
     line = node.start_mark.line + 1
+    if len(lines) > MOST_NODES:
+        raise _Wrong(f"more than {MOST_NODES:,} keys and values with all aliases (*) written out; use fewer", line)
     if isinstance(node, yaml.ScalarNode):
         _check_word(node)
     if node in above:
@@ -196,5 +213,12 @@ def _walk(node: yaml.Node, path: Place, lines: dict[Place, int], above: tuple[ya
 
 
 def _check_word(node: yaml.ScalarNode) -> None:
+    line = node.start_mark.line + 1
     if len(node.value) > MOST_LETTERS:
-        raise _Wrong(f"a word of {len(node.value)} letters; write at most {MOST_LETTERS}", node.start_mark.line + 1)
+        raise _Wrong(f"a word of {len(node.value)} letters; write at most {MOST_LETTERS}", line)
+    if steers(node.value.replace("\n", "")):
+        raise _Wrong(f"{shown(node.value)} holds control characters; leave them out", line)
+    if re.search("[\ud800-\udfff]", node.value):
+        raise _Wrong(f"{shown(node.value)} holds half a character (\\ud800 to \\udfff); write the whole one", line)
+    if node.style is None and node.tag.endswith(":int") and re.fullmatch(r"[-+]?0[0-7_]+|.*:.*", node.value):
+        raise _Wrong(f"'{node.value}' is another number in YAML 1.1; write it without leading zeros and colons", line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from crossdistill.experiments.arms import Role
 from crossdistill.experiments.bench_file import BenchResults
 from crossdistill.experiments.standings import write_standings
 from crossdistill.experiments.standings_cells import labels_word
-from crossdistill.files import write_text
+from crossdistill.files import read_json, write_text
 from crossdistill.report.figures import ROLE_COLOURS
 from crossdistill.report.league_figures import (
     PANELS,
@@ -50,7 +49,7 @@ League = Mapping[str, Any]
 def is_bench(folder: Path) -> bool:
     """Tell a suite's folder from a run's: by `kind` in results.json."""
     try:
-        value = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+        value = read_json(Path(folder) / "results.json")
     except (OSError, ValueError):
         return False
     return isinstance(value, dict) and value.get("kind") == "bench"  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] # JSON

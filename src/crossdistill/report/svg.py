@@ -39,6 +39,9 @@ _STYLE: dict[Any, Any] = {
     "path.simplify": True,
 }
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+_ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""Characters that no XML may hold; a name in a stranger's folder may."""
+
 _REFERENCE = re.compile(r"url\(#([^)]+)\)|^#(.+)$")
 
 
@@ -71,13 +74,13 @@ def to_svg(figure: Figure, name: str, label: str, tips: Mapping[str, str] | None
     # 216 dpi counts for rasterised artists alone: three pixels a unit stay sharp on dense screens
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", dpi=216 if _has_raster(figure) else 72, metadata=nothing)
-    root = ElementTree.fromstring(buffer.getvalue())
+    root = ElementTree.fromstring(_ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue().decode("utf-8")))
     _tidy(root, name)
     for gid, tip in (tips or {}).items():
         for element in root.iter("g"):
             if element.get("data-gid") == gid:
                 title = ElementTree.Element("title")
-                title.text = tip
+                title.text = _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", tip)
                 element.insert(0, title)
     for element in root.iter():
         element.attrib.pop("data-gid", None)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from crossdistill._version import __version__
 from crossdistill.errors import TrainingError
-from crossdistill.files import whole_file, write_json
+from crossdistill.files import read_json, whole_file, write_json
 from crossdistill.methods.base import Method
 from crossdistill.training.identity import differences
 from crossdistill.training.state import load_state, state_of, teacher_digests
@@ -39,7 +39,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not (folder / _PRODUCT).is_file():
         return {}
     try:
-        record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(folder / _RECORD)
+        if not isinstance(record, dict):  # pyright: ignore[reportUnnecessaryIsInstance] - a file's
+            raise ValueError
     except OSError:
         return {}
     except ValueError:

@@ -9,7 +9,6 @@ folder/<key>/features.npy  (n, d), memory-mapped       key = hash of the teacher
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from crossdistill._version import __version__
 from crossdistill.errors import ConfigError, TrainingError
-from crossdistill.files import digest
+from crossdistill.files import digest, read_json
 from crossdistill.methods.base import index_of
 from crossdistill.networks.base import Outputs, as_outputs
 from crossdistill.rowfiles import ABOUT, Made, RowCountError, fill, open_rows
@@ -295,7 +294,7 @@ def _absent(folder: Path, modality: str, parts: Mapping[str, Any]) -> str:
     nearest: list[tuple[int, float, str, list[str]]] = []
     for path in folder.glob(f"*/{ABOUT}"):
         try:
-            about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            about: dict[str, Any] = read_json(path)
             if about["modality"] == modality:
                 found = differences(about["key"], parts)
                 nearest.append((len(found), -path.stat().st_mtime, path.parent.name, found))

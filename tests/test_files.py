@@ -12,7 +12,7 @@ import pytest
 
 import crossdistill
 from crossdistill.errors import ConfigError
-from crossdistill.files import digest, only_one, unchecked, whole_file, write_checked, write_json, write_text
+from crossdistill.files import digest, only_one, read_json, unchecked, whole_file, write_checked, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -111,6 +111,30 @@ def test_a_lock_that_says_nothing_holds_all_the_same(content, tmp_path):
         (tmp_path / ".lock").write_text(content)
         with pytest.raises(ConfigError, match="another process works"), only_one(tmp_path):
             pass
+
+
+@pytest.mark.timeout(20)
+def test_a_lock_that_is_a_pipe_is_named(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(ConfigError, match="is no file, and the folder cannot be locked"), only_one(tmp_path):
+        pass
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_made(tmp_path):
+    folder = tmp_path / os.fsdecode(b"out\xff")
+    with pytest.raises(ConfigError, match="is not UTF-8 text; choose another"), only_one(folder):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.timeout(20)
+def test_json_of_a_stranger(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="too deep"):
+        read_json(tmp_path / "deep.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(OSError, match="a pipe or a device"):
+        read_json(tmp_path / "pipe.json")
 
 
 KILLED = """

@@ -124,15 +124,23 @@ def test_workers_do_not_outlive_a_parent_that_was_killed(file, tmp_path):
     assert_all_have_left(process)
 
 
-@pytest.mark.parametrize(("jobs", "kill"), [(1, os.kill), (2, os.kill), (2, os.killpg)])  # of all: as timeout sends it
-def test_a_termination_is_a_stop_that_saves_and_says_how_to_go_on(jobs, kill, file, tmp_path):
+@pytest.mark.parametrize(
+    ("jobs", "kill", "by"),
+    [
+        (1, os.kill, signal.SIGTERM),
+        (2, os.kill, signal.SIGTERM),
+        (2, os.killpg, signal.SIGTERM),  # of all: as timeout sends it
+        (2, os.killpg, signal.SIGHUP),  # and as a terminal that is closed
+    ],
+)
+def test_a_termination_is_a_stop_that_saves_and_says_how_to_go_on(jobs, kill, by, file, tmp_path):
     text = file.read_text().replace("checkpoint_every: 7", "checkpoint_every: 1000000")
     file.write_text(text.replace("epochs: 12", "epochs: 100000"))
     process = start(tmp_path, "run", file, "--out", "cut", "--jobs", jobs)
     wait_until_training(process, tmp_path / "cut", 1, ("metrics.jsonl",))
-    kill(process.pid, signal.SIGTERM)
+    kill(process.pid, by)
     code, out, err = end(process)
-    assert (code, out) == (143, "")
+    assert (code, out) == (128 + by, "")
     complaint = err.splitlines()[-1]
     assert complaint.startswith("error: stopped")
     assert "Traceback" not in err

@@ -51,6 +51,15 @@ TEXTS = {
     "two thousand lists": ("[" * 2000, ["more than 30 deep"]),
     "fifteen hundred mappings": ("{a: " * 1500, ["more than 30 deep"]),
     "two hundred lists": (f"a: {'[' * 200}{']' * 200}", ["line 1", "more than 30 deep"]),
+    "an octal number": ("seeds: 010", ["line 1: '010' is another number in YAML 1.1"]),
+    "a number of sixties": ("seeds: 1:30", ["line 1: '1:30' is another number in YAML 1.1"]),
+    "half a character": ('a: "\\ud800"', ["line 1: '\\ud800' holds half a character"]),
+    "a terminal's command": ('a: 1\n"\\e[31mb": 1', ["line 2: '\\x1b[31mb' holds control characters"]),
+    "a billion laughs": (
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{y}: &{y} [{', '.join([f'*{x}'] * 10)}]\n" for x, y in zip("abcdefgh", "bcdefghi", strict=True)),
+        ["more than 100,000 keys and values"],
+    ),
     "a set": ("!!set {a}", ["a mapping of keys"]),
 }
 

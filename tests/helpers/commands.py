@@ -21,13 +21,14 @@ def call(monkeypatch, capsys, *arguments: object) -> Said:
     from crossdistill.cli.app import main
 
     monkeypatch.setattr(sys, "argv", ["crossdistill", *map(str, arguments)])
-    term = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     capsys.readouterr()
     try:
         main()
     except SystemExit as stop:
         code = stop.code
     finally:
-        signal.signal(signal.SIGTERM, term)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     said = capsys.readouterr()
     return Said(code, said.out, said.err)

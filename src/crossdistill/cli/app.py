@@ -435,6 +435,8 @@ def report(
 
     if not (folder / "results.json").is_file():
         raise ConfigError(f"'{folder}' has no results.json: give the --out folder of a finished run")
+    if chart is not None and chart.suffix.lower() != ".svg":  # a slip of the hand must not replace what a run made
+        raise ConfigError(f"--chart '{chart}' is written as SVG; give a name that ends in .svg")
     if is_bench(folder):
         if chart is not None:
             raise ConfigError(

@@ -197,5 +197,8 @@ def storable(array: np.ndarray) -> np.ndarray:
         kept = array.astype(np.float32)
     if (over := np.isinf(kept)).any() and (over := over & np.isfinite(array)).any():
         most = np.finfo(np.float32).max
-        raise OverflowError(f"holds {array[over][0]:.3g}; samples are kept as float32, up to {most:.3g}. Scale it down")
+        raise OverflowError(
+            f"row {np.argwhere(over)[0][0]} holds {array[over][0]:.3g}; samples are kept as float32, up to {most:.3g}. "
+            "Scale them down"
+        )
     return kept

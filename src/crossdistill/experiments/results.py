@@ -15,7 +15,7 @@ import torch
 
 from crossdistill._version import __version__
 from crossdistill.data import PairedDataset
-from crossdistill.errors import DataError, TrainingError, told
+from crossdistill.errors import ConfigError, DataError, TrainingError, told
 from crossdistill.evaluation import Interval, bootstrap_difference, paired_difference, sign_verdict
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
@@ -244,3 +244,18 @@ def read_results(folder: Path) -> dict[str, Any]:
         return unchecked(written)
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}; start the command that wrote it again") from None
+
+
+def refuse_other_kind(folder: Path, *, suite: bool) -> None:
+    """Refuse a folder with the results of a run where those of a suite are to be written, or the other way round.
+
+    Raises:
+        ConfigError: Saying so; nothing of the folder is touched.
+    """
+    try:
+        there: Any = read_json(folder / "results.json")
+    except (OSError, ValueError):
+        return
+    if isinstance(there, dict) and "rows" in there and (there.get("kind") == "bench") != suite:  # pyright: ignore[reportUnknownMemberType] - a file's
+        holds, wanted = ("a run's", "a suite's") if suite else ("a suite's", "a run's")
+        raise ConfigError(f"'{folder}' holds {holds} results, which {wanted} would replace; choose another with --out")

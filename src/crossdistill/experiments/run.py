@@ -23,7 +23,7 @@ from crossdistill.experiments.listening import LISTEN
 from crossdistill.experiments.needs import find_unmet
 from crossdistill.experiments.pool import Workers, limited_threads, shared_out
 from crossdistill.experiments.rehearsal import check_loops, rehearse
-from crossdistill.experiments.results import summarise
+from crossdistill.experiments.results import refuse_other_kind, summarise
 from crossdistill.experiments.same_data import note_data
 from crossdistill.experiments.schema import parse_experiment, to_yaml
 from crossdistill.experiments.specs import Experiment
@@ -150,6 +150,7 @@ def run_experiment(
         _train_together(bench, tasks, listen)
         return {}
     with only_one(folder):
+        refuse_other_kind(Path(folder), suite=False)
         if count > 1:
             jobs, threads = 1, threads or torch.get_num_threads()
         else:

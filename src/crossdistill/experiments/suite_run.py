@@ -24,6 +24,7 @@ import yaml
 from crossdistill.errors import TrainingError
 from crossdistill.experiments.listening import LISTEN
 from crossdistill.experiments.pool import WorkerLost, Workers, limited_threads, shared_out
+from crossdistill.experiments.results import refuse_other_kind
 from crossdistill.experiments.same_data import note_data
 from crossdistill.experiments.schema import parse_experiment, to_yaml
 from crossdistill.experiments.suite_book import Book
@@ -73,6 +74,7 @@ def run_suite(
     """
     folder, shelf, listen = Path(folder), shelf or Shelf(), listen or _nobody
     with only_one(folder):
+        refuse_other_kind(folder, suite=True)
         return _run(suite, folder, shelf, jobs=jobs, threads=threads, on=on, listen=listen, command=command)
 
 

@@ -80,7 +80,7 @@ def to_svg(figure: Figure, name: str, label: str, tips: Mapping[str, str] | None
         for element in root.iter("g"):
             if element.get("data-gid") == gid:
                 title = ElementTree.Element("title")
-                title.text = _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", tip)
+                title.text = tip
                 element.insert(0, title)
     for element in root.iter():
         element.attrib.pop("data-gid", None)
@@ -88,7 +88,7 @@ def to_svg(figure: Figure, name: str, label: str, tips: Mapping[str, str] | None
     root.attrib["width"] = root.attrib["viewBox"].split()[2]
     look = f"stroke-linejoin:round;stroke-linecap:butt;font-family:{_FONT}"
     root.attrib.update(role="img", **{"aria-label": label}, style=look)
-    return ElementTree.tostring(root, encoding="unicode")
+    return _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", ElementTree.tostring(root, encoding="unicode"))
 
 
 def as_file(svg: str) -> str:

@@ -100,12 +100,16 @@ def _killed() -> TrainingError:
 
 @contextlib.contextmanager
 def _deaf_children() -> Generator[None]:
-    """Hold Ctrl-C back while processes start: they inherit that, and the parent, which gets it after, answers it."""
+    """Hold Ctrl-C, and the closing of a terminal, back while processes start, Python's tracker of resources too.
+
+    They inherit that, and the parent, which gets it after, answers it.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # its start would let Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    resource_tracker.ensure_running()  # its start lets Ctrl-C through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
@@ -141,13 +145,6 @@ def _serve() -> None:
     _end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for as long as it lives
-    _leave_hang_up()
-
-
-def _leave_hang_up() -> None:
-    """Leave it to the parent to answer that the terminal was closed, which every process hears."""
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _enter(make: Callable[..., Any], arguments: tuple[Any, ...], threads: int, news: Any, stop: Any) -> None:
@@ -155,7 +152,6 @@ def _enter(make: Callable[..., Any], arguments: tuple[Any, ...], threads: int, n
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _terminate)
-    _leave_hang_up()
     limit_threads(threads)
 
     def tell(word: str, facts: Mapping[str, Any]) -> None:

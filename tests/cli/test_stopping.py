@@ -131,6 +131,7 @@ def test_workers_do_not_outlive_a_parent_that_was_killed(file, tmp_path):
         (2, os.kill, signal.SIGTERM),
         (2, os.killpg, signal.SIGTERM),  # of all: as timeout sends it
         (2, os.killpg, signal.SIGHUP),  # and as a terminal that is closed
+        (1, os.killpg, signal.SIGHUP),
     ],
 )
 def test_a_termination_is_a_stop_that_saves_and_says_how_to_go_on(jobs, kill, by, file, tmp_path):

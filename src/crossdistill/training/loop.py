@@ -194,8 +194,8 @@ def _named(together: bool) -> Generator[None]:
 def _interrupts() -> Generator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag that is read between two steps, where everything fits; the second one raises.
 
-    So is SIGTERM where the program's handler of it raises KeyboardInterrupt, as that of our commands does. A program
-    with other handlers keeps them, and uses `stop`.
+    So are SIGTERM and SIGHUP where the program's handlers of them raise KeyboardInterrupt, as those of our commands do.
+    A program with other handlers keeps them, and uses `stop`.
     """
     pressed = False
 
@@ -210,7 +210,8 @@ def _interrupts() -> Generator[Callable[[], bool]]:
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        handlers = {number: signal.getsignal(number) for number in numbers}
         before |= {number: handler for number, handler in handlers.items() if callable(handler)}
     try:
         for number in before:

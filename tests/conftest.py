@@ -25,11 +25,15 @@ def global_state_is_left_as_it_was():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_is_heard():
-    """Shells start what they put into the background deaf to Ctrl-C, and processes hand that on."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_are_heard():
+    """Shells start what they put into the background deaf to Ctrl-C, nohup to SIGHUP, and processes hand that on."""
+    handlers = {signal.SIGINT: signal.default_int_handler}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        handlers[signal.SIGHUP] = lambda number, frame: None  # of these tests alone: what they start has the default
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,11 @@ def wait_until_training(process, out, number, names=("checkpoint.pt", "stage.jso
 
 
 def end(process):
-    out, err = process.communicate(timeout=100)
+    try:
+        out, err = process.communicate(timeout=100)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # else it would train on, beside all other tests
+        raise
     return process.returncode, out, err
 
 

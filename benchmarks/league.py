@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from crossdistill.evaluation import mean_interval
+from crossdistill.experiments.suite_tuning import TUNED
 
 NONE = "\N{EN DASH}"
 CONTROLS = ("raw_features", "scratch", "target_ssl", "target_graph", "random_teacher", "shuffled_pairs")
@@ -106,6 +107,23 @@ def rival(folder: Path, column: str, method: str, seed: int | None = None) -> st
     return "\n".join(lines)
 
 
+def tuned(folder: Path, columns: list[str]) -> str:
+    """Give mean accuracy in percent over experiments and seeds, with the defaults and with tuned settings."""
+    found = {column: kept(folder, column) for column in columns}
+    rows = dict.fromkeys(method.removesuffix(TUNED) for method, _ in found[columns[0]])
+
+    def mean(method: str, column: str) -> str:
+        values = [np.mean(list(seeds.values())) for (m, _), seeds in found[column].items() if m == method]
+        return f"{np.mean(values):.1f}" if values else NONE
+
+    lines = [f"| row | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+    for m in sorted(rows, key=lambda m: (m in CONTROLS, m == "teacher")):
+        cells = [f"{mean(m, c)} → {mean(m + TUNED, c)}" if (mean(m, c) != NONE) else NONE for c in columns]
+        name = f"control: {m}" if m in CONTROLS else f"the {m}" if m == "teacher" else f"`{m}`"
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suite", help="folder of benchmarks/results")
@@ -113,9 +131,14 @@ if __name__ == "__main__":
     parser.add_argument("--by", choices=("experiment", "target"), default="experiment")
     parser.add_argument("--against", metavar="METHOD", help="instead: how far a method is from all others")
     parser.add_argument("--seed", type=int, help="runs of this one alone")
+    parser.add_argument(
+        "--tuned", action="store_true", help="instead: defaults → tuned, of columns with commas between"
+    )
     given = parser.parse_args()
     folder = RESULTS / given.suite
-    if given.against:
+    if given.tuned:
+        print(tuned(folder, given.column.split(",")))
+    elif given.against:
         print(rival(folder, given.column, given.against, given.seed))
     else:
         print(table(folder, given.column, given.by, given.seed))

@@ -58,13 +58,16 @@ MOST_KNOWN = 12
 LONGEST = 80
 """Letters of a user's value that an error shows."""
 
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, the one that begins a terminal's commands among them, and those that reverse text."""
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Control characters, among them what begins a terminal's commands, line breaks, and marks that turn text around."""
+
+_WANTED = re.compile("[\u202a-\u202c\u2066-\u2069]")
+"""Marks that words copied from right-to-left text bring along; they are no reason to refuse a name."""
 
 
 def steers(text: str) -> bool:
     """Whether a name holds what would steer a terminal, a line break too, and so is damaged or worse."""
-    return "\n" in text or _STEERING.search(text) is not None
+    return "\n" in text or _STEERING.search(_WANTED.sub("", text)) is not None
 
 
 def shown(value: object) -> str:

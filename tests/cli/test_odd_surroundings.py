@@ -142,6 +142,8 @@ def test_a_source_whose_name_cannot_be_printed(tmp_path, monkeypatch, capsys):
     said = call(monkeypatch, capsys, "diagnose", "--source", "\x1b[31m=a.npy", "--target", "b.npy", "--out", tmp_path)
     assert said.code == 2
     assert "which cannot be printed" in said.err
+    said = call(monkeypatch, capsys, "diagnose", "--source", "a\u202fb.npy", "--target", "b.npy", "--out", tmp_path)
+    assert said.err == "error: b.npy: there is no such file\n"  # macOS gives such names to what it takes of the screen
 
 
 def test_a_page_of_results_whose_names_no_xml_may_hold(copy, monkeypatch, capsys):

@@ -21,7 +21,10 @@ def call(monkeypatch, capsys, *arguments: object) -> Said:
     from crossdistill.cli.app import main
 
     monkeypatch.setattr(sys, "argv", ["crossdistill", *map(str, arguments)])
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.getsignal(number)
+        for number in map(signal.Signals, {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})
+    }
     capsys.readouterr()
     try:
         main()

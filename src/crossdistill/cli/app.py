@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Generator
@@ -29,6 +31,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory", "MPS backend out of memory")
 """What torch says of memory that is not there, beside Python's MemoryError."""
+
+GRACE = 10.0
+"""Seconds in which a further SIGTERM or SIGHUP is passed over; who cannot wait sends SIGKILL, or presses Ctrl-C."""
 
 AGAIN = "start the same command again and it goes on where it was"
 
@@ -85,11 +90,13 @@ def main() -> NoReturn:
     The exit code is 0, 2 for an error of the user's, 3 where a rerun gives other numbers, 130 after Ctrl-C, 143 after
     SIGTERM, 129 where the terminal was closed, 1 for a bug of ours.
     """
-    stopped = 130
+    stopped, since = 130, -math.inf
 
-    def terminate(number: int, frame: object) -> NoReturn:
-        nonlocal stopped
-        stopped = 128 + number
+    def terminate(number: int, frame: object) -> None:
+        nonlocal stopped, since
+        if time.monotonic() - since < GRACE:  # who ends a session sends SIGTERM and SIGHUP, and the first one saves
+            return
+        stopped, since = (128 + number if stopped == 130 else stopped), time.monotonic()
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
@@ -137,6 +144,8 @@ class _StandardError(io.TextIOWrapper):
         """Write what can be written."""
         try:
             return super().write(text)
+        except BlockingIOError:  # full for the moment
+            return len(text)
         except OSError:
             _silence(self)
             return len(text)
@@ -145,6 +154,8 @@ class _StandardError(io.TextIOWrapper):
         """Bring what is written to where it goes, if anywhere."""
         try:
             super().flush()
+        except BlockingIOError:
+            pass
         except OSError:
             _silence(self)
 
@@ -170,7 +181,9 @@ def _prepare_streams() -> None:
 def _silence(stream: TextIO) -> None:
     """Let all that a stream still holds, and will get, go nowhere."""
     with contextlib.suppress(OSError, ValueError):  # it may be none of the system's
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 @contextlib.contextmanager
@@ -197,7 +210,9 @@ def of_the_disk(error: OSError, out: Path | None = None) -> str:
     what = error.strerror or str(error) or type(error).__name__
     name = "" if error.filename is None else os.fsdecode(error.filename)
     if error.errno in FULL:
-        where = f"'{out}'" if out is not None else f"'{Path(name).parent}'" if name else "the output, or the folder"
+        if out is None and not name:
+            return f"the output cannot be written: {what}; {AGAIN}"
+        where = f"'{out}'" if out is not None else f"'{Path(name).parent}'"
         return f"cannot write into {where}: {what}; free some space and start again: finished stages are kept"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{what}: allow more (ulimit -n 4096) or give fewer --jobs, and {AGAIN}"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from crossdistill.errors import ConfigError, CrossDistillError, shown
+from crossdistill.errors import ConfigError, CrossDistillError, shown, steers
 
 if TYPE_CHECKING:
     from crossdistill.diagnostics import Diagnosis, Estimate
@@ -95,7 +95,7 @@ def _named(sources: Sequence[str]) -> dict[str, Path]:
         name = name if equals else path.stem
         if not name or not (file if equals else text):  # str(Path("")) is "."
             raise ConfigError(f"--source takes FILE or NAME=FILE; received '{text}'")
-        if not name.isprintable():
+        if steers(name) or "\t" in name:
             raise ConfigError(f"a source is called {shown(name)}, which cannot be printed; name it with NAME=FILE")
         if name in found:
             raise ConfigError(f"two sources are called '{name}'; name them with --source NAME=FILE")

@@ -21,14 +21,30 @@ from crossdistill.errors import DataError
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 SOUNDS = frozenset({".wav", ".flac", ".ogg", ".aiff", ".aif"})
 ARRAYS = frozenset({".npy"})
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "WEBP",
+    "PPM",
+    "MPO",
+    "AVIF",
+    "JPEG2000",
+    "DIB",
+    "ICO",
+    "PCX",
+    "SGI",
+    "TGA",
+)
 """What Pillow may take a picture for, whatever its ending; for PostScript it would start Ghostscript, a program."""
 
 WINDOW, HOP = 0.025, 0.010
 """Length and step of a spectrogram's window in seconds: 25 ms and 10 ms, the usual ones for speech."""
 
-HERTZ = (1000, 10_000_000)
-"""Rates of sounds that are read: from seismic recordings played fast to ultrasound; other ones are damage."""
+HERTZ = (1, 10_000_000)
+"""Rates of sounds that are read: from seismographs to ultrasound; other ones are damage."""
 
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that are broken, or would unpack to something enormous."""
@@ -245,10 +261,17 @@ def _stretched(image: Image.Image, *, size: tuple[int, ...], channels: int) -> n
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Give those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _opened(path: Path) -> Image.Image:
     try:
         check_plain(path)
-        return Image.open(path, formats=FORMATS)
+        return Image.open(path, formats=_formats())
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except _BROKEN as error:

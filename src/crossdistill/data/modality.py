@@ -142,10 +142,12 @@ class Modality:
         mean = total / count
         std = np.sqrt(np.maximum(square / count - mean**2, 0))
         std[std <= 1e-6 * np.maximum(np.abs(mean + pivot), np.finfo(np.float32).tiny)] = 1.0  # rounding of a constant
-        if std.min() < np.finfo(np.float32).tiny:
+        lost = std < np.finfo(np.float32).tiny
+        if lost.any() and (lost | (std == 1.0)).all():
             raise DataError(
                 f"modality '{self.name}': numbers that differ by {std.min():.1e} are lost in 32 bits; scale them up"
             )
+        std[lost] = 1.0  # beside others that vary they are constant
         return replace(self, mean=tuple((mean + pivot).tolist()), std=tuple(std.tolist()))
 
     @functools.cached_property

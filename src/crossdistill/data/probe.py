@@ -99,13 +99,17 @@ def _image(name: str, facts: Sequence[tuple[int, int, int, str]], options: ReadO
     )
 
 
+LEAST_RATE = 1000
+"""Of what networks hear, in Hz: less leaves a spectrogram too few bands. Files of lower rates may be raised to it."""
+
+
 def _audio(name: str, facts: Sequence[tuple[int, float]], options: ReadOptions) -> Modality:
     rate = options.of("rate", name, min(f[0] for f in facts))
     seconds = options.of("seconds", name, round(min(LONGEST, max(f[1] for f in facts)), 3))
     mels = options.of("mels", name, 64)
-    if not (HERTZ[0] <= rate <= HERTZ[1] and seconds > 0):
+    if not (LEAST_RATE <= rate <= HERTZ[1] and seconds > 0):
         raise DataError(
-            f"'{name}': sounds need a rate of {HERTZ[0]} to {HERTZ[1]} Hz and some length; the files have {rate} and "
+            f"'{name}': sounds need a rate of {LEAST_RATE} to {HERTZ[1]} Hz and some length; the files have {rate} and "
             f"{seconds} s"
         )
     return Modality(

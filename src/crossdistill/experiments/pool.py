@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -70,7 +71,7 @@ class Workers:
             self.pool.shutdown(wait=True, cancel_futures=error is not None)
         finally:
             self.manager.shutdown()
-        if isinstance(error, (BrokenProcessPool, *_GONE)):
+        if isinstance(error, BrokenProcessPool):
             raise _killed() from None
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted("stopped; everything finished is kept") from None
@@ -84,10 +85,20 @@ class Workers:
         """Give each task when it is done, until none is left; more may be submitted meanwhile."""
         while self.running:
             done, _ = wait(self.running, timeout=0.2, return_when=FIRST_COMPLETED)
-            while not self.news.empty():
-                self.listen(*self.news.get())
+            self._pass_on()
             for future in done:
                 yield self.running.pop(future), future
+
+    def _pass_on(self) -> None:
+        """Tell the news that there are."""
+        while (found := self._next()) is not None:
+            self.listen(*found)
+
+    def _next(self) -> tuple[str, Mapping[str, Any]] | None:
+        try:
+            return None if self.news.empty() else self.news.get()
+        except _GONE:
+            raise _killed() from None
 
 
 _GONE = (EOFError, ConnectionError)
@@ -108,13 +119,16 @@ def _deaf_children() -> Generator[None]:
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    resource_tracker.ensure_running()  # its start lets Ctrl-C through again
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        resource_tracker.ensure_running()  # its start lets Ctrl-C through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+
+GRACE = 60.0
+"""Seconds that a worker has to save before a further SIGTERM ends it."""
 
 _WORKER: dict[str, Any] = {}
 """A worker process keeps what does its tasks here; pools have no other place."""
@@ -221,11 +235,13 @@ def _terminate(number: int, frame: object) -> None:
     A second one, which the pool sends to all when the first of them is gone, must not end a process that still saves.
     """
     del frame
-    if "ends" in _WORKER:
+    if (since := _WORKER.get("ends")) is not None:
+        if time.monotonic() - since > GRACE:  # something has swallowed the first
+            os._exit(128 + number)
         return
     if "task" not in _WORKER:
         os._exit(128 + number)
-    _WORKER["ends"] = True
+    _WORKER["ends"] = time.monotonic()
     raise KeyboardInterrupt
 
 

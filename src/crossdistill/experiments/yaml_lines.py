@@ -220,5 +220,7 @@ def _check_word(node: yaml.ScalarNode) -> None:
         raise _Wrong(f"{shown(node.value)} holds control characters; leave them out", line)
     if re.search("[\ud800-\udfff]", node.value):
         raise _Wrong(f"{shown(node.value)} holds half a character (\\ud800 to \\udfff); write the whole one", line)
-    if node.style is None and node.tag.endswith(":int") and re.fullmatch(r"[-+]?0[0-7_]+|.*:.*", node.value):
-        raise _Wrong(f"'{node.value}' is another number in YAML 1.1; write it without leading zeros and colons", line)
+    number = node.style is None and node.tag.endswith((":int", ":float"))
+    if number and re.fullmatch(r"[-+]?0[0_]*[1-7][0-7_]*|.*:.*", node.value):
+        words = "is another number in YAML 1.1; quote it if it is text, or write it without leading zeros and colons"
+        raise _Wrong(f"'{node.value}' {words}", line)

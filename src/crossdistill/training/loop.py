@@ -192,7 +192,7 @@ def _named(together: bool) -> Generator[None]:
 
 @contextlib.contextmanager
 def _interrupts() -> Generator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag that is read between two steps, where everything fits; the second one raises.
+    """Turn the first Ctrl-C into a flag that is read between two steps, where everything fits; a second one raises.
 
     So are SIGTERM and SIGHUP where the program's handlers of them raise KeyboardInterrupt, as those of our commands do.
     A program with other handlers keeps them, and uses `stop`.

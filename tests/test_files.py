@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from commands import environment
 
-import crossdistill
 from crossdistill.errors import ConfigError
 from crossdistill.files import digest, only_one, read_json, unchecked, whole_file, write_checked, write_json, write_text
 
@@ -74,12 +73,11 @@ with only_one(sys.argv[1]):
 
 def test_a_folder_is_one_processs_alone_and_free_again_when_that_is_killed(tmp_path):
     folder = tmp_path / "out"
-    path = os.pathsep.join([str(Path(crossdistill.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment(),
     )
     with holder:
         assert holder.stdout.readline() == "held\n"
@@ -151,9 +149,8 @@ def test_what_a_killed_process_had_begun_goes_and_nothing_else_does(tmp_path):
     (folder / "deep").mkdir(parents=True)
     for name in (".mine.begun", ".vimrc.original", "results.json"):
         (folder / "deep" / name).write_text("mine")
-    path = os.pathsep.join([str(Path(crossdistill.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", KILLED, str(folder)]
-    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode == -signal.SIGKILL
+    assert subprocess.run(command, env=environment(), check=False).returncode == -signal.SIGKILL
     assert len(list((folder / "deep").iterdir())) == 4
     with only_one(folder):
         left = {path.name: path.read_text() for path in (folder / "deep").iterdir()}

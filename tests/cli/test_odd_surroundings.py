@@ -10,26 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from commands import call
+from commands import call, environment
 from safetensors.torch import load, save
-from toy_experiment import EXPERIMENT
+from toy_experiment import LEAN
 
 import crossdistill
 from crossdistill.cli.app import _StandardError, of_the_disk
 from crossdistill.errors import DataError, printable
-from crossdistill.experiments import load_student, parse_experiment, read_experiment, run_experiment
-
-LEAN = EXPERIMENT.replace("seeds: 2", "seeds: 1").replace("fine_tune_steps: 5", "ways: [linear]")
-LEAN = LEAN.replace("compare: [l2]", "compare: []")
-
-
-@pytest.fixture(scope="module")
-def done(toy, tmp_path_factory):
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("done")
-    run_experiment(parse_experiment(LEAN), folder, data=toy)
-    return folder
+from crossdistill.experiments import load_student, read_experiment, run_experiment
 
 
 @pytest.fixture
@@ -38,11 +26,8 @@ def copy(done, tmp_path):
 
 
 def process(*arguments, **options):
-    home = str(Path(crossdistill.__file__).parents[1])  # the one under test, wherever it runs
-    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "crossdistill", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, env=environment, text=True, check=False, **options)
+    return subprocess.run(command, env=environment(), text=True, check=False, **options)
 
 
 # Streams -------------------------------------------------------------------------------------------------------------

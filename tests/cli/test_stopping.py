@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import environment
 from toy_experiment import EXPERIMENT
 
-import crossdistill
 from crossdistill.experiments import parse_experiment, read_experiment, read_results, run_experiment
 
 TEXT = (
@@ -36,14 +36,11 @@ PROGRAM = """if True:
 
 
 def start(folder, *arguments, limit=0):
-    home = str(Path(crossdistill.__file__).parents[1])  # the one under test, wherever it runs
-    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, "-c", PROGRAM, str(limit), *map(str, arguments)]
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=environment,
+        env=environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -163,10 +160,8 @@ def test_a_termination_is_a_stop_that_saves_and_says_how_to_go_on(jobs, kill, by
 def test_a_termination_within_code_that_is_being_made_keeps_its_exit_code(tmp_path):
     text = "import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
     (tmp_path / "mine.py").write_text(f"exec({text!r})")
-    path = os.pathsep.join([str(Path(crossdistill.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "crossdistill", "methods", "mine:Loss"]
-    environment = {**os.environ, "PYTHONPATH": path}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (143, "")
     assert ended.stderr.startswith("error: stopped")
 

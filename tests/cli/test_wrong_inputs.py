@@ -7,17 +7,10 @@ import pytest
 import torch
 from commands import call
 from safetensors.torch import save_file
-from toy_experiment import EXPERIMENT
+from toy_experiment import LEAN
 
 from crossdistill.data import PairedDataset
-from crossdistill.experiments import parse_experiment, run_experiment
 from crossdistill.training.checkpoint import save_checkpoint
-
-LEAN = (
-    EXPERIMENT.replace("seeds: 2", "seeds: 1")
-    .replace("compare: [l2]", "compare: []")
-    .replace("fine_tune_steps: 5", "ways: [linear]")
-)
 
 
 @pytest.fixture
@@ -288,14 +281,6 @@ def test_results_that_are_no_results(says, tmp_path):
     for content in ("{", "[]", json.dumps({"rows": [{"method": 1}]})):
         (tmp_path / "results.json").write_text(content)
         assert "results.json" in says("report", ".")
-
-
-@pytest.fixture(scope="module")
-def done(toy, tmp_path_factory):
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("done")
-    run_experiment(parse_experiment(LEAN), folder, data=toy)
-    return folder
 
 
 def test_files_that_a_student_cannot_read(says, done, tmp_path):

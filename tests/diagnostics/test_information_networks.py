@@ -55,9 +55,9 @@ def test_losses_and_gradients_are_those_of_torch(loss, by_torch):
         theirs.append((reference, reference(torch.from_numpy(x).float())))
     known = by_torch(*(output for _, output in theirs))
     known.backward()
-    value, *of_outputs = loss(*(output for _, output, _ in ours))
+    value, gradients = loss(*(output for _, output, _ in ours))
     assert value == pytest.approx(known.item(), rel=1e-4)
-    for (tower, output, backward), (reference, by_modules), of_output in zip(ours, theirs, of_outputs, strict=True):
+    for (tower, output, backward), (reference, by_modules), of_output in zip(ours, theirs, gradients(), strict=True):
         backward(of_output)
         np.testing.assert_allclose(output, by_modules.detach().numpy(), atol=1e-5)
         found += [tower.gradient_of_first, tower.gradient_of_last]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import environment
 
 from crossdistill.errors import TrainingError
 from crossdistill.experiments import pool
@@ -139,10 +140,9 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what a process blocks is read there")
 def test_processes_are_deaf_to_ctrl_c_from_the_first(tmp_path):
-    path = os.pathsep.join([str(Path(pool.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     (tmp_path / "start.py").write_text(START)
-    command, environment = [sys.executable, "start.py"], {**os.environ, "PYTHONPATH": path}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "start.py"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.split() == ["1", "1"]  # Python's keeper of semaphores, and the manager
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+import crossdistill
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,10 @@ def call(monkeypatch, capsys, *arguments: object) -> Said:
             signal.signal(number, handler)
     said = capsys.readouterr()
     return Said(code, said.out, said.err)
+
+
+def environment(**further: str) -> dict[str, str]:
+    """Give the environment of a process that imports the crossdistill under test, wherever it runs."""
+    home = str(Path(crossdistill.__file__).parents[1])
+    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, **further}

@@ -17,3 +17,9 @@ compare: [l2]
 evaluate: {labels_per_class: 3, fine_tune_steps: 5}
 seeds: 2
 """
+
+LEAN = (  # one seed, one row, one evaluation
+    EXPERIMENT.replace("seeds: 2", "seeds: 1")
+    .replace("compare: [l2]", "compare: []")
+    .replace("fine_tune_steps: 5", "ways: [linear]")
+)

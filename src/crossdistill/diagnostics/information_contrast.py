@@ -15,6 +15,7 @@ Shapes: n rows, d and e columns, B of a batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,28 +76,38 @@ def contrast_information(
 
 def info_nce(f: Doubles, g: Doubles) -> Doubles:
     """Give the term of each pair, (b,), at most log b; f and g are (b, width + 1), g's last column b(y)."""
-    return _terms(f[:, :-1] @ g[:, :-1].T + g[:, -1])[0] + math.log(len(f))
+    return _terms(f, g)[0] + math.log(len(f))
 
 
-def _terms(scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Give the log of the share that each pair has of its row of exp scores (b, b), (b,), and all shares, (b, b)."""
-    most = scores.max(axis=1)
-    shares = np.exp(scores - most[:, None])
-    total = shares.sum(axis=1)
-    shares /= total[:, None]
-    return scores.diagonal() - most - np.log(total), shares
+def _terms(f: NDArray[Any], g: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Give the log of the share that each pair has of its row of exp scores, (b,); those (b, b), by row up to a factor.
+
+    Also the sums of their rows, (b,).
+    """
+    scores = f[:, :-1] @ g[:, :-1].T
+    scores += g[:, -1]
+    scores -= scores.max(axis=1)[:, None]
+    own = scores.diagonal().copy()
+    np.exp(scores, out=scores)  # in place: on the rows that stop the training this is the memory that counts
+    total = scores.sum(axis=1)
+    return own - np.log(total), scores, total
 
 
-def _loss(f: Floats, g: Floats) -> tuple[float, Floats, Floats]:
-    """Give what is lost, and its gradients."""
-    terms, of_scores = _terms(f[:, :-1] @ g[:, :-1].T + g[:, -1])
-    of_scores[np.diag_indices(len(f))] -= 1
-    of_scores /= len(f)
-    of_f, of_g = np.zeros_like(f), np.empty_like(g)
-    np.matmul(of_scores, g[:, :-1], out=of_f[:, :-1])
-    np.matmul(of_scores.T, f[:, :-1], out=of_g[:, :-1])
-    of_g[:, -1] = of_scores.sum(axis=0)
-    return -float(terms.mean()) - math.log(len(f)), of_f, of_g
+def _loss(f: Floats, g: Floats) -> tuple[float, Callable[[], tuple[Floats, Floats]]]:
+    """Give what is lost, and what gives its gradients."""
+    terms, scores, total = _terms(f, g)
+
+    def gradients() -> tuple[Floats, Floats]:
+        of_scores = scores / total[:, None]
+        of_scores[np.diag_indices(len(f))] -= 1
+        of_scores /= len(f)
+        of_f, of_g = np.zeros_like(f), np.empty_like(g)
+        np.matmul(of_scores, g[:, :-1], out=of_f[:, :-1])
+        np.matmul(of_scores.T, f[:, :-1], out=of_g[:, :-1])
+        of_g[:, -1] = of_scores.sum(axis=0)
+        return of_f, of_g
+
+    return -float(terms.mean()) - math.log(len(f)), gradients
 
 
 def _start(directions: Canonical, rng: np.random.Generator) -> tuple[Doubles, Doubles]:

@@ -17,7 +17,7 @@ Shapes: n rows, d and e columns, m rows of a half, w latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,16 +142,16 @@ def _start(directions: Canonical, rng: np.random.Generator) -> tuple[Doubles, Do
     return filled(directions.x), filled(directions.y)
 
 
-def _loss(f: Floats, g: Floats) -> tuple[float, Floats, Floats]:
+def _loss(f: Floats, g: Floats) -> tuple[float, Callable[[], tuple[Floats, Floats]]]:
     """Give -mean f.g + 1/2 <cov f, cov g> of centred f and g (b, w): least where they are maximally correlated.
 
-    Also its gradients, which need no centring of their own: f and g are centred.
+    Also what gives its gradients, which need no centring of their own: f and g are centred.
     """
     f, g, share = f - f.mean(axis=0), g - g.mean(axis=0), 1 / max(1, len(f) - 1)
     of_f: Floats = share * (f.T @ f)
     of_g: Floats = share * (g.T @ g)
     value = float(np.vdot(of_f, of_g)) / 2 - share * float(np.vdot(f, g))
-    return value, share * (f @ of_g - g), share * (g @ of_f - f)
+    return value, lambda: (share * (f @ of_g - g), share * (g @ of_f - f))
 
 
 def _learnt(x: Doubles, y: Doubles, rows: Whole, held_out: Whole, towers: Towers) -> dict[bool, Latents]:

@@ -25,7 +25,7 @@ from torch import nn
 from crossdistill.evaluation._checks import Doubles, Whole
 
 Floats = NDArray[np.float32]
-Loss = Callable[[Floats, Floats], tuple[float, Floats, Floats]]
+Loss = Callable[[Floats, Floats], tuple[float, Callable[[], tuple[Floats, Floats]]]]
 """From what the towers give for a batch, (b, outputs) each, to the loss and its gradients in the two."""
 
 COMPONENTS = 64
@@ -212,7 +212,7 @@ def trained(
         rows: Whole numbers of the rows to train on.
         stopping: Of those that decide when to stop.
         start: From canonical directions to the linear maps that the towers begin with.
-        loss: Of a batch, with its gradients.
+        loss: Of a batch, with what gives its gradients.
         steps: Most steps.
         seed: Of the MLPs' weights and the batches. The global generator is left as it was.
     """
@@ -235,7 +235,7 @@ def trained(
     best, kept, kept_at, since = float("inf"), weights.copy(), 0, 0
     for step, batch in enumerate(batches):
         if step % EVERY == 0:
-            value, _, _ = loss(nets[0](stop_x), nets[1](stop_y))
+            value, _ = loss(nets[0](stop_x), nets[1](stop_y))
             if step == 0 or value < best - LEAST_GAIN * abs(best):
                 best, kept, kept_at, since = value, weights.copy(), step, 0
             else:
@@ -243,7 +243,7 @@ def trained(
                 if since == PATIENCE:
                     break
         (f, back_to_x), (g, back_to_y) = nets[0].trace(train_x[batch]), nets[1].trace(train_y[batch])
-        _, of_f, of_g = loss(f, g)
+        of_f, of_g = loss(f, g)[1]()
         back_to_x(of_f)
         back_to_y(of_g)
         optimiser.step(gradient)

@@ -136,7 +136,8 @@ class Wobble:
         knots = draws.normal("wobble", len(self.channels) * self.knots).view(len(x), len(self.channels), self.knots)
         at = torch.linspace(0, self.knots - 1, x.shape[2], device=x.device).expand(len(x), -1)
         bent = x.clone()
-        bent[:, list(self.channels)] += at_times(knots.to(x.dtype), at) * self.std
+        for k, wave in zip(self.channels, (at_times(knots.to(x.dtype), at) * self.std).unbind(1), strict=True):
+            bent[:, k] += wave  # one at a time: a list of places would be sent to the device, which waits for it
         return bent
 
 

@@ -70,11 +70,11 @@ def uniform(seed: int, epoch: int, index: Tensor, stream: str | int, count: int)
 
 
 @functools.cache
-def _quantiles() -> Tensor:
+def _quantiles(device: torch.device) -> Tensor:
     """Give the normal distribution's 65,536 mid-quantiles (float32), scaled to a variance of exactly one."""
     middle = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
     table = torch.erfinv(2 * middle - 1)
-    return (table / table.square().mean().sqrt()).to(torch.float32)
+    return (table / table.square().mean().sqrt()).to(device, torch.float32)
 
 
 def normal(seed: int, epoch: int, index: Tensor, stream: str | int, count: int) -> Tensor:
@@ -85,7 +85,7 @@ def normal(seed: int, epoch: int, index: Tensor, stream: str | int, count: int) 
     """
     words = _words(seed, epoch, index, stream, (count + 3) // 4)
     places = words.view(torch.int16)[:, :count].to(torch.int64).bitwise_and_(0xFFFF)
-    return torch.take(_quantiles().to(index.device), places)
+    return torch.take(_quantiles(index.device), places)
 
 
 def permutation(seed: int, epoch: int, size: int, stream: str | int = "order") -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import signal
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.data.draws import Draws, permutation
 from crossdistill.data.modality import blanked
+from crossdistill.data.moving import sent
 from crossdistill.data.transforms import anywhere
 from crossdistill.errors import DataError
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 _CPU = torch.device("cpu")
 _Job = tuple[int | None, np.ndarray]
 """An epoch and positions; without an epoch the samples are read alone."""
+HELD = 2 << 30
+"""Bytes of samples that a GPU holds at the most, if they are no more than a quarter of what it has free: of larger data
+each batch is read from the CPU's memory, which takes longer than a small student's step."""
 
 
 class Loader:
@@ -59,6 +64,7 @@ class Loader:
         self._present = {name: here for name in views if (here := data.present(name)) is not None}
         self._workers: _Workers | None = None
         self.device = _CPU
+        self._held: dict[str, Tensor] | None = None
         self._deal: _Deal | None = None
         if distinct_groups:
             if self._group is None:
@@ -80,10 +86,11 @@ class Loader:
     def to(self, device: torch.device) -> Loader:
         """Prepare and augment batches on a device from now on, to which samples go as they are stored; gives itself.
 
-        Draws are the same on every device, what is computed from them is but for rounding. Transforms that are not of
-        this library stay on the CPU, as nobody knows where they work. `index`, `label` and `group` stay there too.
+        A GPU holds all samples from the first batch on, where they are few enough (`HELD`). Draws are the same on every
+        device, what is computed from them is but for rounding. Transforms that are not of this library stay on the CPU,
+        as nobody knows where they work. `index`, `label` and `group` stay there too.
         """
-        self.device = device
+        self.device, self._held = device, None
         return self
 
     def epoch(self, epoch: int, skip: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
@@ -107,7 +114,7 @@ class Loader:
         plan = self.plan(epoch)[skip:]
         if world > 1:
             plan = [_share(positions, rank, world) for positions in plan]
-        if not self.workers:
+        if not self.workers or self._hold():
             return (self.batch(epoch, positions) for positions in plan)
         if self.device == _CPU:
             return self._worked([(epoch, positions) for positions in plan])
@@ -133,11 +140,31 @@ class Loader:
 
     def batch(self, epoch: int, positions: np.ndarray) -> dict[str, Any]:
         """Give the samples at `positions` (b,) as a batch of `epoch`."""
+        if held := self._hold():
+            own = {name: sent(torch.from_numpy(self._own(name, positions)), self.device) for name in held}
+            return self._made(epoch, positions, {name: held[name].index_select(0, own[name]) for name in held})
         return self._made(epoch, positions, self.read(positions))
 
     def read(self, positions: np.ndarray) -> dict[str, Tensor]:
         """Give the samples at `positions` (b,) as they are stored, by modality."""
         return {name: torch.from_numpy(self.data.raw(name, self._own(name, positions))) for name in self.views}
+
+    def _hold(self) -> dict[str, Tensor]:
+        """Give all samples on the GPU, as they are stored, by modality; nothing where they are not held there."""
+        if self._held is None:
+            self._held = {}
+            if self.device.type == "cuda" and all(map(anywhere, self.data.transforms.values())):
+                modalities = [self.data.modality(name) for name in self.views]
+                size = len(self.data) * sum(math.prod(m.shape) * np.dtype(m.dtype).itemsize for m in modalities)
+                if size <= min(HELD, torch.cuda.mem_get_info(self.device)[0] // 4):
+                    cuts = np.array_split(np.arange(len(self.data)), math.ceil(len(self.data) / 4096))
+                    self._held = {
+                        name: torch.cat(
+                            [sent(torch.from_numpy(self.data.raw(name, rows)), self.device) for rows in cuts]
+                        )
+                        for name in self.views
+                    }
+        return self._held
 
     def _own(self, name: str, positions: np.ndarray) -> np.ndarray:
         return self._partners[name][positions] if name in self._partners else positions
@@ -152,13 +179,13 @@ class Loader:
             transform = self.data.transforms.get(name)
             # nobody knows where transforms that are not ours work
             where = self.device if transform is None or anywhere(transform) else _CPU
-            index, here = places[name].to(where), present[name].to(where) if name in present else None
-            prepared = self.data.modalities[name].prepare(raw[name].to(where))
+            index, here = sent(places[name], where), sent(present[name], where) if name in present else None
+            prepared = self.data.modalities[name].prepare(sent(raw[name], where))
             drawn = self.data.drawn(name, epoch)
             for k in range(count):
                 draws = Draws(seed=self.seed, epoch=drawn, index=index, modality=name, view=k)
                 seen = blanked(prepared if transform is None else transform(prepared, draws), here)
-                batch[f"{name}#{k}" if k else name] = seen.to(self.device)
+                batch[f"{name}#{k}" if k else name] = sent(seen, self.device)
         batch["index"] = places if self._partners else torch.from_numpy(positions.copy())
         if self._label is not None:
             batch["label"] = torch.from_numpy(self._label[positions])

@@ -96,10 +96,7 @@ class Modality:
             raise DataError(
                 f"modality '{self.name}' has samples of shape {self.shape}; received {tuple(raw.shape[1:])}"
             )
-        ones = (1,) * (len(self.shape) - 1)
-        std = torch.tensor(self.std, dtype=torch.float64)
-        factor = (self.scale / std).float().reshape(-1, *ones).to(raw.device)
-        offset = (torch.tensor(self.mean, dtype=torch.float64) / std).float().reshape(-1, *ones).to(raw.device)
+        factor, offset = _standard(self.scale, self.mean, self.std, len(self.shape), raw.device)
         return raw.to(torch.float32, copy=True).mul_(factor).sub_(offset)
 
     def read(self, path: str | Path) -> np.ndarray:
@@ -180,6 +177,17 @@ class Modality:
             if key in values:
                 values[key] = tuple(values[key])
         return cls(**values)
+
+
+@functools.lru_cache(maxsize=64)
+def _standard(
+    scale: float, mean: tuple[float, ...], std: tuple[float, ...], dims: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Give scale / std and mean / std, (features or channels, 1, ...) float32, kept for the next batch."""
+    shape = (-1, *(1,) * (dims - 1))
+    spread = torch.tensor(std, dtype=torch.float64)
+    factor, offset = scale / spread, torch.tensor(mean, dtype=torch.float64) / spread
+    return factor.float().reshape(shape).to(device), offset.float().reshape(shape).to(device)
 
 
 def blanked(x: Tensor, here: Tensor | None) -> Tensor:

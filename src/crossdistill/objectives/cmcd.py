@@ -98,7 +98,7 @@ def similarity_distillation(
     check_tau(tau_student=tau_student, tau_teacher=tau_teacher)
     check_pair(student, teacher, name="similarity", equal_widths=False, least=2 if exclude_self else 1)
     student, teacher = gather_rows(student), gather_rows(teacher.detach())
-    if in_tiles(len(student), len(student)):
+    if in_tiles(len(student), len(student), student.device):
         u, w = unit(student), unit(teacher)
         dtype = torch.promote_types(u.dtype, w.dtype)
         kernels = Kernel(u.to(dtype), None, 1 / tau_student), Kernel(w.to(dtype), None, 1 / tau_teacher)
@@ -143,10 +143,10 @@ def anchored_distillation(
     z_s, z_t = unit(gather_rows(student)), unit(gather_rows(teacher.detach())).to(student.dtype)
     _check_bank(bank, skip, teacher, "similarity (anchor)")
     if bank is None:
-        if in_tiles(len(z_s), len(z_t)):
+        if in_tiles(len(z_s), len(z_t), z_s.device):
             return follow(Kernel(z_s, z_t, 1 / tau_student), Kernel(z_t, z_t, 1 / tau_teacher))
         return soft_cross_entropy(z_s @ z_t.T / tau_student, z_t @ z_t.T / tau_teacher)
-    if skip is not None or in_tiles(len(z_s), len(bank)):
+    if skip is not None or in_tiles(len(z_s), len(bank), z_s.device):
         skip = None if skip is None else gather_rows(skip)
         kernels = [Kernel(z, bank, 1 / tau, own=z_t, bank=True) for z, tau in ((z_s, tau_student), (z_t, tau_teacher))]
         return follow(*kernels, skip=skip)
@@ -211,7 +211,7 @@ def cross_modal_contrastive(
     if bank is not None:
         forth = find(z_s, z_t, bank, scale=1 / tau, skip=None if skip is None else gather_rows(skip))
         return (forth + contrast(z_t, z_s, scale=1 / tau, both=False, group=group)) / 2 if symmetric else forth
-    if in_tiles(len(z_s), len(z_t)):
+    if in_tiles(len(z_s), len(z_t), z_s.device):
         return contrast(z_s, z_t, scale=1 / tau, both=symmetric, group=group)
     logits = z_s @ z_t.T / tau
     if group is not None:

@@ -35,7 +35,7 @@ def nt_xent(first: Tensor, second: Tensor, *, tau: float = 0.2) -> Tensor:
     first, second = gather_rows(first), gather_rows(second)
     u = unit(torch.cat([first, second]))
     b = len(first)
-    if in_tiles(2 * b, 2 * b):
+    if in_tiles(2 * b, 2 * b, u.device):
         return contrast_views(u, scale=1 / tau)
     logits = mask_logits(u @ u.T / tau, torch.eye(2 * b, dtype=torch.bool, device=u.device))
     other = torch.arange(2 * b, device=u.device).roll(b)

@@ -66,7 +66,7 @@ def probabilistic_transfer(student: Tensor, teacher: Tensor, *, average: Average
     _check(average, eps)
     check_pair(student, teacher, name="pkt", equal_widths=False)
     student, teacher = gather_rows(student), gather_rows(teacher.detach())
-    if in_tiles(len(student), len(student)):
+    if in_tiles(len(student), len(student), student.device):
         apply = cast("Callable[..., Tensor]", _Divergence.apply)  # torch does not type it
         u, v = unit(student), unit(teacher)
         dtype = torch.promote_types(u.dtype, v.dtype)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from crossdistill.data.moving import sent
 from crossdistill.errors import DataError, NetworkError
 from crossdistill.methods.base import Batch, Method, modality_of, view
 from crossdistill.networks.base import Outputs
@@ -249,7 +250,7 @@ def _cut(tensor: Tensor, size: int) -> Iterator[Tensor]:
 
 def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor | Outputs):
-        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
+        return sent(value, device) if isinstance(value, Tensor) else value.each(lambda x: sent(x, device))
     if isinstance(value, Mapping):
         return {name: _move(inner, device) for name, inner in value.items()}  # pyright: ignore[reportUnknownVariableType]
     return value

@@ -116,8 +116,12 @@ def check_weights(method: Method, place: str) -> None:
     Raises:
         TrainingError: Naming the first.
     """
-    for name, parameter in method.named_parameters():
-        if parameter.requires_grad and not bool(torch.isfinite(mine(parameter)).all()):
+    trained = {name: mine(p) for name, p in method.named_parameters() if p.requires_grad}
+    if not trained:
+        return
+    finite = torch.stack([torch.isfinite(value).all() for value in trained.values()]).tolist()  # a device is asked once
+    for name, whole in zip(trained, finite, strict=True):
+        if not whole:
             raise TrainingError(
                 f"{place}: the weights '{name}' are not finite since an earlier step, so its gradient was not; "
                 "lower lr, or set clip (e.g. 1.0) or warmup"

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from benchmarks.record import Check
 from benchmarks.speed.epoch import EpochClock, warm
-from benchmarks.speed.measure import ROUNDS, bytes_kept, cpu_seconds, keep, slope
+from benchmarks.speed.measure import ROUNDS, bytes_kept, keep, seconds_of, slope
 from torch import Tensor
 
 from crossdistill.data import PairedDataset
@@ -59,8 +59,8 @@ def of_loss(loss: Loss, s: Tensor, t: Tensor, rounds: int) -> Point:
 
     kept, _ = bytes_kept(lambda: loss(s, t), (s, t))
     step()
-    repeats = max(1, round(LEAST_SECONDS / max(cpu_seconds(step), 1e-5)))
-    taken = [cpu_seconds(lambda: [step() for _ in range(repeats)]) / repeats for _ in range(rounds)]
+    repeats = max(1, round(LEAST_SECONDS / max(seconds_of(step), 1e-5)))
+    taken = [seconds_of(lambda: [step() for _ in range(repeats)]) / repeats for _ in range(rounds)]
     return statistics.median(taken), kept
 
 

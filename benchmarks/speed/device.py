@@ -1,22 +1,21 @@
 """Losses over large batches on an accelerator: `python -m benchmarks.speed.device`, where there is a CUDA device.
 
-The full matrix, tiles by torch alone, and tiles with Triton's kernels, in turns: seconds by the device's own clock of a
-loss and its gradient, the most memory asked for beyond its inputs, and which share of the rate of one large product of
-the same precision its products reach. Values and gradients are compared first.
---device cpu runs the same at small sizes, interpreted (TRITON_INTERPRET=1): a rehearsal, not a measurement.
+The full matrix, tiles by torch alone, and tiles with Triton's kernels, in turns: seconds of a loss and
+its gradient, the most memory asked for beyond its inputs, and which share of the rate of one large product of the same
+precision its products reach. Values and gradients are compared first.
+--device cpu --sizes 64 runs the same at small sizes, interpreted (TRITON_INTERPRET=1): a rehearsal, not a measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from benchmarks.record import Check
-from benchmarks.speed.measure import keep, ratio, said
+from benchmarks.speed.measure import called, chosen, keep, ratio, said, seconds_of
 from torch import Tensor
 
 from crossdistill.objectives import cross_modal_contrastive, nt_xent, similarity_distillation, tiles
@@ -32,20 +31,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "tiles": {"use": "always", "fused": False},
     "tiles, fused": {"use": "always", "fused": True},
 }
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Time one run by the device's clock, or this process's."""
-    if device.type != "cuda":
-        started = time.process_time()
-        work()
-        return time.process_time() - started
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    work()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1000
 
 
 def most_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -68,7 +53,9 @@ def product_rate(n: int, device: torch.device, rounds: int) -> float:
     return 2 * n**3 / min(seconds_of(lambda: a @ a, device) for _ in range(rounds))
 
 
-def measure(name: str, n: int, d: int, device: torch.device, rounds: int, rate: float) -> dict[str, Any]:
+def measure(
+    name: str, n: int, d: int, device: torch.device, rounds: int, rate: float, tile: int | None
+) -> dict[str, Any]:
     """Compare, count and time one loss at one size."""
     products, loss = LOSSES[name]
     generator = torch.Generator().manual_seed(n)
@@ -77,7 +64,7 @@ def measure(name: str, n: int, d: int, device: torch.device, rounds: int, rate: 
     t = t.to(device)
 
     def step(form: str) -> tuple[Tensor, Tensor]:
-        with tiles(**FORMS[form]):
+        with tiles(**FORMS[form], size=tile):
             value = loss(s, t)
             return value.detach(), torch.autograd.grad(value, s)[0]
 
@@ -97,6 +84,7 @@ def measure(name: str, n: int, d: int, device: torch.device, rounds: int, rate: 
         "loss": name,
         "b": n,
         "d": d,
+        "tile": tile,
         "seconds": {form: [round(x, 6) for x in taken] for form, taken in seconds.items()},
         "bytes": memory,
         "share of one product's rate": {f: round(used / statistics.median(x) / rate, 4) for f, x in seconds.items()},
@@ -119,18 +107,17 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096, 16384, 32768])
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--tile", type=int, help="rows and columns of a tile; the library's own where nothing is said")
     parser.add_argument(
         "--tf32", action="store_true", help="let products of float32 round to TF32, as many trainings do"
     )
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args(given)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "there is no CUDA device here; --device cpu --sizes 64 rehearses\n")
-    device = torch.device(args.device)
+    device = chosen(parser, args.device)
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
     rate = product_rate(8192 if device.type == "cuda" else 256, device, args.rounds)
     print(f"one product: {rate / 1e12:.2f} T multiplications and additions a second")
-    rows = [measure(x, n, args.width, device, args.rounds, rate) for x in args.losses for n in args.sizes]
+    rows = [measure(x, n, args.width, device, args.rounds, rate, args.tile) for x in args.losses for n in args.sizes]
     close = 1e-2 if args.tf32 else 1e-5
     checks = [
         Check(
@@ -140,8 +127,7 @@ def main(given: Sequence[str] | None = None) -> None:
         )
     ]
     if device.type == "cuda":
-        name = torch.cuda.get_device_name().lower().replace(" ", "-")
-        keep("device", f"losses on {torch.cuda.get_device_name()}", rows, checks, part=name + "-tf32" * args.tf32)
+        keep("device", f"losses on {called(device)}", rows, checks, part=called(device) + "-tf32" * args.tf32)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from benchmarks.record import Check
-from benchmarks.speed.measure import ROUNDS, by_turns, bytes_kept, cpu_seconds, keep, ratio, said
+from benchmarks.speed.measure import ROUNDS, by_turns, bytes_kept, keep, ratio, said, seconds_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -145,7 +145,7 @@ def at_size(name: str, b: int, forms: dict[str, Loss], turns: Sequence[str], rou
         torch.autograd.grad(forms[who](s, t), s)
 
     for who in forms:  # counting is the first run of each, and so its warm-up
-        seconds[who] = [cpu_seconds(lambda who=who: count(who))]
+        seconds[who] = [seconds_of(lambda who=who: count(who))]
     seconds |= by_turns({who: lambda who=who: step(who) for who in turns}, rounds)
     ratios = {who: ratio(seconds[OURS], seconds[who]) for who in turns if who != OURS}
     print(f"{name}, b = {b}")

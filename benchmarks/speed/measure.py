@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import gc
 import os
@@ -19,19 +20,30 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from crossdistill.files import write_json
 
+CPU = torch.device("cpu")
 ROUNDS = 5
 """Turns that each side takes, at the least."""
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    """Run once, and give the CPU seconds of this process."""
-    started = time.process_time()
+def now(device: torch.device = CPU) -> float:
+    """Give this process's CPU seconds; of a GPU the wall's, once it has done all that it was told."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def seconds_of(work: Callable[[], object], device: torch.device = CPU) -> float:
+    """Run once, and give the seconds that it took, by `now`."""
+    started = now(device)
     work()
-    return time.process_time() - started
+    return now(device) - started
 
 
-def by_turns(works: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Run all by turns, each of which has run before; names to CPU seconds of each round.
+def by_turns(
+    works: Mapping[str, Callable[[], object]], rounds: int = ROUNDS, device: torch.device = CPU
+) -> dict[str, list[float]]:
+    """Run all by turns, each of which has run before; names to seconds of each round, by `now`.
 
     The order changes from round to round, so that none always comes after the same other.
     """
@@ -40,7 +52,7 @@ def by_turns(works: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) ->
         names = list(works)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             gc.collect()
-            seconds[name].append(cpu_seconds(works[name]))
+            seconds[name].append(seconds_of(works[name], device))
     return seconds
 
 
@@ -81,6 +93,18 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     x, y = (torch.tensor(v, dtype=torch.float64).log() for v in (sizes, values))
     x, y = x - x.mean(), y - y.mean()
     return float((x * y).sum() / (x * x).sum())
+
+
+def chosen(parser: argparse.ArgumentParser, name: str) -> torch.device:
+    """Give the device that was asked for, or end with what to do where it is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "there is no CUDA device here; --device cpu takes the CPU\n")
+    return torch.device(name)
+
+
+def called(device: torch.device) -> str:
+    """Give the device's name, as files have it; empty for the CPU."""
+    return torch.cuda.get_device_name(device).lower().replace(" ", "-") if device.type == "cuda" else ""
 
 
 def keep(

@@ -28,7 +28,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from benchmarks.record import Check
 from benchmarks.speed.curves import Loss, in_form, rows
-from benchmarks.speed.measure import ROUNDS, bytes_kept, cpu_seconds, keep, slope
+from benchmarks.speed.measure import ROUNDS, bytes_kept, keep, seconds_of, slope
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossdistill.methods import Supervised
@@ -66,7 +66,7 @@ def of_loss(loss: Loss, rounds: int) -> dict[str, float]:
     taken: list[float] = []
     for _ in range(rounds):
         dist.barrier()
-        taken.append(cpu_seconds(step))
+        taken.append(seconds_of(step))
     sums = torch.stack([gradient.double().square().sum()])
     dist.all_reduce(sums)  # each row's gradient is as many times too large as there are processes; averaging mends it
     return {
@@ -100,7 +100,7 @@ def of_student(shard: bool, rounds: int) -> dict[str, float]:
     taken: list[float] = []
     for _ in range(rounds):
         dist.barrier()
-        taken.append(cpu_seconds(step))
+        taken.append(seconds_of(step))
     held = [p for group in optimizer.param_groups for p in group["params"]]
     moments = [x for state in optimizer.state.values() for x in state.values() if x.ndim]
     total = sum(x.nbytes for p in held for x in (p, p.grad)) + sum(x.nbytes for x in moments)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -119,7 +119,8 @@ def check_weights(method: Method, place: str) -> None:
     trained = {name: mine(p) for name, p in method.named_parameters() if p.requires_grad}
     if not trained:
         return
-    finite = torch.stack([torch.isfinite(value).all() for value in trained.values()]).tolist()  # a device is asked once
+    # a device is asked once, not by each of them
+    finite = cast("list[bool]", torch.stack([torch.isfinite(value).all() for value in trained.values()]).tolist())
     for name, whole in zip(trained, finite, strict=True):
         if not whole:
             raise TrainingError(

@@ -117,6 +117,15 @@ def test_truths_are_met_where_an_estimator_is_good():
     assert mutual_information(code, x, estimator="ksg").value == mutual_information(x, code, estimator="ksg").value
 
 
+def test_latents_of_a_side_that_varies_in_one_row_alone_are_refused():
+    x, y = np.random.default_rng(0).normal(size=(2, 500, 8))
+    x[3] = 1e12
+    with pytest.raises(NotMeaningful, match="x hardly differs between most rows"):
+        mutual_information(x, y, estimator="latent")
+    with pytest.raises(NotMeaningful, match="y hardly differs between most rows"):
+        mutual_information(y, x, estimator="latent")
+
+
 def test_latents_find_what_few_dimensions_share_in_many_columns():
     truth = 1.0
     shared, partner = dense(1000, 2, truth)

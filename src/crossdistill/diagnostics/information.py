@@ -76,8 +76,8 @@ def mutual_information(
     Raises:
         DataError: If shapes do not fit or a number is not finite.
         ConfigError: If a parameter is out of range.
-        NotMeaningful: If there are fewer than 50 pairs, 20 groups or 10 of a class, no column varies, columns are too
-            many for the estimator, or one side determines the other.
+        NotMeaningful: If there are fewer than 50 pairs, 20 groups or 10 of a class, no column varies, or none but in a
+            few rows, columns are too many for the estimator, or one side determines the other.
 
     Examples:
         >>> import numpy as np

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from crossdistill.errors import NotMeaningful
 from crossdistill.evaluation._checks import Doubles, Whole
 
 Floats = NDArray[np.float32]
@@ -215,8 +216,17 @@ def trained(
         loss: Of a batch, with what gives its gradients.
         steps: Most steps.
         seed: Of the MLPs' weights and the batches. The global generator is left as it was.
+
+    Raises:
+        NotMeaningful: If the rows of a side are equal, as they are beside others that are far off.
     """
     of_x, of_y = whitening(x[rows]), whitening(y[rows])
+    for name, side in (("x", of_x), ("y", of_y)):
+        if not side.map.shape[1]:
+            raise NotMeaningful(
+                f"{name} hardly differs between most rows, beside a few that are far off: nothing can be learnt of it; "
+                "look for wrong units or broken rows, or take estimator='ksg'"
+            )
     white_x, white_y = of_x(x), of_y(y)
     starts = start(canonical(white_x[rows], white_y[rows]), np.random.default_rng(seed))
     cut, size = Tower.size(starts[0]), sum(map(Tower.size, starts))

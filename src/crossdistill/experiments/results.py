@@ -246,16 +246,25 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged: {error}; start the command that wrote it again") from None
 
 
+def kind_of(folder: Path) -> str | None:
+    """Say whose results a folder holds, a suite's ("bench") or a run's ("run"); None where none can be read."""
+    try:
+        there: Any = read_json(folder / "results.json")
+    except (OSError, ValueError):
+        return None
+    if not isinstance(there, dict):
+        return None
+    if there.get("kind") == "bench":  # pyright: ignore[reportUnknownMemberType] - a file's
+        return "bench"
+    return "run" if "rows" in there else None
+
+
 def refuse_other_kind(folder: Path, *, suite: bool) -> None:
     """Refuse a folder with the results of a run where those of a suite are to be written, or the other way round.
 
     Raises:
         ConfigError: Saying so; nothing of the folder is touched.
     """
-    try:
-        there: Any = read_json(folder / "results.json")
-    except (OSError, ValueError):
-        return
-    if isinstance(there, dict) and "rows" in there and (there.get("kind") == "bench") != suite:  # pyright: ignore[reportUnknownMemberType] - a file's
+    if kind_of(folder) == ("run" if suite else "bench"):
         holds, wanted = ("a run's", "a suite's") if suite else ("a suite's", "a run's")
         raise ConfigError(f"'{folder}' holds {holds} results, which {wanted} would replace; choose another with --out")

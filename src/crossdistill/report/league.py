@@ -14,9 +14,10 @@ from crossdistill.errors import DataError
 from crossdistill.evaluation import Interval, sign_verdict
 from crossdistill.experiments.arms import Role
 from crossdistill.experiments.bench_file import BenchResults
+from crossdistill.experiments.results import kind_of
 from crossdistill.experiments.standings import write_standings
 from crossdistill.experiments.standings_cells import labels_word
-from crossdistill.files import read_json, write_text
+from crossdistill.files import write_text
 from crossdistill.report.figures import ROLE_COLOURS
 from crossdistill.report.league_figures import (
     PANELS,
@@ -48,11 +49,7 @@ League = Mapping[str, Any]
 
 def is_bench(folder: Path) -> bool:
     """Tell a suite's folder from a run's: by `kind` in results.json."""
-    try:
-        value = read_json(Path(folder) / "results.json")
-    except (OSError, ValueError):
-        return False
-    return isinstance(value, dict) and value.get("kind") == "bench"  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] # JSON
+    return kind_of(Path(folder)) == "bench"
 
 
 def write_league(folder: Path) -> Path:

@@ -89,6 +89,7 @@ def test_a_dry_run_counts_trials_and_times_steps_with_the_threads_of_the_runs(sa
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--track", "free"], "--track is 'free'"),
         (["--data", "toy.npz", "--source", "rich", "--target", "pour"], "did you mean 'poor'"),
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", "l3"], "called 'l3'; did you mean"),
+        (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", ",,"], "--methods names none"),
         (["--data", "gone.npz", "--source", "rich", "--target", "poor"], "'gone.npz' is neither a file"),
         (["suite.yaml", "--on", "slurm"], "--on is 'slurm'; it can be ray"),
     ],

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from crossdistill.errors import ConfigError, CrossDistillError, suggest
+from crossdistill.errors import ConfigError, CrossDistillError, shown, suggest
 from crossdistill.experiments.yaml_lines import Document
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def suite_of(
     if track not in TRACKS:
         raise ConfigError(f"--track is '{track}'{suggest(track, TRACKS)}")
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    if methods and not names:
+        raise ConfigError(f"--methods names none: {shown(methods)}; write a,b,c, or leave it out for all that apply")
     return standard(data, source, target, methods=names, track=track, seeds=seeds or 5, tune=tune)
 
 

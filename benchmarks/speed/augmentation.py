@@ -1,7 +1,7 @@
 """What augmentation costs, on the CPU and on a GPU: `python -m benchmarks.speed.augmentation --device cuda`.
 
 Batches as the loader makes them, of colour pictures, pen strokes and log-mels that are read, standardised and augmented
-by everything there is for their kind; one thread, in turns: samples a second with and without augmentation.
+by most of what there is for their kind; one thread, in turns: samples a second with and without augmentation.
 """
 
 from __future__ import annotations

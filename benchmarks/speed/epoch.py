@@ -82,7 +82,7 @@ class Alone(Method):
 class EpochClock:
     """Gives the seconds of each epoch that our loop runs, without what comes before and after."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
         self.device = device
 
     def started(self, total_steps: int, first_step: int) -> None:

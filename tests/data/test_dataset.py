@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crossdistill.data import Modality, PairedDataset, build_transforms
+from crossdistill.data.loader import Loader
 from crossdistill.errors import DataError
 
 
@@ -142,10 +143,12 @@ def test_views_are_augmented_independently(data):
             assert not torch.allclose(views[i], views[j], atol=0.01)
 
 
+@pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_device_that_augments_gives_the_same_batches(data, workers):
-    how = {"batch_size": 16, "seed": 5, "labels": True, "workers": workers}
-    paired = augmented(data).shuffled("pen", 1)
+def test_a_device_that_augments_gives_the_same_batches(data, workers, held, monkeypatch):
+    monkeypatch.setattr(Loader, "_may_hold", lambda loader: held)
+    how = {"batch_size": 8, "seed": 5, "labels": True, "workers": workers}
+    paired = augmented(data).subset(np.arange(3, 40)).shuffled("pen", 1)
     here = paired.loader({"image": 2, "pen": 1}, **how)
     there = paired.loader({"image": 2, "pen": 1}, **how).to(
         torch.device("cpu", 0)

@@ -15,12 +15,13 @@ from crossdistill.objectives import (
     cross_modal_contrastive,
     nt_xent,
     similarity_distillation,
+    tiled,
     tiles,
     unit,
 )
 from crossdistill.objectives.base import Context
 from crossdistill.objectives.pkt import probabilistic_transfer
-from crossdistill.objectives.tiled import contrast
+from crossdistill.objectives.tiled import Plan, contrast, in_tiles
 
 LOSSES = {
     "within": lambda s, t, g: similarity_distillation(s, t[:, :5]),
@@ -129,6 +130,24 @@ def test_columns_and_temperature_get_gradients():
                 slopes = [torch.autograd.grad(2 * value, (u, w, scale)) for value in (expected, found)]
             torch.testing.assert_close(found, expected)
             torch.testing.assert_close(slopes[1], slopes[0])
+
+
+def test_accelerators_take_tiles_from_more_pairs_on_and_share_them_among_processes(monkeypatch):
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    chosen = [in_tiles(n, n, device) for device, n in ((cpu, 512), (cpu, 511), (other, 4096), (other, 4095))]
+    assert chosen == [True, False, True, False]
+    assert Plan(20_000, 20_000, True, other).size == 8192
+    monkeypatch.setattr(tiled, "is_alone", lambda: False)
+    for n, world, within in ((8192, 4, False), (16_384, 8, True), (100_000, 3, False)):
+        monkeypatch.setattr(tiled.dist, "get_world_size", lambda world=world: world)
+        mine = []
+        for rank in range(world):
+            monkeypatch.setattr(tiled.dist, "get_rank", lambda rank=rank: rank)
+            mine.append(list(Plan(n, n, within, other)))
+        counts = [*map(len, mine)]
+        assert 4 <= min(counts) <= max(counts) <= min(counts) + 1
+        areas = [(i.stop - i.start) * (j.stop - j.start) * (1 + (within and i != j)) for own in mine for i, j in own]
+        assert sum(areas) == n * n
 
 
 def test_a_learned_temperature_learns_in_tiles():

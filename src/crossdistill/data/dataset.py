@@ -383,7 +383,8 @@ class PairedDataset:
             drop_last: Whether an incomplete last batch is left out (contrastive losses compare within a batch).
             labels: Whether batches carry labels, -1 where one is not known. A stage that is declared label-free does
                 not even receive them.
-            workers: Processes that prepare batches; 0 prepares them here. The batches are the same, bit for bit.
+            workers: Processes that prepare batches; 0 prepares them here. The batches are the same, bit for bit. None
+                is started where a GPU holds the samples (`Loader.to`).
             distinct_groups: At most one sample of a group in a batch: two sketches of one photo are not negatives.
 
         Raises:

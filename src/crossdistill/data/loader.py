@@ -26,8 +26,8 @@ _CPU = torch.device("cpu")
 _Job = tuple[int | None, np.ndarray]
 """An epoch and positions; without an epoch the samples are read alone."""
 HELD = 2 << 30
-"""Bytes of samples that a GPU holds at the most, if they are no more than a quarter of what it has free: of larger data
-each batch is read from the CPU's memory, which takes longer than a small student's step."""
+"""Bytes of samples that a GPU holds for a loader at the most, if they are no more than a quarter of what it has free. Of
+larger data each batch is read from the CPU's memory, which takes longer than a small student's step."""
 
 
 class Loader:
@@ -150,21 +150,23 @@ class Loader:
         return {name: torch.from_numpy(self.data.raw(name, self._own(name, positions))) for name in self.views}
 
     def _hold(self) -> dict[str, Tensor]:
-        """Give all samples on the GPU, as they are stored, by modality; nothing where they are not held there."""
+        """Give all samples on the device, as they are stored, by modality; nothing where they are not held there."""
         if self._held is None:
-            self._held = {}
-            if self.device.type == "cuda" and all(map(anywhere, self.data.transforms.values())):
-                modalities = [self.data.modality(name) for name in self.views]
-                size = len(self.data) * sum(math.prod(m.shape) * np.dtype(m.dtype).itemsize for m in modalities)
-                if size <= min(HELD, torch.cuda.mem_get_info(self.device)[0] // 4):
-                    cuts = np.array_split(np.arange(len(self.data)), math.ceil(len(self.data) / 4096))
-                    self._held = {
-                        name: torch.cat(
-                            [sent(torch.from_numpy(self.data.raw(name, rows)), self.device) for rows in cuts]
-                        )
-                        for name in self.views
-                    }
+            self._held = {name: self._brought(name) for name in self.views} if self._may_hold() else {}
         return self._held
+
+    def _may_hold(self) -> bool:
+        """Say whether samples go to a GPU, whose transforms are done there too, and which has room for them."""
+        if self.device.type != "cuda" or not all(map(anywhere, self.data.transforms.values())):
+            return False
+        modalities = [self.data.modality(name) for name in self.views]
+        size = len(self.data) * sum(math.prod(m.shape) * np.dtype(m.dtype).itemsize for m in modalities)
+        return size <= min(HELD, torch.cuda.mem_get_info(self.device)[0] // 4)
+
+    def _brought(self, name: str) -> Tensor:
+        """Bring all samples of a modality to the device, some at a time."""
+        parts = np.array_split(np.arange(len(self.data)), math.ceil(len(self.data) / 4096))
+        return torch.cat([sent(torch.from_numpy(self.data.raw(name, rows)), self.device) for rows in parts])
 
     def _own(self, name: str, positions: np.ndarray) -> np.ndarray:
         return self._partners[name][positions] if name in self._partners else positions

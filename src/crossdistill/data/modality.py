@@ -96,7 +96,7 @@ class Modality:
             raise DataError(
                 f"modality '{self.name}' has samples of shape {self.shape}; received {tuple(raw.shape[1:])}"
             )
-        factor, offset = _standard(self.scale, self.mean, self.std, len(self.shape), raw.device)
+        factor, offset = _standard(self.scale, tuple(self.mean), tuple(self.std), len(self.shape), raw.device)
         return raw.to(torch.float32, copy=True).mul_(factor).sub_(offset)
 
     def read(self, path: str | Path) -> np.ndarray:

@@ -5,7 +5,8 @@ a pass through the device's memory. Here a tile is read once for its log-sum-exp
 the gradient. The products stay those of the device's own library, in the precision the user has set for it.
 
 Triton's interpreter runs the same kernels on the CPU (TRITON_INTERPRET=1 before this module is imported), which is how
-they are tested where there is no GPU. On an H200 they take 0.7 to 0.8 of the time, and half of the memory.
+they are tested where there is no GPU. On an H200, in tiles of 8192, they take 0.6 to 0.9 of the time over 16,384 pairs
+and more, and half of the memory; over 4096 pairs they save no time.
 """
 
 # pyright: basic, reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false

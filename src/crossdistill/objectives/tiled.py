@@ -38,9 +38,12 @@ Use = Literal["auto", "always", "never"]
 
 TILE, TILE_GPU = 512, 8192
 """Rows and columns of a tile: 1 MB in float32, which stays in a core's cache; on accelerators 256 MB, as with smaller
-ones launching takes longer than computing (an H200: 14 ms with 4096, 7 with 8192)."""
+ones launching takes longer than computing (contrast fused, 16,384 pairs, an H200: 14 ms with 4096, 7 with 8192)."""
+SHARES = 4
+"""Tiles that each of several processes has on accelerators at the least, that none waits long for another."""
 ENOUGH, ENOUGH_GPU = 512, 4096
-"""Pairs from which on tiles are used; below, the full form takes no longer, and it has second derivatives."""
+"""Pairs from which on tiles are used. Below, the full form takes no longer, and it has second derivatives; on an
+accelerator it is faster at 4096 too, but takes three times the memory."""
 _BOUNDED = 40.0
 """Logits of at most this size need no shift in float32: exp(40) is 2e17, exp(-40) 4e-18, and 1e9 of them add up."""
 
@@ -302,9 +305,17 @@ class Plan:
     """The tiles of a matrix that this process computes: all, or every n-th of n processes that hold the same rows."""
 
     def __init__(self, rows: int, columns: int, within: bool, device: torch.device) -> None:
-        self.size = _choice.get().size or (TILE if device.type == "cpu" else TILE_GPU)
         self.rows, self.columns, self.within = rows, columns, within
         self.rank, self.world = (0, 1) if is_alone() else (dist.get_rank(), dist.get_world_size())
+        self.size = _choice.get().size or (TILE if device.type == "cpu" else TILE_GPU)
+        if _choice.get().size is None and self.world > 1:
+            while self.size > TILE and self._count() < SHARES * self.world:
+                self.size //= 2
+
+    def _count(self) -> int:
+        """Count the tiles of all processes."""
+        high, wide = -(-self.rows // self.size), -(-self.columns // self.size)
+        return wide * (wide + 1) // 2 if self.within else high * wide
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         number = 0

@@ -52,7 +52,8 @@ class Settings:
             The result is the same.
         distinct_groups: Whether a training batch holds at most one sample of a group, where two of a group are no
             negatives of each other (two sketches of one photo); False. The data must have groups.
-        workers: Processes that prepare batches; 0 prepares them in this one, best for small arrays.
+        workers: Processes that prepare batches; 0 prepares them in this one, best for small arrays. None is needed, and
+            none is started, where a GPU holds the samples.
         checkpoint_every: Steps between checkpoints; None writes one at each epoch's end. One is always written on stop.
         keep: "last" weights, or the "best": of the epoch with the lowest held-out loss.
 

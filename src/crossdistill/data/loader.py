@@ -26,7 +26,7 @@ _CPU = torch.device("cpu")
 _Job = tuple[int | None, np.ndarray]
 """An epoch and positions; without an epoch the samples are read alone."""
 HELD = 2 << 30
-"""Bytes of samples that a GPU holds for a loader at the most, if they are no more than a quarter of what it has free. Of
+"""Bytes of samples that a GPU holds for a loader at the most, and no more than a quarter of what it has free. Of
 larger data each batch is read from the CPU's memory, which takes longer than a small student's step."""
 
 

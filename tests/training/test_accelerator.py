@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from crossdistill.data import Modality, PairedDataset, loader
+from crossdistill.data.moving import fetched
 from crossdistill.data.transforms import build_transforms
 from crossdistill.methods import Distillation
 from crossdistill.networks import CNN
@@ -89,3 +90,17 @@ def test_it_learns_what_the_cpu_learns(pictures, monkeypatch):
     way = (students["cpu"] - start).norm()
     assert way > 0
     assert (students["cuda"] - students["cpu"]).norm() < 0.01 * way
+
+
+def test_what_is_fetched_is_what_was_there():
+    x = torch.randn(64, 3, 8, 8, device="cuda").to(memory_format=torch.channels_last)
+    nested = {
+        "state": {0: {"step": x.sum(), "moment": x}},
+        "groups": [{"lr": 0.1, "params": [0]}],
+        "here": torch.ones(2),
+    }
+    found = fetched(nested)
+    torch.testing.assert_close(found["state"][0]["moment"], x.cpu(), rtol=0, atol=0)
+    assert found["state"][0]["step"].device == torch.device("cpu")
+    assert found["groups"] == nested["groups"]
+    assert found["here"] is nested["here"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crossdistill.data.moving import fetched
 from crossdistill.errors import DataError, Interrupted, TrainingError, told
 from crossdistill.methods.base import Method, Separable
 from crossdistill.objectives.gather import alone
@@ -265,7 +266,7 @@ class Stage:
         optimizer = self.optimizer
         content = {
             "method": state_of(self.method),
-            "optimizer": optimizer.state_dict() if self.shards is None else self.shards.whole_state(optimizer),
+            "optimizer": fetched(optimizer.state_dict() if self.shards is None else self.shards.whole_state(optimizer)),
             "precision": self.fabric.strategy.precision.state_dict(),
             "random": random_state(self.device),
             "meter": self.meter.state_dict(),

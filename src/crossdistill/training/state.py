@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossdistill.data.moving import fetched
 from crossdistill.errors import TrainingError
 from crossdistill.methods.base import Method, fit_buffers
 from crossdistill.training.identity import tensors_of, weights_digest
@@ -31,15 +32,17 @@ def state_of(method: Method, *, copy: bool = False) -> dict[str, Any]:
         copy: Whether the tensors are copies, each with memory of its own, rather than views of the living ones.
     """
     frozen = _frozen(method)
-    state: dict[str, Any] = {}
-    for name, value in method.state_dict(keep_vars=True).items():
-        if isinstance(value, Tensor):
-            if id(value) in frozen:
-                continue
-            value = whole(value.detach()).cpu()
-            value = value.clone(memory_format=torch.contiguous_format) if copy else value
-        state[name] = value
-    return state
+    state = fetched(
+        {
+            name: whole(value.detach()) if isinstance(value, Tensor) else value
+            for name, value in method.state_dict(keep_vars=True).items()
+            if id(value) not in frozen
+        }
+    )
+    if not copy:
+        return state
+    kept = torch.contiguous_format
+    return {name: x.clone(memory_format=kept) if isinstance(x, Tensor) else x for name, x in state.items()}
 
 
 def load_state(method: Method, state: Mapping[str, Any], *, extra: bool, where: str) -> None:

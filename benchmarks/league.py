@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -21,26 +22,25 @@ Values = dict[tuple[str, str], dict[int, float]]
 """By row and experiment: accuracy in percent by seed."""
 
 
-def kept(folder: Path, column: str, seed: int | None = None) -> Values:
-    """Read what all kept files of a suite, runs*.csv, hold of one evaluation; of one seed, if one is given."""
+def kept(folder: Path, column: str, seeds: Collection[int] = ()) -> Values:
+    """Read what all kept files of a suite, runs*.csv, hold of one evaluation; of some seeds alone, if any are given."""
     found: Values = defaultdict(dict)
     for path in sorted(folder.glob("runs*.csv")):
         with path.open(encoding="utf-8") as file:
             for run in csv.DictReader(file):
-                if run["status"] == "done" and run.get(column) and seed in (None, int(run["seed"])):
+                if run["status"] == "done" and run.get(column) and (not seeds or int(run["seed"]) in seeds):
                     found[run["method"], run["experiment"]][int(run["seed"])] = 100 * float(run[column])
     return found
 
 
-def table(folder: Path, column: str, by: str = "experiment", seed: int | None = None) -> str:
+def table(folder: Path, column: str, by: str = "experiment", seeds: Collection[int] = ()) -> str:
     """Give mean accuracy in percent by row and experiment, or averaged over the experiments of one target.
 
     The gain is the mean over experiments of the row minus the best control of each, chosen with hindsight and taken of
     the same seed, its interval Student's over the seeds that are complete; the rank is among methods, by means over
-    seeds. Rows that are not in
-    every experiment have neither.
+    seeds. Rows that are not in every experiment have neither.
     """
-    found = kept(folder, column, seed)
+    found = kept(folder, column, seeds)
     experiments = list(dict.fromkeys(experiment for _, experiment in found))
     means = {key: float(np.mean(list(values.values()))) for key, values in found.items()}
     best = {e: max((m for m in CONTROLS if (m, e) in means), key=lambda m, e=e: means[m, e]) for e in experiments}
@@ -63,8 +63,8 @@ def table(folder: Path, column: str, by: str = "experiment", seed: int | None = 
     for m in ordered:
         cells = [_mean([means[m, e] for e in group if (m, e) in means], len(group)) for group in columns.values()]
         name = f"control: {m}" if m in CONTROLS else f"the {m}" if m == "teacher" else f"`{m}`"
-        seeds = [len(found[m, e]) for e in experiments if (m, e) in found]
-        many = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+        counts = [len(found[m, e]) for e in experiments if (m, e) in found]
+        many = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         gain = _gain(m, found, experiments, best) if m in methods else NONE
         lines.append(
             f"| {name} | {' | '.join(cells)} | {gain} | {f'{rank[m]:.1f}' if m in methods else NONE} | {many} |"
@@ -89,9 +89,9 @@ def _gain(method: str, found: Values, experiments: list[str], best: dict[str, st
     return f"{found_gain.value:+.1f}{bounds}"
 
 
-def rival(folder: Path, column: str, method: str, seed: int | None = None) -> str:
+def rival(folder: Path, column: str, method: str, seeds: Collection[int] = ()) -> str:
     """Say how far a method is from the best known one of each experiment, chosen with hindsight, and from each."""
-    found = kept(folder, column, seed)
+    found = kept(folder, column, seeds)
     experiments = [e for m, e in found if m == method]
     means = {key: float(np.mean(list(values.values()))) for key, values in found.items()}
     others = [m for m in dict.fromkeys(m for m, _ in found) if m not in (*CONTROLS, *OURS, "teacher", method)]
@@ -130,7 +130,7 @@ if __name__ == "__main__":
     parser.add_argument("column", help="evaluation and labels, as linear@5")
     parser.add_argument("--by", choices=("experiment", "target"), default="experiment")
     parser.add_argument("--against", metavar="METHOD", help="instead: how far a method is from all others")
-    parser.add_argument("--seed", type=int, help="runs of this one alone")
+    parser.add_argument("--seed", type=int, nargs="+", default=(), help="runs of these alone")
     parser.add_argument(
         "--tuned", action="store_true", help="instead: defaults → tuned, of columns with commas between"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdistill.evaluation import mean_interval
+from crossdistill.evaluation import Interval, mean_interval
 from crossdistill.experiments.suite_tuning import TUNED
 
 NONE = "\N{EN DASH}"
@@ -84,9 +84,12 @@ def _gain(method: str, found: Values, experiments: list[str], best: dict[str, st
     seeds = set.intersection(*(set(x) & set(y) for x, y in couples))
     if not seeds:
         return f"{np.mean([np.mean(list(x.values())) - np.mean(list(y.values())) for x, y in couples]):+.1f}"
-    found_gain = mean_interval([np.mean([x[s] - y[s] for x, y in couples]) for s in sorted(seeds)])
-    bounds = "" if found_gain.low is None else f" [{found_gain.low:+.1f}, {found_gain.high:+.1f}]"
-    return f"{found_gain.value:+.1f}{bounds}"
+    return _said(mean_interval([np.mean([x[s] - y[s] for x, y in couples]) for s in sorted(seeds)]))
+
+
+def _said(found: Interval) -> str:
+    """Write a difference with its interval, where there is one."""
+    return f"{found.value:+.1f}" + ("" if found.low is None else f" [{found.low:+.1f}, {found.high:+.1f}]")
 
 
 def rival(folder: Path, column: str, method: str, seeds: Collection[int] = ()) -> str:
@@ -98,8 +101,8 @@ def rival(folder: Path, column: str, method: str, seeds: Collection[int] = ()) -
     lead = {e: means[method, e] - max(means[o, e] for o in others if (o, e) in means) for e in experiments}
     said = mean_interval(list(lead.values()), kind="t over experiments")
     lines = [
-        f"{method} minus the best known method of each experiment, in hindsight: {said.value:+.1f} "
-        f"[{said.low:+.1f}, {said.high:+.1f}], ahead in {sum(v > 0 for v in lead.values())} of {len(lead)}"
+        f"{method} minus the best known method of each experiment, in hindsight: {_said(said)}, "
+        f"ahead in {sum(v > 0 for v in lead.values())} of {len(lead)}"
     ]
     for o in others:
         apart = [means[method, e] - means[o, e] for e in experiments if (o, e) in means]

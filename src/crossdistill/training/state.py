@@ -12,7 +12,7 @@ from crossdistill.data.moving import fetched
 from crossdistill.errors import TrainingError
 from crossdistill.methods.base import Method, fit_buffers
 from crossdistill.training.identity import tensors_of, weights_digest
-from crossdistill.training.shards import whole
+from crossdistill.training.shards import is_part, whole
 
 
 def teacher_digests(method: Method) -> dict[str, str]:
@@ -32,13 +32,14 @@ def state_of(method: Method, *, copy: bool = False) -> dict[str, Any]:
         copy: Whether the tensors are copies, each with memory of its own, rather than views of the living ones.
     """
     frozen = _frozen(method)
-    state = fetched(
-        {
-            name: whole(value.detach()) if isinstance(value, Tensor) else value
-            for name, value in method.state_dict(keep_vars=True).items()
-            if id(value) not in frozen
-        }
-    )
+    held: dict[str, Any] = {}
+    for name, value in method.state_dict(keep_vars=True).items():
+        if id(value) in frozen:
+            continue
+        value = value.detach() if isinstance(value, Tensor) else value
+        # parts one by one: a device need not have room for the whole of all
+        held[name] = whole(value).cpu() if isinstance(value, Tensor) and is_part(value) else value
+    state = fetched(held)
     if not copy:
         return state
     kept = torch.contiguous_format

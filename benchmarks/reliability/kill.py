@@ -2,10 +2,11 @@
 
 A small experiment, a suite of two methods, a diagnosis of arrays, and the storing of a teacher's outputs are each done
 once undisturbed. Then each is done --times times in a new folder, is sent SIGKILL, SIGTERM or SIGINT at random moments,
---most times at most, and is started again by the same command until it ends by itself. A part of the starts, --fresh,
-are a new Python, as a user's; the others are copies of this process, which has imported everything, so that their
-moments lie in the work. With --jobs 2 all are new, and half of the signals of `run` and `bench` go to one of their
-processes, drawn by chance, the others to all. A moment is a number of CPU seconds, whatever else the machine does.
+once at least and --most times at most, and is started again by the same command until it ends by itself. A part of the
+starts, --fresh, are a new Python, as a user's; the others are copies of this process, which has imported everything, so
+that their moments lie in the work. With --jobs 2 all are new, and half of the signals of `run` and `bench` go to one of
+their processes, drawn by chance, the others to all. A moment is a number of CPU seconds, whatever else the machine
+does.
 
 After every kill all that can be seen is opened: no file may be half there, and what was finished (a stage, a run of a
 suite, rows that the log of a store names) must not be made again. At the end every number, all weights and the
@@ -354,20 +355,25 @@ class Trials:
         return ""
 
     def one(self, folder: Path, number: int, most: int, rng: random.Random) -> None:
-        """Do the command once with kills."""
-        name = f"{self.command}-{number}"
+        """Do the command once with kills; if it ends before the first of them, again with moments half as far."""
+        share = 1.0
+        while not self._trial(folder, f"{self.command}-{number}", most, share, rng) and most:
+            share /= 2
+
+    def _trial(self, folder: Path, name: str, most: int, share: float, rng: random.Random) -> bool:
+        """Do the command once; say whether it was killed or did not come to its end."""
         out, kills = folder / name, 0
         for kill in range(most + 1):
             before, on_disk, already = finished(out), logged(out), len(made(out))
             fresh, single, chosen = rng.random() < self.fresh, rng.random() < 0.5 and self.several, rng.choice(SIGNALS)
-            moment = rng.uniform(0.0, self.lengths[fresh]) / (1 + kill)  # less and less is left to do
+            moment = share * rng.uniform(0.0, self.lengths[fresh]) / (1 + kill)  # less and less is left to do
             process, allowed = self.start(folder, name, fresh=fresh), {0}
             if not process.ended(1200, moment if kill < most else math.inf):
                 send(process.pid, chosen, single, rng)
                 if not process.ended(120):
                     self.wrong.append(f"{name}: still there 120 s after {chosen.name}")
                     os.killpg(process.pid, signal.SIGKILL)
-                    return
+                    return True
                 allowed |= {-chosen, 130, 143} | ({2} if single else set())
                 kills += 1
                 survived = "" if process.code else ", which went on"
@@ -381,11 +387,12 @@ class Trials:
             if process.code == 0:
                 break
         else:
-            return
+            return True
         self._compare(folder, name)
         if (again := len(made(out)) - len(set(made(out)))) > LOST * kills:
             self.wrong.append(f"{name}: {again} blocks were made twice")
         shutil.rmtree(out)
+        return kills > 0
 
     def _compare(self, folder: Path, name: str) -> None:
         """Compare what a command ended with to the first."""

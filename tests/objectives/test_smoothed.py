@@ -9,7 +9,13 @@ import torch
 from crossdistill.errors import ConfigError, ObjectiveError
 from crossdistill.objectives import _graph as graph_module
 from crossdistill.objectives import similarity_distillation, unit
-from crossdistill.objectives._graph import components, displacement, generic_features, neighbour_graph
+from crossdistill.objectives._graph import (
+    components,
+    displacement,
+    generic_features,
+    neighbour_graph,
+    shared_clusters,
+)
 from crossdistill.objectives.smoothed import SmoothedTarget
 
 DOUBLE = torch.float64
@@ -439,3 +445,53 @@ def test_generic_features_of_each_kind():
     assert generic_features(torch.rand(2, 3, 224, 200)).shape[1] <= 1024
     assert generic_features(torch.rand(2, 6, 5000)).shape[1] <= 2048
     assert generic_features(draw(3, 7).bfloat16()).dtype == torch.float32
+
+
+def two_views(clusters, rows, seed=0, spread=1.0):
+    """Two random linear views of as many clusters, each with a spread of its own within a cluster, and noise."""
+    label = torch.arange(clusters * rows) % clusters
+    centres = draw(clusters, 24, seed)[label]
+    views = []
+    for view in (1, 2):
+        seen = centres + spread * draw(len(label), 24, seed + 10 * view)
+        views.append(seen @ draw(24, 32, seed + 100 + view) + draw(len(label), 32, seed + 200 + view))
+    return views
+
+
+@pytest.mark.parametrize(("clusters", "rows", "expected"), [(10, 60, {20}), (120, 12, {80, 160})])
+def test_few_large_groups_and_many_small_ones_are_told_apart_without_labels(clusters, rows, expected):
+    z, h = two_views(clusters, rows, spread=0.5)
+    one, other = neighbour_graph(z), neighbour_graph(h, standardise=True)
+    found = shared_clusters(one, other)
+    assert found in expected
+    assert shared_clusters(other, one) == found
+    turn, _ = torch.linalg.qr(draw(32, 32, 5))
+    assert shared_clusters(neighbour_graph(3 * z @ turn), other) == found
+    mixed = torch.randperm(len(z), generator=torch.Generator().manual_seed(7))
+    assert shared_clusters(neighbour_graph(z[mixed]), neighbour_graph(h[mixed], standardise=True)) == found
+
+
+def test_rows_that_share_nothing_share_no_clusters_and_neither_do_few(monkeypatch):
+    z, h = two_views(120, 12, spread=0.5)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    strangers = h[torch.randperm(len(h), generator=torch.Generator().manual_seed(7))]
+    assert shared_clusters(neighbour_graph(z), neighbour_graph(strangers, standardise=True)) == 0
+    assert shared_clusters(neighbour_graph(z[:119]), neighbour_graph(z[:119])) == 0  # 20 clusters of 6 rows are more
+    assert shared_clusters(neighbour_graph(z[:120]), neighbour_graph(z[:120])) == 20
+    monkeypatch.setattr(graph_module, "CLUSTERED", 400)  # of which 40 clusters of 6 rows can be made, and no 80
+    drawn = shared_clusters(neighbour_graph(z), neighbour_graph(h, standardise=True), seed=1)
+    assert drawn == shared_clusters(neighbour_graph(z), neighbour_graph(h, standardise=True), seed=1) == 40
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_automatic_walk_keeps_half_as_many_coordinates_as_clusters_are_shared():
+    z, h = two_views(120, 12)
+    auto = SmoothedTarget().fit(z, h)
+    clusters = shared_clusters(neighbour_graph(z), neighbour_graph(h, standardise=True))
+    shorter, longer = (SmoothedTarget(walk=auto.walk + by).fit(z, h).participation for by in (-0.5, 0.5))
+    assert auto.participation <= min(clusters / 2, 64) < shorter
+    assert longer > 10  # what a walk that knows nothing of clusters would go on to
+    assert SmoothedTarget(target_share=0.0).fit(z, h).walk >= auto.walk  # one graph alone shares none
+    few = SmoothedTarget(n_coords=30).fit(z, h)  # of clusters more than coordinates
+    assert few.participation <= 15

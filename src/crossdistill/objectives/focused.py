@@ -50,10 +50,10 @@ class Focused(Objective):
     by their neighbours among them. The graphs for that are not in the state: after `load_state_dict` call
     `study`, or the method's `before_stage`, once more before such rows come.
 
-    With hundreds of labels a class expect nothing of it: the gain is at few labels. The walk's length is the knob that
-    is left, as a long walk merges small classes. By itself it ends after 8 steps, or earlier, on loose neighbourhoods,
-    where about 10 coordinates count; who knows the number of classes, and has many, says so with `n_classes_hint`
-    (docs/benchmarks/focused.md).
+    With hundreds of labels a class expect nothing of it: the gain is at few labels. The walk's length is chosen without
+    labels too, as a long walk merges small classes: it ends where about 10 coordinates count, or half as many as there
+    are clusters into which the teacher's features and the target's inputs fall alike, where these are 40 or more; and
+    after 8 steps. Who knows the number of classes says so with `n_classes_hint` (docs/benchmarks/focused.md).
 
     The same from the target's own graph alone is the control `target_graph`; where that is as good, the teacher is not
     what helps.
@@ -62,8 +62,8 @@ class Focused(Objective):
         k: Neighbours, at most a quarter of the pairs; 10.
         target_share: Share of the target's own graph in [0, 1]: 0 reads nothing of the target, 1 nothing of the
             teacher. "auto", the default, gives more to the graph whose neighbours stay so in the other modality.
-        walk: Length of the walk. "auto", the default, is the shortest that leaves about 10 coordinates, 8 at most.
-            Shorter (2) for many small classes.
+        walk: Length of the walk. "auto", the default, is the shortest that leaves about 10 coordinates, or half as many
+            as both modalities have clusters in common, 8 at most. Shorter for many small classes.
         n_classes_hint: Number of classes that the walk should not merge; none.
         combine: "mix" of both graphs, or "product" of them, which has no share.
         n_coords: Coordinates kept, at most; 128.

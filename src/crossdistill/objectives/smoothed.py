@@ -24,13 +24,14 @@ from crossdistill.objectives._graph import (
     displacement,
     leading,
     neighbour_graph,
+    shared_clusters,
 )
 from crossdistill.objectives.base import full_precision, unit
 
 LONGEST, STEP = 8.0, 0.5
 """An automatic walk's length: its cap, and what it is a multiple of."""
 WALKED_TO = 10.0
-"""The participation that an automatic walk stops at where no number of classes is hoped for."""
+"""The least participation that an automatic walk stops at; it stops at half of the clusters that both graphs share."""
 
 LEAST_SHARE, SHARPNESS = 0.25, 4
 """An automatic share of the target's graph: where it is not the better one, and how sharply it grows where it is."""
@@ -59,8 +60,9 @@ class SmoothedTarget:
             teacher's, both as the mean share of rows that are nearer, 1/2 by chance: a quarter, or more where the
             target knows more of the teacher than the teacher of it. The rule is ours (docs/benchmarks/focused.md).
         combine: "mix", or "product" (alternating diffusion), which has no beta.
-        walk: t, at least 0. "auto", the default, is the smallest multiple of 0.5 whose participation is at most 10, or
-            8: walks are short where neighbourhoods are loose. Longer ones would merge small classes.
+        walk: t, at least 0. "auto", the default, is the smallest multiple of 0.5 whose participation is at most 10, and
+            8 at most: walks are short where neighbourhoods are loose. Where both graphs fall into 40 clusters or more
+            alike (`shared_clusters`) it ends at half of their number: a longer one would merge small classes.
         n_coords: m at most; 128.
         seed: Of the eigenvector solver's start.
         n_classes_hint: Classes that one hopes to tell apart: the walk is made no longer than keeps the participation
@@ -196,6 +198,10 @@ class SmoothedTarget:
         heard = max(a, b) ** SHARPNESS
         return heard / (heard + (1 / LEAST_SHARE - 1) * b**SHARPNESS) if heard > 0 else LEAST_SHARE
 
+    def _clusters(self) -> int:
+        """Count the clusters that both graphs share; one graph shares none."""
+        return shared_clusters(*self._graphs.values(), seed=self.seed) if len(self._graphs) == 2 else 0
+
     def _fit_linear(self, z: Tensor) -> SmoothedTarget:
         """Decompose Z Z^T, whose eigenvectors are the left singular ones of Z; kept at unit length."""
         rows = unit(check_features(z))
@@ -255,7 +261,8 @@ class SmoothedTarget:
         if self._asked != "auto":
             self.walk = float(self._asked)
         elif self.n_classes_hint is None:
-            self.walk = next((t for t in lengths if participation(t) <= WALKED_TO), LONGEST)
+            stop = max(WALKED_TO, min(self._clusters() / 2, len(values) / 2))
+            self.walk = next((t for t in lengths if participation(t) <= stop), LONGEST)
         else:
             self.walk = LONGEST
         if self.n_classes_hint is not None:

@@ -37,8 +37,9 @@ CLUSTERS = (20, 40, 80, 160, 320)
 """Numbers of clusters that are tried when two graphs are compared."""
 FEWEST_ROWS = 6
 """Rows a cluster at least, on average."""
-ALIKE = 0.1
-"""Adjusted mutual information below which two clusterings share too little for their number to mean anything."""
+ALIKE, MORE_ALIKE = 0.1, 1.1
+"""Adjusted mutual information below which two clusterings share too little for their number to mean anything, and how
+many times that of the least number another's must be to be believed."""
 COLUMNS = 1024
 """Generic features that pictures and series are averaged down to, so that a million pairs fit into memory."""
 
@@ -215,7 +216,7 @@ def shared_clusters(graph: Graph, other: Graph, *, seed: int = 0) -> int:
     Both trees of Ward's method are cut into the same number of clusters, and these compared by their adjusted mutual
     information, which is 0 by chance whatever the number (Vinh et al. 2010, from memory, unverified). With few large
     groups finer clusters share less; with many small ones they share more. Each number of `CLUSTERS` is compared with
-    its mean over the numbers next to it, as cuts are rough.
+    its mean over the numbers next to it, as cuts are rough; the least number is kept unless another is clearly better.
 
     Args:
         graph: One graph.
@@ -241,7 +242,9 @@ def shared_clusters(graph: Graph, other: Graph, *, seed: int = 0) -> int:
         if number * FEWEST_ROWS <= len(chosen)
     }
     best = max(found, key=lambda number: found[number], default=0)
-    return best if best and found[best] >= ALIKE else 0
+    if not best or found[best] < ALIKE:
+        return 0
+    return best if found[best] >= MORE_ALIKE * found[CLUSTERS[0]] else CLUSTERS[0]
 
 
 def _drawn(n: int, most: int, seed: int) -> Tensor:

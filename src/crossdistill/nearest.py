@@ -2,7 +2,7 @@
 
     rows 0..c  x  all rows  ─►  c x k        a block at a time, at most BLOCK similarities held
 
-Below `objectives`, which import torch alone: the index is faiss, an extra that is imported when it is needed.
+Below `objectives`: the index is faiss, an extra that is imported when it is needed.
 """
 
 from __future__ import annotations

@@ -485,13 +485,40 @@ def test_rows_that_share_nothing_share_no_clusters_and_neither_do_few(monkeypatc
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(
+    ("alike", "expected"),
+    [
+        ({20: 0.5, 40: 0.54}, 20),
+        ({20: 0.5, 40: 0.56, 80: 0.3}, 40),
+        ({20: 0.5, 40: 0.3}, 20),
+        ({20: 0.06, 40: 0.09}, 0),
+        ({20: -0.01, 40: 0.2}, 40),
+        ({}, 0),
+    ],
+)
+def test_many_clusters_are_believed_where_they_share_clearly_more(alike, expected, monkeypatch):
+    monkeypatch.setattr(graph_module, "alike", lambda *_, **__: alike)
+    graph = neighbour_graph(draw(60, 4))
+    assert shared_clusters(graph, graph) == expected
+
+
 def test_an_automatic_walk_keeps_half_as_many_coordinates_as_clusters_are_shared():
     z, h = two_views(120, 12)
     auto = SmoothedTarget().fit(z, h)
     clusters = shared_clusters(neighbour_graph(z), neighbour_graph(h, standardise=True))
-    shorter, longer = (SmoothedTarget(walk=auto.walk + by).fit(z, h).participation for by in (-0.5, 0.5))
-    assert auto.participation <= min(clusters / 2, 64) < shorter
-    assert longer > 10  # what a walk that knows nothing of clusters would go on to
-    assert SmoothedTarget(target_share=0.0).fit(z, h).walk >= auto.walk  # one graph alone shares none
+    relative = auto.eigenvalues.clamp(min=0) / auto.eigenvalues.max()
+
+    def participation(t):
+        f = relative ** (2 * t)
+        return float(f.sum() ** 2 / f.square().sum())
+
+    assert clusters >= 40
+    assert participation(auto.walk) <= min(clusters / 2, 64) < participation(auto.walk - 0.5)
+    assert participation(auto.walk + 0.5) > 10  # what a walk that knows nothing of clusters goes on to
     few = SmoothedTarget(n_coords=30).fit(z, h)  # of clusters more than coordinates
     assert few.participation <= 15
+    for blind in (
+        SmoothedTarget(target_share=0.0).fit(z, h),
+        SmoothedTarget().fit(z, h, torch.arange(len(z)) // 40),  # whose clusters might be its groups
+    ):
+        assert blind.participation <= 10

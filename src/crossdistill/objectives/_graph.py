@@ -6,6 +6,7 @@ block power iteration with Rayleigh-Ritz. Shapes: n rows of width d, k neighbour
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -32,11 +33,11 @@ SPARE, STEPS, EVERY = 40, 60, 3
 RANKED = 2048
 """Rows whose neighbours are ranked, and those that they are ranked among, when two graphs are compared."""
 CLUSTERED = 4096
-"""Rows that are put into clusters when two graphs are compared: five seconds' work at most."""
+"""Rows that are put into clusters when two graphs are compared: some seconds' work at most."""
 CLUSTERS = (20, 40, 80, 160, 320)
 """Numbers of clusters that are tried when two graphs are compared."""
 FEWEST_ROWS = 6
-"""Rows a cluster at least, on average."""
+"""Rows a cluster at least, on average, for a number to be tried."""
 ALIKE, MORE_ALIKE = 0.1, 1.1
 """Adjusted mutual information below which two clusterings share too little for their number to mean anything, and how
 many times that of the least number another's must be to be believed."""
@@ -213,10 +214,8 @@ def displacement(graph: Graph, other: Graph, *, group: Tensor | None = None, see
 def shared_clusters(graph: Graph, other: Graph, *, seed: int = 0) -> int:
     """Say into how many clusters two graphs' rows fall alike: where what two clusterings share is the largest.
 
-    Both trees of Ward's method are cut into the same number of clusters, and these compared by their adjusted mutual
-    information, which is 0 by chance whatever the number (Vinh et al. 2010, from memory, unverified). With few large
-    groups finer clusters share less; with many small ones they share more. Each number of `CLUSTERS` is compared with
-    its mean over the numbers next to it, as cuts are rough; the least number is kept unless another is clearly better.
+    With few large groups finer clusters share less; with many small ones they share more. The least number is kept
+    unless another is clearly better.
 
     Args:
         graph: One graph.
@@ -226,25 +225,48 @@ def shared_clusters(graph: Graph, other: Graph, *, seed: int = 0) -> int:
     Returns:
         One of `CLUSTERS`; 0 if clusters are not alike, or rows are too few for any.
     """
-    from scipy.cluster.hierarchy import fcluster, linkage
-    from sklearn.metrics import adjusted_mutual_info_score  # pyright: ignore[reportUnknownVariableType]
-
-    chosen = _drawn(len(graph.degree), CLUSTERED, seed)
-    trees = [linkage(each.rows.cpu()[chosen].numpy(), "ward") for each in (graph, other)]
-
-    def alike(number: float) -> float:
-        cuts = (fcluster(tree, round(number), "maxclust") for tree in trees)
-        return float(adjusted_mutual_info_score(*cuts))
-
-    found = {
-        number: (alike(number / 2**0.5) + 2 * alike(number) + alike(number * 2**0.5)) / 4
-        for number in CLUSTERS
-        if number * FEWEST_ROWS <= len(chosen)
-    }
+    found = alike(graph, other, seed=seed)
     best = max(found, key=lambda number: found[number], default=0)
     if not best or found[best] < ALIKE:
         return 0
     return best if found[best] >= MORE_ALIKE * found[CLUSTERS[0]] else CLUSTERS[0]
+
+
+def alike(graph: Graph, other: Graph, *, seed: int = 0) -> dict[int, float]:
+    """Say what clusterings of two graphs' rows share, for each number of clusters that there are rows enough for.
+
+    Both trees of Ward's method are cut into the same number of clusters, and these compared by their adjusted mutual
+    information, which is 0 by chance whatever the number (Vinh et al. 2010, from memory, unverified). Cuts are rough,
+    so a number's value is a mean with those half a step above and below it.
+
+    Args:
+        graph: One graph.
+        other: The other, of the same n things.
+        seed: Of the `CLUSTERED` rows that are drawn where there are more.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from sklearn.metrics import adjusted_mutual_info_score  # pyright: ignore[reportUnknownVariableType]
+
+    chosen = _drawn(len(graph.degree), CLUSTERED, seed).to(graph.degree.device)
+    trees = [linkage(_distances(each.rows[chosen]).cpu().numpy(), "ward") for each in (graph, other)]
+
+    @functools.cache
+    def shared(number: int) -> float:
+        cuts = (fcluster(tree, number, "maxclust") for tree in trees)
+        return float(adjusted_mutual_info_score(*cuts))
+
+    return {
+        number: (shared(round(number / 2**0.5)) + 2 * shared(number) + shared(round(number * 2**0.5))) / 4
+        for number in CLUSTERS
+        if number * FEWEST_ROWS <= len(chosen)
+    }
+
+
+def _distances(rows: Tensor) -> Tensor:
+    """Give the Euclidean distances of rows (n, d) at unit length, or 0, one after the other: (n (n - 1) / 2,)."""
+    size = rows.square().sum(dim=1)
+    above = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device).triu(1)
+    return (size[:, None] + size - 2 * rows @ rows.T).clamp(min=0).sqrt()[above]
 
 
 def _drawn(n: int, most: int, seed: int) -> Tensor:

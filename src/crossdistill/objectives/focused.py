@@ -55,8 +55,8 @@ class Focused(Objective):
     are clusters into which the teacher's features and the target's inputs fall alike, where these are 40 or more; and
     after 8 steps. Who knows the number of classes says so with `n_classes_hint` (docs/benchmarks/focused.md).
 
-    The same from the target's own graph alone is the control `target_graph`; where that is as good, the teacher is not
-    what helps.
+    The same from the target's own graph alone is the control `target_graph`, whose walk ends at 10 coordinates; where
+    that is as good, the teacher is not what helps.
 
     Args:
         k: Neighbours, at most a quarter of the pairs; 10.

@@ -31,7 +31,7 @@ from crossdistill.objectives.base import full_precision, unit
 LONGEST, STEP = 8.0, 0.5
 """An automatic walk's length: its cap, and what it is a multiple of."""
 WALKED_TO = 10.0
-"""The least participation that an automatic walk stops at; it stops at half of the clusters that both graphs share."""
+"""The participation that an automatic walk stops at, unless both graphs share many clusters."""
 
 LEAST_SHARE, SHARPNESS = 0.25, 4
 """An automatic share of the target's graph: where it is not the better one, and how sharply it grows where it is."""
@@ -62,7 +62,8 @@ class SmoothedTarget:
         combine: "mix", or "product" (alternating diffusion), which has no beta.
         walk: t, at least 0. "auto", the default, is the smallest multiple of 0.5 whose participation is at most 10, and
             8 at most: walks are short where neighbourhoods are loose. Where both graphs fall into 40 clusters or more
-            alike (`shared_clusters`) it ends at half of their number: a longer one would merge small classes.
+            alike (`shared_clusters`) it ends at half of their number, or of the coordinates where that is less, as a
+            longer one would merge small classes. Neither one graph alone nor rows with groups are asked for clusters.
         n_coords: m at most; 128.
         seed: Of the eigenvector solver's start.
         n_classes_hint: Classes that one hopes to tell apart: the walk is made no longer than keeps the participation
@@ -175,6 +176,7 @@ class SmoothedTarget:
         }
         if self._asked_share == "auto":
             self.target_share = self._trusted(group)
+        self._grouped = group is not None
         self._solve()
         return self
 
@@ -199,8 +201,9 @@ class SmoothedTarget:
         return heard / (heard + (1 / LEAST_SHARE - 1) * b**SHARPNESS) if heard > 0 else LEAST_SHARE
 
     def _clusters(self) -> int:
-        """Count the clusters that both graphs share; one graph shares none."""
-        return shared_clusters(*self._graphs.values(), seed=self.seed) if len(self._graphs) == 2 else 0
+        """Count the clusters that both graphs share; one graph shares none, and groups would be their own."""
+        known = len(self._graphs) == 2 and not self._grouped
+        return shared_clusters(*self._graphs.values(), seed=self.seed) if known else 0
 
     def _fit_linear(self, z: Tensor) -> SmoothedTarget:
         """Decompose Z Z^T, whose eigenvectors are the left singular ones of Z; kept at unit length."""

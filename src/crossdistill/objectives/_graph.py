@@ -211,6 +211,24 @@ def displacement(graph: Graph, other: Graph, *, group: Tensor | None = None, see
     return float(torch.cat(shares).double().mean())
 
 
+def repeated(graph: Graph, *, seed: int = 0) -> float:
+    """Give the share of rows that have a copy among their neighbours, up to rounding.
+
+    Args:
+        graph: Of the rows.
+        seed: Of the `RANKED` rows that are asked where there are more.
+    """
+    n = len(graph.degree)
+    asked = torch.zeros(n, dtype=torch.bool)
+    asked[_drawn(n, RANKED, seed)] = True
+    asked = asked.to(graph.degree.device)
+    start, end = graph.matrix.indices()
+    start, end = start[asked[start]], end[asked[start]]
+    same = (graph.rows[start] - graph.rows[end]).abs().amax(dim=1) <= 8 * torch.finfo(graph.rows.dtype).eps
+    copied = torch.zeros_like(asked).index_fill(0, start[same], True)
+    return float(copied.sum()) / int(asked.sum())
+
+
 def shared_clusters(graph: Graph, other: Graph, *, seed: int = 0) -> int:
     """Say into how many clusters two graphs' rows fall alike: where what two clusterings share is the largest.
 

@@ -43,7 +43,8 @@ class Focused(Objective):
 
         target_share = r / (r + 3),   r = max(1, a / b)^4
 
-    so a quarter, and more where the target itself knows more than the teacher does.
+    so a quarter, and more where the target itself knows more than the teacher does. It stays a quarter where most
+    samples of a modality stand in several pairs, as partners that were drawn say nothing of that.
 
     The target's graph is made of its plain inputs, centred and standardised: pictures blurred a little, series with the
     moduli of their Fourier transform beside them. In eval mode rows are other pairs than those studied: they are placed

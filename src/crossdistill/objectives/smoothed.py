@@ -24,6 +24,7 @@ from crossdistill.objectives._graph import (
     displacement,
     leading,
     neighbour_graph,
+    repeated,
     shared_clusters,
 )
 from crossdistill.objectives.base import full_precision, unit
@@ -33,8 +34,9 @@ LONGEST, STEP = 8.0, 0.5
 WALKED_TO = 10.0
 """The participation that an automatic walk stops at, unless both graphs share many clusters."""
 
-LEAST_SHARE, SHARPNESS = 0.25, 4
-"""An automatic share of the target's graph: where it is not the better one, and how sharply it grows where it is."""
+LEAST_SHARE, SHARPNESS, REPEATED = 0.25, 4, 0.5
+"""An automatic share of the target's graph: where it is not the better one, how sharply it grows where it is, and the
+share of rows with copies beyond which this is not asked."""
 
 
 class SmoothedTarget:
@@ -58,7 +60,9 @@ class SmoothedTarget:
 
             with a how far apart the teacher's neighbours are in the target's features, and b the target's in the
             teacher's, both as the mean share of rows that are nearer, 1/2 by chance: a quarter, or more where the
-            target knows more of the teacher than the teacher of it. The rule is ours (docs/benchmarks/focused.md).
+            target knows more of the teacher than the teacher of it. It stays a quarter where most samples of a modality
+            stand in several pairs: partners are then drawn, within a class say, and a and b tell of the drawing. The
+            rule is ours (docs/benchmarks/focused.md).
         combine: "mix", or "product" (alternating diffusion), which has no beta.
         walk: t, at least 0. "auto", the default, is the smallest multiple of 0.5 whose participation is at most 10, and
             8 at most: walks are short where neighbourhoods are loose. Where both graphs fall into 40 clusters or more
@@ -195,6 +199,8 @@ class SmoothedTarget:
         if len(self._graphs) == 1:
             return 0.0
         teacher, target = self._graphs["teacher"], self._graphs["target"]
+        if max(repeated(teacher, seed=self.seed), repeated(target, seed=self.seed)) > REPEATED:
+            return LEAST_SHARE
         a = displacement(teacher, target, group=group, seed=self.seed)
         b = displacement(target, teacher, group=group, seed=self.seed)
         heard = max(a, b) ** SHARPNESS

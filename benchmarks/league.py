@@ -25,7 +25,7 @@ Values = dict[tuple[str, str], dict[int, float]]
 def kept(folder: Path, column: str, seeds: Collection[int] = ()) -> Values:
     """Read what all kept files of a suite, runs*.csv, hold of one evaluation; of some seeds alone, if any are given."""
     found: Values = defaultdict(dict)
-    for path in sorted(folder.glob("runs*.csv")):
+    for path in sorted(folder.glob("runs*.csv"), key=lambda path: (path.name != "runs.csv", path.name)):
         with path.open(encoding="utf-8") as file:
             for run in csv.DictReader(file):
                 if run["status"] == "done" and run.get(column) and (not seeds or int(run["seed"]) in seeds):

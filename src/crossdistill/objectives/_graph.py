@@ -225,7 +225,8 @@ def repeated(graph: Graph, *, seed: int = 0) -> float:
     start, end = graph.matrix.indices()
     start, end = start[asked[start]], end[asked[start]]
     rounding, copied = 8 * torch.finfo(graph.rows.dtype).eps, torch.zeros_like(asked)
-    for i, j in zip(start.split(RANKED), end.split(RANKED), strict=True):
+    for first in range(0, len(start), RANKED):
+        i, j = start[first : first + RANKED], end[first : first + RANKED]
         copied[i[(graph.rows[i] - graph.rows[j]).abs().amax(dim=1) <= rounding]] = True
     return float(copied.sum()) / int(asked.sum())
 

@@ -52,6 +52,17 @@ def test_a_suite_prints_its_table_and_leaves_a_page(says, suite, tmp_path):
     assert says("report", "out").code == 0
 
 
+def test_a_suite_of_which_no_method_runs_has_its_controls_and_its_page(says, suite, tmp_path):
+    described = yaml.safe_load(suite.read_text())
+    suite.write_text(yaml.safe_dump({**described, "methods": ["kd"], "seeds": 1}))
+    said = says("bench", suite, "--out", "out", "--jobs", 1)
+    assert said.code == 0, said.err
+    assert "no table: out has no league: no method has a result" in said.out
+    assert "page: out/report.html" in said.out
+    runs = json.loads((tmp_path / "out/results.json").read_text())["runs"]
+    assert {"scratch", "target_ssl"} <= {run["method"] for run in runs if run["status"] == "done"}
+
+
 def test_a_dry_run_shows_the_plan_and_trains_nothing(says, toy_npz, tmp_path):
     said = says("bench", "--data", toy_npz, "--source", "rich", "--target", "poor", "--seeds", 1, "--dry-run")
     assert said.code == 0, said.err

@@ -143,3 +143,27 @@ def test_objectives_of_maps_run_on_the_deepest_ones_and_fsp_says_that_it_needs_t
     assert rows >= set(names) - {"fsp"}
     [reason] = [reason for _, name, reason in planned.skipped if name == "fsp"]
     assert "needs two or more" in reason
+
+
+def test_layers_that_networks_lack_leave_a_row_out_before_anything_is_trained(toy_npz, tmp_path):
+    rng = np.random.default_rng(0)
+    views = {name: rng.normal(size=(90, 1, 12, 12)).astype(np.float32) for name in ("day", "night")}
+    np.savez(tmp_path / "views.npz", **views, label=np.arange(90) % 3, split=np.repeat([0, 1, 2], 30))
+    text = """
+methods:
+- similarity
+- {stages: {fsp: {layers: [[stages.0, stages.0], [stages.1, stages.1]]}}}
+- {deeper: {at: {layers: [[stages.9, stages.9]]}}}
+experiments:
+  pictures: {data: {name: "%s", source: day, target: night}}
+  numbers: {data: {name: "%s", source: rich, target: poor}}
+labels_per_class: [1]
+seeds: 1
+"""
+    planned = plan(suite(text % (tmp_path / "views.npz", toy_npz)), tmp_path / "out", Shelf())
+    assert {"similarity", "stages"} <= {arm.name for arm in planned.rows["pictures"]}
+    reasons = {(entry, row): reason for entry, row, reason in planned.skipped}
+    assert set(reasons) == {("pictures", "deeper"), ("numbers", "stages"), ("numbers", "deeper")}
+    assert "experiments.pictures" in reasons["pictures", "deeper"]
+    assert "CNN has no submodule 'stages.9'" in reasons["pictures", "deeper"]
+    assert "MLP has no submodule 'stages.0'" in reasons["numbers", "stages"]

@@ -261,7 +261,7 @@ def test_markdown_is_the_league_in_short(full):
     )
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in lines)
     assert not any("<b" in line.replace("\\<", "") for line in lines)
-    with pytest.raises(DataError, match="no league for 'linear' with 3 labels"):
+    with pytest.raises(DataError, match="no league with 3 labels per class"):
         league_markdown(path.parent, labels_per_class=3)
 
 

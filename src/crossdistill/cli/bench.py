@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from crossdistill.errors import ConfigError, CrossDistillError, shown, suggest
+from crossdistill.errors import ConfigError, CrossDistillError, DataError, shown, suggest
 from crossdistill.experiments.yaml_lines import Document
 
 if TYPE_CHECKING:
@@ -242,7 +242,10 @@ def _show_end(results: Mapping[str, Any], out: Path, page: Path) -> None:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    say(league_markdown(out))
+    try:
+        say(league_markdown(out))
+    except DataError as error:  # the page and the other files are there
+        say(f"no table: {error}")
     lost = [run for run in results["runs"] if run["status"] == "failed"]
     if lost:
         say(f"{len(lost)} runs failed; the page has their reasons, and the same command tries them again")

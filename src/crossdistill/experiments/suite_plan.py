@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from crossdistill.errors import DataError, told
+from crossdistill.errors import DataError, NetworkError, ObjectiveError, told
 from crossdistill.experiments.arms import Arm, list_arms
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.needs import find_unmet
+from crossdistill.experiments.rehearsal import rehearse
 from crossdistill.experiments.sources import JUDGING, code_version
 from crossdistill.experiments.suites import Entry, Shelf, Suite
 from crossdistill.files import digest, filed, read_json, unchecked
@@ -260,6 +261,7 @@ def _arms(entry: Entry, hall: Hall) -> tuple[tuple[Arm, ...], list[tuple[str, st
     listed = list_arms(bench.experiment)
     reasons = find_unmet(bench, listed)
     for arm in listed:
+        reasons[arm.name] = reasons[arm.name] or _unfit_layers(bench, arm)
         free = entry.track == "label-free" and arm.role in ("method", "baseline")
         if free and arm.stage is not None and bench.reads_labels(arm.stage):
             reasons[arm.name] = LABELS_READ
@@ -270,6 +272,18 @@ def _arms(entry: Entry, hall: Hall) -> tuple[tuple[Arm, ...], list[tuple[str, st
                 reasons[arm.name] = reasons[arm.name] or f"a control of '{main.name}', which cannot be served"
     skipped += [(entry.name, arm.name, reasons[arm.name]) for arm in listed if reasons[arm.name]]
     return tuple(arm for arm in listed if not reasons[arm.name]), skipped
+
+
+def _unfit_layers(bench: Bench, arm: Arm) -> str:
+    """Say why layers that a row names do not serve it: a suite names them once, for networks of many experiments."""
+    objectives = () if arm.stage is None else arm.stage.objectives
+    if not any(o.parameters.get("layers") for o in objectives):
+        return ""
+    try:
+        rehearse(bench, [arm])
+    except (NetworkError, ObjectiveError) as error:
+        return str(error)
+    return ""
 
 
 def kept_record(folder: Path, job: Job, *, tell: bool = False) -> Record | None:

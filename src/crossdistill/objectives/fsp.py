@@ -28,7 +28,7 @@ from crossdistill.objectives.base import Context, Objective, Reads, full_precisi
 from crossdistill.registry import Facts
 
 _Pair = tuple[Tensor, Tensor]
-_SUCH_AS = ": name them in layers, such as [stages.1.0, stages.1.0] and [stages.1.1, stages.1.1]"
+_SUCH_AS = ": name them in layers, such as [stages.0, stages.0] and [stages.1, stages.1]"
 
 
 @full_precision

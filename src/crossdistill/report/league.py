@@ -78,18 +78,24 @@ def league_markdown(
 
     Args:
         folder: Of a suite.
-        evaluation: None for the suite's first.
-        labels_per_class: A number, None for all labels, "first" for the suite's first.
+        evaluation: None for the first of which the suite has a league.
+        labels_per_class: A number, None for all labels, "first" for the first of which it has one.
 
     Raises:
-        DataError: If the suite has no league of that kind.
+        DataError: If the suite has no league of that kind, as where every run of every method failed.
     """
     bench, found = write_standings(Path(folder))
-    way = evaluation or bench.evaluations[0]
-    k = bench.labels_per_class[0] if labels_per_class == "first" else labels_per_class
-    mine = [x for x in found["leagues"] if (x["evaluation"], x["labels_per_class"]) == (way, k)]
-    if not mine:
-        raise DataError(f"{folder} has no league for '{way}' with {labels_words(k)}")
+    leagues: list[League] = found["leagues"]
+    if evaluation is not None:
+        leagues = [league for league in leagues if league["evaluation"] == evaluation]
+    if labels_per_class != "first":
+        leagues = [league for league in leagues if league["labels_per_class"] == labels_per_class]
+    if not leagues:
+        way = "" if evaluation is None else f" for '{evaluation}'"
+        k = "" if labels_per_class == "first" else f" with {labels_words(labels_per_class)}"
+        raise DataError(f"{folder} has no league{way}{k}: no method has a result")
+    first = (leagues[0]["evaluation"], leagues[0]["labels_per_class"])
+    mine = [league for league in leagues if (league["evaluation"], league["labels_per_class"]) == first]
     return "\n\n".join(_markdown(bench, league, len(mine) > 1) for league in mine) + "\n"
 
 

@@ -1,11 +1,14 @@
-"""Tables of docs/benchmarks/league.md from the kept runs: `python -m benchmarks.league mfeat linear@5 --by target`."""
+"""Tables of docs/benchmarks/league.md from the kept runs: `python -m benchmarks.league mfeat linear@5 --by target`.
+
+Several suites with commas between are set side by side: `python -m benchmarks.league mfeat,omniglot linear@5,linear@3`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import csv
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +90,75 @@ def _gain(method: str, found: Values, experiments: list[str], best: dict[str, st
     return _said(mean_interval([np.mean([x[s] - y[s] for x, y in couples]) for s in sorted(seeds)]))
 
 
+def across(folders: Sequence[Path], columns: Sequence[str], ours: str = "focused") -> str:
+    """Set data sets side by side: accuracy in percent, averaged over a set's experiments and their seeds.
+
+    Rows are the methods that every set has; "ours minus it" averages over sets, each counting once, with Student's
+    interval over sets. Below them the best control and the best known method of every experiment, by their means and
+    so with hindsight, and how far ours is from that method, with an interval over the seeds of the set.
+
+    Args:
+        folders: Of the sets.
+        columns: Evaluation and labels; of each set the first that it has.
+        ours: The method that others are compared with.
+    """
+    sets: dict[str, Values] = {}
+    for folder in folders:
+        sets[folder.name] = next(found for column in columns if (found := kept(folder, column)))
+    scores = {name: _by_row(found) for name, found in sets.items()}
+    first, *rest = scores.values()
+    methods = [m for m in first if m not in (*CONTROLS, "teacher") and all(m in score for score in rest)]
+    table = np.array([[score[m] for score in scores.values()] for m in methods])
+    ranks = (table[:, None] < table[None]).sum(axis=1) + ((table[:, None] == table[None]).sum(axis=1) + 1) / 2
+    lead = table[methods.index(ours)] - table
+    lines = [
+        f"| row | {' | '.join(sets)} | mean | rank | `{ours}` minus it | ahead in |",
+        f"| --- |{' --- |' * (len(sets) + 4)}",
+    ]
+    for i in np.argsort(ranks.mean(axis=1), kind="stable"):
+        apart = [NONE, NONE] if methods[i] == ours else [_said(mean_interval(lead[i])), f"{np.sum(lead[i] > 0)}"]
+        cells = [*(f"{value:.1f}" for value in (*table[i], table[i].mean(), ranks[i].mean())), *apart]
+        lines.append(f"| `{methods[i]}` | {' | '.join(cells)} |")
+    known = {name: [m for m in score if m not in (*CONTROLS, *OURS, "teacher")] for name, score in scores.items()}
+    best = {name: _best(found, known[name]) for name, found in sets.items()}
+    controls = {name: _best(found, CONTROLS) for name, found in sets.items()}
+    for title, chosen in (("the best control", controls), ("the best known method", best)):
+        values = [_hindsight(found, chosen[name]) for name, found in sets.items()]
+        cells = [f"{value:.1f}" for value in (*values, np.mean(values))]
+        apart = mean_interval(table[methods.index(ours)] - values)
+        ahead = np.sum(table[methods.index(ours)] > values)
+        lines.append(f"| {title} of each, in hindsight | {' | '.join(cells)} | {NONE} | {_said(apart)} | {ahead} |")
+    differences = [
+        _gain(ours, found, list(best[name]), best[name]).replace(" [", "<br>[") for name, found in sets.items()
+    ]
+    lines.append(f"| `{ours}` minus that method | {' | '.join(differences)} |{f' {NONE} |' * 4}")
+    return "\n".join(lines)
+
+
+def _by_row(found: Values) -> dict[str, float]:
+    """Give the mean over experiments of the means over seeds; of rows that every experiment has."""
+    experiments = {e for _, e in found}
+    rows = dict.fromkeys(m for m, _ in found)
+    return {
+        m: float(np.mean([np.mean(list(found[m, e].values())) for e in experiments]))
+        for m in rows
+        if all((m, e) in found for e in experiments)
+    }
+
+
+def _best(found: Values, methods: Collection[str]) -> dict[str, str]:
+    """Give the best of some methods in every experiment, by its mean over seeds."""
+    means = {key: np.mean(list(values.values())) for key, values in found.items()}
+    return {
+        e: max((m for m in methods if (m, e) in found), key=lambda m, e=e: means[m, e])
+        for e in dict.fromkeys(e for _, e in found)
+    }
+
+
+def _hindsight(found: Values, best: dict[str, str]) -> float:
+    return float(np.mean([np.mean(list(found[m, e].values())) for e, m in best.items()]))
+
+
 def _said(found: Interval) -> str:
     """Write a difference with its interval, where there is one."""
     return f"{found.value:+.1f}" + ("" if found.low is None else f" [{found.low:+.1f}, {found.high:+.1f}]")
@@ -129,17 +201,17 @@ def tuned(folder: Path, columns: list[str]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suite", help="folder of benchmarks/results")
-    parser.add_argument("column", help="evaluation and labels, as linear@5")
+    parser.add_argument("suite", help="folder of benchmarks/results, or several with commas between")
+    parser.add_argument("column", help="evaluation and labels, as linear@5; several with commas between")
     parser.add_argument("--by", choices=("experiment", "target"), default="experiment")
     parser.add_argument("--against", metavar="METHOD", help="instead: how far a method is from all others")
     parser.add_argument("--seed", type=int, nargs="+", default=(), help="runs of these alone")
-    parser.add_argument(
-        "--tuned", action="store_true", help="instead: defaults → tuned, of columns with commas between"
-    )
+    parser.add_argument("--tuned", action="store_true", help="instead: defaults → tuned, of several columns")
     given = parser.parse_args()
     folder = RESULTS / given.suite
-    if given.tuned:
+    if "," in given.suite:
+        print(across([RESULTS / name for name in given.suite.split(",")], given.column.split(",")))
+    elif given.tuned:
         print(tuned(folder, given.column.split(",")))
     elif given.against:
         print(rival(folder, given.column, given.against, given.seed))

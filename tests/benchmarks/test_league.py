@@ -1,0 +1,54 @@
+"""The league's tables from kept runs: sets side by side, with each set's mean over its own experiments and seeds."""
+
+import csv
+
+import numpy as np
+import pytest
+from benchmarks.league import across
+
+ROWS = {  # set: experiment: row: accuracy in percent of seeds 0 and 1
+    "near": {"a": {"focused": (60, 62), "l2": (50, 54), "sp": (55, 53), "scratch": (40, 40)},
+             "b": {"focused": (70, 72), "l2": (74, 74), "sp": (60, 60), "scratch": (30, 50)}},
+    "far": {"c": {"focused": (20, 24), "l2": (21, 21), "sp": (30, 26), "scratch": (10, 10)}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, experiments in ROWS.items():
+        (tmp_path / name).mkdir()
+        column = "linear@1" if name == "near" else "linear@3"
+        with (tmp_path / name / "runs.csv").open("w", newline="") as file:
+            out = csv.writer(file)
+            out.writerow(["experiment", "method", "seed", "status", column])
+            for experiment, rows in experiments.items():
+                for row, values in rows.items():
+                    out.writerows([experiment, row, seed, "done", value / 100] for seed, value in enumerate(values))
+    return [tmp_path / name for name in ROWS]
+
+
+def cells(table, row):
+    [line] = [line for line in table.splitlines() if line.startswith(f"| {row} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_sets_count_once_whatever_their_experiments(folders):
+    table = across(folders, ["linear@1", "linear@3"])
+    assert cells(table, "row")[:2] == ["near", "far"]
+    assert cells(table, "`focused`")[:4] == ["66.0", "22.0", "44.0", "1.5"]
+    assert cells(table, "`l2`")[:4] == ["63.0", "21.0", "42.0", "2.5"]
+    assert cells(table, "`l2`")[4].startswith("+2.0 [")
+    assert cells(table, "`l2`")[5] == "2"
+    assert cells(table, "`sp`")[:4] == ["57.0", "28.0", "42.5", "2.0"]
+    assert "`scratch`" not in table
+
+
+def test_hindsight_takes_the_best_of_every_experiment(folders):
+    table = across(folders, ["linear@1", "linear@3"])
+    assert cells(table, "the best known method of each, in hindsight")[:3] == ["64.0", "28.0", "46.0"]  # sp, l2; sp
+    assert cells(table, "the best control of each, in hindsight")[:3] == ["40.0", "10.0", "25.0"]
+    near, far = cells(table, "`focused` minus that method")[:2]
+    assert near.startswith("+2.0<br>[")  # (61 - 54 + 71 - 74) / 2: of seed 0 (5 - 4) / 2, of seed 1 (9 - 2) / 2
+    half = 12.706 * np.std([0.5, 3.5], ddof=1) / np.sqrt(2)
+    assert near.endswith(f"[{2 - half:+.1f}, {2 + half:+.1f}]")
+    assert far.startswith("-6.0<br>[")

@@ -39,7 +39,7 @@ def said_by_the_pairs(bench: Bench, train: PairedDataset, seed: int) -> dict[str
     source, target = bench.experiment.data.source, bench.experiment.data.target
     z = torch.as_tensor(features(bench.teacher(bench.experiment.student, seed), train, source))
     h = generic_features(torch.cat(list(train.samples(target))))
-    chosen = SmoothedTarget().fit(z, h)
+    chosen = SmoothedTarget().fit(z, h, pairing=train.pairing)
     graphs = neighbour_graph(z), neighbour_graph(h, standardise=True)
     return {
         "alike": {number: round(value, 3) for number, value in alike(*graphs).items()},

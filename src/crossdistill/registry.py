@@ -36,6 +36,10 @@ labels that are known where no teacher is named. "views" are two of a modality t
 teacher, where one is named, reads all modalities."""
 
 
+Pairing = Literal["natural", "class"]
+"""Whether two samples are partners as they are of one event, or as they are of one class."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What a machine may know of a system without running it.

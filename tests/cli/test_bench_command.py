@@ -8,6 +8,8 @@ import torch
 import yaml
 from commands import call
 
+from crossdistill.cli.bench import suite_of
+from crossdistill.experiments.suites import Shelf, expand
 from crossdistill.methods import Distillation
 
 
@@ -52,12 +54,22 @@ def test_a_suite_prints_its_table_and_leaves_a_page(says, suite, tmp_path):
     assert says("report", "out").code == 0
 
 
+def test_pairs_that_were_matched_by_label_are_called_so(says, toy_npz, tmp_path):
+    (tmp_path / "s.yaml").write_text("title: t")
+    assert "--pairing goes without a suite file" in says("bench", "s.yaml", "--pairing", "class").err
+    shelf = Shelf()
+    for pairing, expected in (("", "natural"), ("class", "class")):
+        document = suite_of(None, str(toy_npz), "rich", "poor", "l2", "label-free", pairing, None, 0)
+        data = expand(document, shelf).entries[0].experiment.data
+        assert shelf.get(data.name, data.options).pairing == expected
+
+
 def test_a_suite_of_which_no_method_runs_has_its_controls_and_its_page(says, suite, tmp_path):
     described = yaml.safe_load(suite.read_text())
     suite.write_text(yaml.safe_dump({**described, "methods": ["kd"], "seeds": 1}))
     said = says("bench", suite, "--out", "out", "--jobs", 1)
     assert said.code == 0, said.err
-    assert "no table: out has no league: no method has a result" in said.out
+    assert "no table: out has no league, as no method has a result" in said.out
     assert "page: out/report.html" in said.out
     runs = json.loads((tmp_path / "out/results.json").read_text())["runs"]
     assert {"scratch", "target_ssl"} <= {run["method"] for run in runs if run["status"] == "done"}
@@ -98,6 +110,7 @@ def test_a_dry_run_counts_trials_and_times_steps_with_the_threads_of_the_runs(sa
         (["suite.yaml", "--tune", 3], "--tune goes without a suite file; write it into 'suite.yaml'"),
         (["nothing.yaml"], "there is no experiment file 'nothing.yaml'"),
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--track", "free"], "--track is 'free'"),
+        (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--pairing", "clas"], "did you mean 'class'"),
         (["--data", "toy.npz", "--source", "rich", "--target", "pour"], "did you mean 'poor'"),
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", "l3"], "called 'l3'; did you mean"),
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", ",,"], "--methods names none"),

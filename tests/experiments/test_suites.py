@@ -145,25 +145,47 @@ def test_objectives_of_maps_run_on_the_deepest_ones_and_fsp_says_that_it_needs_t
     assert "needs two or more" in reason
 
 
-def test_layers_that_networks_lack_leave_a_row_out_before_anything_is_trained(toy_npz, tmp_path):
-    rng = np.random.default_rng(0)
-    views = {name: rng.normal(size=(90, 1, 12, 12)).astype(np.float32) for name in ("day", "night")}
-    np.savez(tmp_path / "views.npz", **views, label=np.arange(90) % 3, split=np.repeat([0, 1, 2], 30))
-    text = """
+LAYERS = """
 methods:
 - similarity
 - {stages: {fsp: {layers: [[stages.0, stages.0], [stages.1, stages.1]]}}}
-- {deeper: {at: {layers: [[stages.9, stages.9]]}}}
+- {narrow: {fsp: {layers: [[stages.0, stages.0], [stages.1, %s]]}}}
 experiments:
-  pictures: {data: {name: "%s", source: day, target: night}}
   numbers: {data: {name: "%s", source: rich, target: poor}}
+  pictures: {data: {name: "%s", source: day, target: night}}
+  shallow: {data: {name: "%s", source: day, target: night}, networks: {night: {encoder: cnn, blocks: %s}}}
 labels_per_class: [1]
 seeds: 1
 """
-    planned = plan(suite(text % (tmp_path / "views.npz", toy_npz)), tmp_path / "out", Shelf())
-    assert {"similarity", "stages"} <= {arm.name for arm in planned.rows["pictures"]}
+
+
+@pytest.fixture
+def views_npz(tmp_path):
+    rng = np.random.default_rng(0)
+    views = {name: rng.normal(size=(90, 1, 24, 24)).astype(np.float32) for name in ("day", "night")}
+    np.savez(tmp_path / "views.npz", **views, label=np.arange(90) % 3, split=np.repeat([0, 1, 2], 30))
+    return tmp_path / "views.npz"
+
+
+def test_layers_that_networks_lack_leave_a_row_out_before_anything_is_trained(toy_npz, views_npz, tmp_path):
+    text = LAYERS % ("stages.1.0", toy_npz, views_npz, views_npz, "[1]")
+    planned = plan(suite(text), tmp_path / "out", Shelf())
+    assert {"stages", "narrow"} <= {arm.name for arm in planned.rows["pictures"]}
     reasons = {(entry, row): reason for entry, row, reason in planned.skipped}
-    assert set(reasons) == {("pictures", "deeper"), ("numbers", "stages"), ("numbers", "deeper")}
-    assert "experiments.pictures" in reasons["pictures", "deeper"]
-    assert "CNN has no submodule 'stages.9'" in reasons["pictures", "deeper"]
-    assert "MLP has no submodule 'stages.0'" in reasons["numbers", "stages"]
+    assert set(reasons) == {(entry, row) for entry in ("numbers", "shallow") for row in ("stages", "narrow")}
+    assert reasons["numbers", "stages"].startswith("fsp needs feature maps: MLP gives no feature maps")
+    assert reasons["shallow", "stages"].startswith("fsp.layers, the student's: CNN has no submodule 'stages.1'")
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        ("stage.1", "the teacher's: CNN has no submodule 'stage.1'; did you mean 'stages"),
+        ("stages.0", "fsp: student and teacher must have equally many channels"),
+    ],
+)
+def test_layers_that_fit_in_no_experiment_are_refused(toy_npz, views_npz, tmp_path, layer, reason):
+    text = LAYERS % (layer, toy_npz, views_npz, views_npz, "[1]")
+    with pytest.raises(ConfigError, match="row 'narrow' names layers that fit in no experiment; in pictures: ") as told:
+        plan(suite(text), tmp_path / "out", Shelf())
+    assert reason in str(told.value)

@@ -19,6 +19,7 @@ class Batches(list):
     """What a method is told of its data."""
 
     epochs = steps_per_epoch = 1
+    pairing = "natural"
 
     def batches(self):
         return iter(self)

@@ -20,7 +20,7 @@ from crossdistill.objectives import (
     kernel_distances,
     similarity_distillation,
 )
-from crossdistill.training import Settings, TeacherStore, fit, load_product
+from crossdistill.training import Settings, TeacherStore, UserData, fit, load_product
 
 SHORT = Settings(epochs=2, batch_size=32, lr=0.01)
 
@@ -147,6 +147,7 @@ def test_the_embedding_may_teach_instead_of_the_features():
 
 class Batches(list):
     epochs = steps_per_epoch = 1
+    pairing = "natural"
 
     def __len__(self):
         return sum(len(batch["index"]) for batch in self)
@@ -447,6 +448,21 @@ def test_an_objective_may_study_the_teacher_before_the_student_learns(toy):
     method = fit(distillation({"l2": Centred()}), train, SHORT, seed=0, store=TeacherStore(), accelerator="cpu")
     expected = method.teacher(torch.cat(list(train.samples("rich")))).features.mean(0)
     assert torch.allclose(method.objectives["l2"].centre, expected, atol=1e-6)
+
+
+def test_an_objective_is_told_what_pairs_are_when_it_studies_the_teacher(toy):
+    class Told(L2):
+        def study(self, teacher):
+            self.told = {context.pairing for _, context in teacher}
+
+    train = toy.split("train")
+    for data, expected in ((train, "natural"), (train.named(pairing="class"), "class")):
+        method = fit(distillation({"l2": Told()}), data, SHORT, seed=0, accelerator="cpu")
+        assert method.objectives["l2"].told == {expected}
+    for pairing in ("natural", "class"):
+        loader = UserData(list(train.loader({"rich": 1, "poor": 1}, batch_size=32, seed=0).epoch(0)), pairing=pairing)
+        method = fit(distillation({"l2": Told()}), loader, SHORT, seed=0, accelerator="cpu")
+        assert method.objectives["l2"].told == {pairing}
 
 
 def test_an_objectives_own_parameters_learn_at_the_rate_it_asks_for():

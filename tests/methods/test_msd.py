@@ -197,6 +197,7 @@ def test_rows_that_are_set_aside_teach_nothing_and_are_the_same_again(toy):
 
     class Stage:
         epochs, steps_per_epoch = 1, 4
+        pairing = "natural"
 
         def __len__(self):
             return 24

@@ -31,6 +31,7 @@ def batch(toy, n=24):
 
 class Stage:
     epochs, steps_per_epoch = 2, 4
+    pairing = "natural"
 
     def __init__(self, rows):
         self.rows = rows

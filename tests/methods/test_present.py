@@ -29,6 +29,7 @@ SHORT = Settings(epochs=2, batch_size=32, lr=0.01)
 
 class Data(list):
     epochs, steps_per_epoch = 10, 1
+    pairing = "natural"
 
     def __len__(self):
         return 16

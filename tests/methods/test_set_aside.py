@@ -24,6 +24,7 @@ def test_only_labelled_rows_are_set_aside_and_one_is_left():
 
     class Stage(list):
         epochs, steps_per_epoch = 1, 2
+        pairing = "natural"
 
         def __len__(self):
             return 24

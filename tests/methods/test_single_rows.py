@@ -15,6 +15,7 @@ SEVERAL = {name: cls for name, cls in discover("crossdistill.methods").items() i
 
 class Data(list):
     epochs, steps_per_epoch = 10, 1
+    pairing = "natural"
 
     def __len__(self):
         return 8

@@ -106,6 +106,7 @@ def test_it_reads_the_maps_of_real_networks_and_its_adaptors_learn():
 
 class Batches(list):
     epochs = steps_per_epoch = 1
+    pairing = "natural"
 
     def __len__(self):
         return sum(len(batch["index"]) for batch in self)

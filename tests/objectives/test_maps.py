@@ -258,6 +258,7 @@ def test_labels_change_nothing(name):
 
 class Batches(list):
     epochs = steps_per_epoch = 1
+    pairing = "natural"
 
     def __len__(self):
         return 5

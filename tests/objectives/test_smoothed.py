@@ -14,7 +14,6 @@ from crossdistill.objectives._graph import (
     displacement,
     generic_features,
     neighbour_graph,
-    repeated,
     shared_clusters,
 )
 from crossdistill.objectives.smoothed import SmoothedTarget
@@ -147,16 +146,12 @@ def test_the_share_is_a_quarter_where_both_are_the_same():
     assert SmoothedTarget(9).fit(hexagon, hexagon).target_share == 0.25
 
 
-def test_the_share_is_a_quarter_where_partners_were_drawn():
+def test_the_share_is_a_quarter_where_pairs_were_matched_by_label():
     full = draw(300, 4)
     poor = full[:, :2]
-    copies = torch.arange(300) // 3 * 3  # three pairs with one sample of the target
-    once, thrice = neighbour_graph(full), neighbour_graph(full[copies])
-    assert (repeated(once), repeated(thrice)) == (0, 1)
-    assert repeated(neighbour_graph(torch.cat([full[:100], full]))) == 0.5
     assert SmoothedTarget().fit(poor, full).target_share > 0.4
-    assert SmoothedTarget().fit(poor, full[copies]).target_share == 0.25
-    assert SmoothedTarget().fit(poor[copies], full).target_share == 0.25
+    assert SmoothedTarget().fit(poor, full, pairing="class").target_share == 0.25
+    assert SmoothedTarget(target_share=0.5).fit(poor, full, pairing="class").target_share == 0.5
 
 
 def test_a_share_that_was_chosen_is_the_share_that_is_used():

@@ -261,8 +261,24 @@ def test_markdown_is_the_league_in_short(full):
     )
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in lines)
     assert not any("<b" in line.replace("\\<", "") for line in lines)
-    with pytest.raises(DataError, match="no league with 3 labels per class"):
-        league_markdown(path.parent, labels_per_class=3)
+    for wrong in ({"labels_per_class": 3}, {"evaluation": "lineer"}):
+        with pytest.raises(
+            DataError, match=r"no league of that kind; there are: 'linear' with .*'knn' with all labels"
+        ):
+            league_markdown(path.parent, **wrong)
+
+
+def test_markdown_takes_the_first_league_that_there_is(tmp_path):
+    make_bench(tmp_path, seeds=2, items=60)
+    path = tmp_path / "results.json"
+    results = json.loads(path.read_text())
+    methods = ("similarity", "contrastive", "rkd")
+    results["rows"] = [
+        row for row in results["rows"] if not (row["labels_per_class"] == 5 and row["method"] in methods)
+    ]
+    path.write_text(json.dumps(results))
+    assert "| method | mean accuracy, linear, all labels |" in league_markdown(tmp_path)
+    assert "| method | mean accuracy, knn, all labels |" in league_markdown(tmp_path, evaluation="knn")
 
 
 def test_a_folder_is_told_by_its_kind(full, tmp_path):

@@ -61,6 +61,7 @@ def ready(build, **how):
 
     class Data:
         epochs = steps_per_epoch = 1
+        pairing = "natural"
 
         def __len__(self):
             return 23

@@ -21,12 +21,21 @@ if TYPE_CHECKING:
     from crossdistill.experiments.suites import Suite
 
 TRACKS = ("label-free", "labelled")
+PAIRINGS = ("natural", "class")
 MOST_SKIPPED = 12
 """Lines on what cannot be served that are shown; the page has all of them."""
 
 
 def suite_of(
-    file: Path | None, data: str, source: str, target: str, methods: str, track: str, seeds: int | None, tune: int
+    file: Path | None,
+    data: str,
+    source: str,
+    target: str,
+    methods: str,
+    track: str,
+    pairing: str,
+    seeds: int | None,
+    tune: int,
 ) -> Document:
     """Read the suite file, or write the standard suite of the user's own data.
 
@@ -38,17 +47,20 @@ def suite_of(
 
     given = {"--data": data, "--source": source, "--target": target, "--methods": methods}
     if file is not None:
-        if extra := [name for name, value in {**given, "--tune": tune}.items() if value]:
+        if extra := [name for name, value in {**given, "--pairing": pairing, "--tune": tune}.items() if value]:
             raise ConfigError(f"{extra[0]} goes without a suite file; write it into '{file}'")
         return read_document(file)
     if missing := [name for name in ("--data", "--source", "--target") if not given[name]]:
         raise ConfigError(f"give a suite file, or --data, --source and --target; missing: {', '.join(missing)}")
     if track not in TRACKS:
         raise ConfigError(f"--track is '{track}'{suggest(track, TRACKS)}")
+    if pairing not in ("", *PAIRINGS):
+        raise ConfigError(f"--pairing is '{pairing}'{suggest(pairing, PAIRINGS)}")
+    options = {"pairing": pairing} if pairing else {}
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if methods and not names:
         raise ConfigError(f"--methods names none: {shown(methods)}; write a,b,c, or leave it out for all that apply")
-    return standard(data, source, target, methods=names, track=track, seeds=seeds or 5, tune=tune)
+    return standard(data, source, target, methods=names, track=track, seeds=seeds or 5, tune=tune, options=options)
 
 
 def run_bench(

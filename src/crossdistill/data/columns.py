@@ -6,18 +6,16 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from crossdistill.data.modality import Modality
 from crossdistill.errors import DataError, suggest
 from crossdistill.files import digest
+from crossdistill.registry import Pairing
 
 SPLITS = ("train", "validation", "test")
 """Names of the parts of a data set; `split` columns hold their places 0, 1, 2 as uint8."""
-
-Pairing = Literal["natural", "class"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

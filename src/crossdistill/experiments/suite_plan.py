@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from crossdistill.errors import DataError, NetworkError, ObjectiveError, told
+from crossdistill.errors import ConfigError, DataError, told
 from crossdistill.experiments.arms import Arm, list_arms
 from crossdistill.experiments.bench import Bench
-from crossdistill.experiments.needs import find_unmet
-from crossdistill.experiments.rehearsal import rehearse
+from crossdistill.experiments.needs import find_unfit_layers, find_unmet
 from crossdistill.experiments.sources import JUDGING, code_version
 from crossdistill.experiments.suites import Entry, Shelf, Suite
 from crossdistill.files import digest, filed, read_json, unchecked
@@ -130,6 +129,7 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
     """List all jobs of a suite, and see which are done.
 
     Raises:
+        ConfigError: If a row names layers that fit in no experiment.
         CrossDistillError: If an experiment's data or networks do not fit.
     """
     hall = Hall(suite.entries, folder, shelf)
@@ -138,11 +138,17 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
     skipped: list[tuple[str, str, str]] = []
     made: set[str] = set()
     steps: dict[str, dict[str, list[int]]] = {}
+    unfit: dict[str, list[str]] = {}
     for entry in suite.entries:
-        rows[entry.name], left_out = _arms(entry, hall)
+        rows[entry.name], left_out, misnamed = _arms(entry, hall)
         skipped += left_out
+        for row, reason in misnamed.items():
+            unfit.setdefault(row, []).append(f"{entry.name}: {reason}")
         benches = list(hall.benches(entry.name).values())
         steps[entry.name] = stage_steps(benches, rows[entry.name], suite.seeds[0])
+    for row, found in unfit.items():
+        if not any(row == arm.name for arms in rows.values() for arm in arms):
+            raise ConfigError(f"row '{row}' names layers that fit in no experiment; in {found[0]}")
     for seed in suite.seeds:  # seed by seed, so that a suite that is stopped has something of every experiment
         for entry in suite.entries:
             benches = list(hall.benches(entry.name).values())
@@ -242,8 +248,8 @@ def _keys(name: str, benches: Sequence[Bench], arm: Arm, seed: int) -> tuple[fro
     return frozenset(stages), judged
 
 
-def _arms(entry: Entry, hall: Hall) -> tuple[tuple[Arm, ...], list[tuple[str, str, str]]]:
-    """Give the rows of an experiment, and what cannot be served with the reason."""
+def _arms(entry: Entry, hall: Hall) -> tuple[tuple[Arm, ...], list[tuple[str, str, str]], dict[str, str]]:
+    """Give the rows of an experiment, what cannot be served with the reason, and of that whose layers do not fit."""
     benches = hall.benches(entry.name)
     skipped = [
         (entry.name, "", f"{k} labels per class: {hall.lacking[entry.name, k]}")
@@ -259,9 +265,12 @@ def _arms(entry: Entry, hall: Hall) -> tuple[tuple[Arm, ...], list[tuple[str, st
             "evaluation needs two classes and one labelled test row at least"
         )
     listed = list_arms(bench.experiment)
-    reasons = find_unmet(bench, listed)
+    reasons, misnamed = find_unmet(bench, listed), dict[str, str]()
     for arm in listed:
-        reasons[arm.name] = reasons[arm.name] or _unfit_layers(bench, arm)
+        if not reasons[arm.name] and (found := find_unfit_layers(bench, arm)) is not None:
+            reasons[arm.name] = found.reason
+            if found.misnamed:
+                misnamed[arm.name] = found.reason
         free = entry.track == "label-free" and arm.role in ("method", "baseline")
         if free and arm.stage is not None and bench.reads_labels(arm.stage):
             reasons[arm.name] = LABELS_READ
@@ -271,19 +280,7 @@ def _arms(entry: Entry, hall: Hall) -> tuple[tuple[Arm, ...], list[tuple[str, st
             if arm.random_teacher or arm.shuffled:
                 reasons[arm.name] = reasons[arm.name] or f"a control of '{main.name}', which cannot be served"
     skipped += [(entry.name, arm.name, reasons[arm.name]) for arm in listed if reasons[arm.name]]
-    return tuple(arm for arm in listed if not reasons[arm.name]), skipped
-
-
-def _unfit_layers(bench: Bench, arm: Arm) -> str:
-    """Say why layers that a row names do not serve it: a suite names them once, for networks of many experiments."""
-    objectives = () if arm.stage is None else arm.stage.objectives
-    if not any(o.parameters.get("layers") for o in objectives):
-        return ""
-    try:
-        rehearse(bench, [arm])
-    except (NetworkError, ObjectiveError) as error:
-        return str(error)
-    return ""
+    return tuple(arm for arm in listed if not reasons[arm.name]), skipped, misnamed
 
 
 def kept_record(folder: Path, job: Job, *, tell: bool = False) -> Record | None:

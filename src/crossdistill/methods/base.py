@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from crossdistill.errors import DataError, NetworkError
 from crossdistill.networks.base import Outputs, as_outputs
-from crossdistill.registry import Facts
+from crossdistill.registry import Facts, Pairing
 
 Batch = Mapping[str, Any]
 """Modality names to tensors (b, ...), beside the reserved keys `label`, `group`, `index` (tensors (b,), or dicts of
@@ -79,6 +79,11 @@ class StageData(Protocol):
 
     A schedule of the method's own (a warm-up, a weight that decays) knows its end by `epochs * steps_per_epoch`.
     """
+
+    @property
+    def pairing(self) -> Pairing:
+        """Whether pairs are of one event, "natural", or were matched by label, "class"."""
+        ...
 
     @property
     def epochs(self) -> int:

@@ -6,6 +6,7 @@ Every system of the literature that is only a new loss is this method with that 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
@@ -349,7 +350,8 @@ class _Teacher:
             if pairs is None:
                 continue
             outputs = method.teacher_outputs(pairs, method.source)
-            yield method._of_teacher(self.objective, outputs), method._context(pairs)  # pyright: ignore[reportPrivateUsage]
+            context = dataclasses.replace(method._context(pairs), pairing=self.data.pairing)  # pyright: ignore[reportPrivateUsage]
+            yield method._of_teacher(self.objective, outputs), context  # pyright: ignore[reportPrivateUsage]
 
 
 def _leaves(outputs: Outputs) -> tuple[Outputs, list[Tensor]]:

@@ -211,26 +211,6 @@ def displacement(graph: Graph, other: Graph, *, group: Tensor | None = None, see
     return float(torch.cat(shares).double().mean())
 
 
-def repeated(graph: Graph, *, seed: int = 0) -> float:
-    """Give the share of rows that have a copy among their neighbours, up to rounding.
-
-    Args:
-        graph: Of the rows.
-        seed: Of the `RANKED` rows that are asked where there are more.
-    """
-    n = len(graph.degree)
-    asked = torch.zeros(n, dtype=torch.bool)
-    asked[_drawn(n, RANKED, seed)] = True
-    asked = asked.to(graph.degree.device)
-    start, end = graph.matrix.indices()
-    start, end = start[asked[start]], end[asked[start]]
-    rounding, copied = 8 * torch.finfo(graph.rows.dtype).eps, torch.zeros_like(asked)
-    for first in range(0, len(start), RANKED):
-        i, j = start[first : first + RANKED], end[first : first + RANKED]
-        copied[i[(graph.rows[i] - graph.rows[j]).abs().amax(dim=1) <= rounding]] = True
-    return float(copied.sum()) / int(asked.sum())
-
-
 def shared_clusters(graph: Graph, other: Graph, *, seed: int = 0) -> int:
     """Say into how many clusters two graphs' rows fall alike: where what two clusterings share is the largest.
 

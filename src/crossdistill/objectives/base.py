@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import ObjectiveError
-from crossdistill.registry import Facts, Need
+from crossdistill.registry import Facts, Need, Pairing
 
 Reads = Literal["features", "logits", "maps"]
 _AS_THEY_ARE = {"bank"}
@@ -33,6 +33,7 @@ class Context:
         group: Rows of one group (b,) int64 must not count as negatives of each other.
         inputs: What the student read of the rows (b, ...), augmented in training, plain in `study` and in eval mode.
         progress: Share of the stage's steps that are done, in [0, 1], for weights that change as training goes on.
+        pairing: "natural" for pairs of one event, "class" for pairs that were matched by label; said in `study` alone.
     """
 
     label: Tensor | None = None
@@ -40,6 +41,7 @@ class Context:
     group: Tensor | None = None
     inputs: Tensor | None = None
     progress: float = 0.0
+    pairing: Pairing = "natural"
 
 
 class Objective(nn.Module, ABC):

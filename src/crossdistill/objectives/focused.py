@@ -43,8 +43,8 @@ class Focused(Objective):
 
         target_share = r / (r + 3),   r = max(1, a / b)^4
 
-    so a quarter, and more where the target itself knows more than the teacher does. It stays a quarter where most
-    samples of a modality stand in several pairs, as partners that were drawn say nothing of that.
+    so a quarter, and more where the target itself knows more than the teacher does. It stays a quarter where pairs were
+    matched by label, as these share the class alone and say nothing of that.
 
     The target's graph is made of its plain inputs, centred and standardised: pictures blurred a little, series with the
     moduli of their Fourier transform beside them. In eval mode rows are other pairs than those studied: they are placed
@@ -138,7 +138,7 @@ class Focused(Objective):
         inputs: list[Tensor] = []
         group: list[Tensor] = []
         index: list[Tensor] = []
-        seen = 0
+        seen, pairing = 0, Context.pairing
         for features, context in teacher:
             check_pair(features, features, name="focused", equal_widths=True)
             z.append(features.detach())
@@ -155,11 +155,12 @@ class Focused(Objective):
                 group.append(context.group)
             place = torch.arange(seen, seen + len(features), device=features.device)
             index.append(place if context.index is None else context.index)
-            seen += len(features)
+            seen, pairing = seen + len(features), context.pairing
         if seen < 4:
             raise ObjectiveError(f"focused: neighbourhoods need at least 4 pairs; received {seen}")
         self.target.k = min(self.k, seen // 4)
-        self.target.fit(torch.cat(z), torch.cat(inputs) if inputs else None, torch.cat(group) if group else None)
+        own, groups = torch.cat(inputs) if inputs else None, torch.cat(group) if group else None
+        self.target.fit(torch.cat(z), own, groups, pairing=pairing)
         found, where = self.target.coordinates, torch.cat(index)
         rows = max(self.pairs, int(where.max()) + 1)
         self.coordinates = found.new_full((rows, found.shape[1]), torch.nan).index_copy(0, where, found)

@@ -24,19 +24,18 @@ from crossdistill.objectives._graph import (
     displacement,
     leading,
     neighbour_graph,
-    repeated,
     shared_clusters,
 )
 from crossdistill.objectives.base import full_precision, unit
+from crossdistill.registry import Pairing
 
 LONGEST, STEP = 8.0, 0.5
 """An automatic walk's length: its cap, and what it is a multiple of."""
 WALKED_TO = 10.0
 """The participation that an automatic walk stops at, unless both graphs share many clusters."""
 
-LEAST_SHARE, SHARPNESS, REPEATED = 0.25, 4, 0.5
-"""An automatic share of the target's graph: where it is not the better one, how sharply it grows where it is, and the
-share of rows with copies beyond which this is not asked."""
+LEAST_SHARE, SHARPNESS = 0.25, 4
+"""An automatic share of the target's graph: where it is not the better one, and how sharply it grows where it is."""
 
 
 class SmoothedTarget:
@@ -60,9 +59,9 @@ class SmoothedTarget:
 
             with a how far apart the teacher's neighbours are in the target's features, and b the target's in the
             teacher's, both as the mean share of rows that are nearer, 1/2 by chance: a quarter, or more where the
-            target knows more of the teacher than the teacher of it. It stays a quarter where most samples of a modality
-            stand in several pairs: partners are then drawn, within a class say, and a and b tell of the drawing. The
-            rule is ours (docs/benchmarks/focused.md).
+            target knows more of the teacher than the teacher of it. It stays a quarter where pairs were matched by
+            label: they share the class alone, and a and b tell of what else there is. The rule is ours
+            (docs/benchmarks/focused.md).
         combine: "mix", or "product" (alternating diffusion), which has no beta.
         walk: t, at least 0. "auto", the default, is the smallest multiple of 0.5 whose participation is at most 10, and
             8 at most: walks are short where neighbourhoods are loose. Where both graphs fall into 40 clusters or more
@@ -134,7 +133,12 @@ class SmoothedTarget:
     @full_precision
     @torch.no_grad()
     def fit(
-        self, z_teacher: Tensor | None, features_target: Tensor | None = None, group: Tensor | None = None
+        self,
+        z_teacher: Tensor | None,
+        features_target: Tensor | None = None,
+        group: Tensor | None = None,
+        *,
+        pairing: Pairing = "natural",
     ) -> SmoothedTarget:
         """Compute the coordinates of n pairs; twice the same on the same machine.
 
@@ -143,6 +147,8 @@ class SmoothedTarget:
             features_target: (n, d_h) generic features of the target's samples, see `generic_features`. None takes the
                 teacher's graph alone, with a warning where a share was asked for.
             group: (n,) int64; pairs of one group are no neighbours.
+            pairing: "natural" for pairs of one event, "class" where they were matched by label; an automatic
+                share asks.
 
         Returns:
             Itself.
@@ -179,7 +185,7 @@ class SmoothedTarget:
             for name, rows in read.items()
         }
         if self._asked_share == "auto":
-            self.target_share = self._trusted(group)
+            self.target_share = self._trusted(group, pairing)
         self._grouped = group is not None
         self._solve()
         return self
@@ -194,13 +200,13 @@ class SmoothedTarget:
         """Whether `fit` wants features of the target."""
         return self._asked_share != 0 or self.combine == "product"
 
-    def _trusted(self, group: Tensor | None) -> float:
+    def _trusted(self, group: Tensor | None, pairing: Pairing) -> float:
         """Give the target's graph the larger a share, the nearer its neighbours stay in the teacher's features."""
         if len(self._graphs) == 1:
             return 0.0
-        teacher, target = self._graphs["teacher"], self._graphs["target"]
-        if max(repeated(teacher, seed=self.seed), repeated(target, seed=self.seed)) > REPEATED:
+        if pairing == "class":
             return LEAST_SHARE
+        teacher, target = self._graphs["teacher"], self._graphs["target"]
         a = displacement(teacher, target, group=group, seed=self.seed)
         b = displacement(target, teacher, group=group, seed=self.seed)
         heard = max(a, b) ** SHARPNESS

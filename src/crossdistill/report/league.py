@@ -86,16 +86,14 @@ def league_markdown(
     """
     bench, found = write_standings(Path(folder))
     leagues: list[League] = found["leagues"]
-    if evaluation is not None:
-        leagues = [league for league in leagues if league["evaluation"] == evaluation]
-    if labels_per_class != "first":
-        leagues = [league for league in leagues if league["labels_per_class"] == labels_per_class]
     if not leagues:
-        way = "" if evaluation is None else f" for '{evaluation}'"
-        k = "" if labels_per_class == "first" else f" with {labels_words(labels_per_class)}"
-        raise DataError(f"{folder} has no league{way}{k}: no method has a result")
-    first = (leagues[0]["evaluation"], leagues[0]["labels_per_class"])
-    mine = [league for league in leagues if (league["evaluation"], league["labels_per_class"]) == first]
+        raise DataError(f"{folder} has no league, as no method has a result")
+    kinds = dict.fromkeys((league["evaluation"], league["labels_per_class"]) for league in leagues)
+    fit = [(way, k) for way, k in kinds if evaluation in (None, way) and labels_per_class in ("first", k)]
+    if not fit:
+        there = "; ".join(f"'{way}' with {labels_words(k)}" for way, k in kinds)
+        raise DataError(f"{folder} has no league of that kind; there are: {there}")
+    mine = [league for league in leagues if (league["evaluation"], league["labels_per_class"]) == fit[0]]
     return "\n\n".join(_markdown(bench, league, len(mine) > 1) for league in mine) + "\n"
 
 

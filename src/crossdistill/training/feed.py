@@ -14,6 +14,7 @@ from crossdistill.data.moving import sent
 from crossdistill.errors import DataError, NetworkError
 from crossdistill.methods.base import Batch, Method, modality_of, view
 from crossdistill.networks.base import Outputs
+from crossdistill.registry import Pairing
 from crossdistill.training.checkpoint import kept_random
 from crossdistill.training.protocols import Loader, MovableLoader, TrainingData
 from crossdistill.training.settings import Settings
@@ -85,6 +86,11 @@ class Feed:
     def __len__(self) -> int:
         """Give the number of samples."""
         return len(self.data)
+
+    @property
+    def pairing(self) -> Pairing:
+        """What the data say of their pairs."""
+        return self.data.pairing
 
     def loader(self, settings: Settings, seed: int, *, training: bool) -> Loader:
         """Give the data's own loader of what must be read; on CUDA it prepares and augments there, if it can."""

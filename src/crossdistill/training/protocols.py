@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crossdistill.registry import Pairing
+
 
 class Loader(Protocol):
     """Batches of one epoch after another."""
@@ -41,6 +43,11 @@ class TrainingData(Protocol):
     @property
     def fingerprint(self) -> str:
         """Hash of what the batches hold; empty where nobody knows."""
+        ...
+
+    @property
+    def pairing(self) -> Pairing:
+        """Whether pairs are of one event, "natural", or were matched by label, "class"."""
         ...
 
     @property

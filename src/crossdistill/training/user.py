@@ -14,6 +14,7 @@ from crossdistill.data.modality import blanked
 from crossdistill.errors import DataError, suggest
 from crossdistill.files import digest
 from crossdistill.methods.base import RESERVED, modality_of, view
+from crossdistill.registry import Pairing
 from crossdistill.training.cut import cut, size_of
 from crossdistill.training.glance import first_batch, tell_epoch
 
@@ -35,6 +36,7 @@ class UserData:
             here on. Streams that are not paired have label, group and index as dicts by modality. Or tuples.
         names: What the members of a tuple are, in order, e.g. ("image", "audio", "label").
         batches: Batches an epoch, where `len(loader)` does not say.
+        pairing: "natural" for pairs of one event (the default), "class" where they were matched by label.
 
     Raises:
         DataError: If the loader can be iterated only once, or does not say how long it is.
@@ -45,7 +47,12 @@ class UserData:
     group: np.ndarray | None = None
 
     def __init__(
-        self, loader: Iterable[Any], names: Sequence[str] | None = None, *, batches: int | None = None
+        self,
+        loader: Iterable[Any],
+        names: Sequence[str] | None = None,
+        *,
+        batches: int | None = None,
+        pairing: Pairing = "natural",
     ) -> None:
         if isinstance(loader, Iterator):
             raise DataError(
@@ -60,6 +67,7 @@ class UserData:
                     "the loader does not say how many batches it has; give UserData(..., batches=n)"
                 ) from None
         self._loader, self._names, self._batches = loader, None if names is None else tuple(names), batches
+        self.pairing: Pairing = pairing
         self._size: int | None = None
         self._fingerprint: str | None = None
 

@@ -95,7 +95,8 @@ def across(folders: Sequence[Path], columns: Sequence[str], ours: str = "focused
 
     Rows are the methods that every set has; "ours minus it" averages over sets, each counting once, with Student's
     interval over sets. Below them the best control and the best known method of every experiment, by their means and
-    so with hindsight, and how far ours is from that method, with an interval over the seeds of the set.
+    so with hindsight, and how far ours is from that method, with an interval over the seeds of the set. The last row
+    has no hindsight of seeds: on each the method is taken that is best on the set's others, if there are others.
 
     Args:
         folders: Of the sets.
@@ -128,11 +129,32 @@ def across(folders: Sequence[Path], columns: Sequence[str], ours: str = "focused
         apart = mean_interval(table[methods.index(ours)] - values)
         ahead = np.sum(table[methods.index(ours)] > values)
         lines.append(f"| {title} of each, in hindsight | {' | '.join(cells)} | {NONE} | {_said(apart)} | {ahead} |")
-    differences = [
-        _gain(ours, found, list(best[name]), best[name]).replace(" [", "<br>[") for name, found in sets.items()
-    ]
-    lines.append(f"| `{ours}` minus that method | {' | '.join(differences)} |{f' {NONE} |' * 4}")
+    differences = [_gain(ours, found, list(best[name]), best[name]) for name, found in sets.items()]
+    cells = [said.replace(" [", "<br>[") for said in differences]
+    lines.append(f"| `{ours}` minus that method | {' | '.join(cells)} |{f' {NONE} |' * 4}")
+    fair = [_out_of_sight(ours, found, known[name]) for name, found in sets.items()]
+    cells = [NONE if one is None else _said(one).replace(" [", "<br>[") for one in fair]
+    values = [one.value for one in fair if one is not None]
+    apart = _said(mean_interval(values)) if values else NONE
+    ahead = sum(value > 0 for value in values)
+    lines.append(
+        f"| `{ours}` minus what other seeds chose | {' | '.join(cells)} | {NONE} | {NONE} | {apart} | {ahead} |"
+    )
     return "\n".join(lines)
+
+
+def _out_of_sight(method: str, found: Values, known: Collection[str]) -> Interval | None:
+    """Give how far a method is on each seed from the one that is best on all others; None for a single seed."""
+    experiments = list(dict.fromkeys(e for _, e in found))
+    seeds = set.intersection(*(set(found[m, e]) for m in (method, *known) for e in experiments))
+    if len(seeds) < 2:
+        return None
+    apart: list[float] = []
+    for s in sorted(seeds):
+        others = {key: {seed: v for seed, v in values.items() if seed != s} for key, values in found.items()}
+        best = _best({key: values for key, values in others.items() if values}, known)
+        apart.append(float(np.mean([found[method, e][s] - found[m, e][s] for e, m in best.items()])))
+    return mean_interval(apart)
 
 
 def _by_row(found: Values) -> dict[str, float]:

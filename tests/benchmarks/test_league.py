@@ -52,3 +52,14 @@ def test_hindsight_takes_the_best_of_every_experiment(folders):
     half = 12.706 * np.std([0.5, 3.5], ddof=1) / np.sqrt(2)
     assert near.endswith(f"[{2 - half:+.1f}, {2 + half:+.1f}]")
     assert far.startswith("-6.0<br>[")
+
+
+def test_without_hindsight_the_other_seeds_choose(folders):
+    near, far, *_, apart, ahead = cells(
+        across(folders, ["linear@1", "linear@3"]), "`focused` minus what other seeds chose"
+    )
+    # near, seed 0: seed 1 chose l2 on a and on b, (60 - 50 + 70 - 74) / 2; seed 1: seed 0 chose sp and l2, (9 - 2) / 2
+    assert near.startswith("+3.2<br>[")
+    assert far.startswith("-6.0<br>[")
+    assert apart.startswith("-1.4 [")
+    assert ahead == "1"

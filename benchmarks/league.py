@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from crossdistill.errors import DataError
 from crossdistill.evaluation import Interval, mean_interval
 from crossdistill.experiments.suite_tuning import TUNED
 
@@ -45,7 +46,7 @@ def table(folder: Path, column: str, by: str = "experiment", seeds: Collection[i
     """
     found = kept(folder, column, seeds)
     experiments = list(dict.fromkeys(experiment for _, experiment in found))
-    means = {key: float(np.mean(list(values.values()))) for key, values in found.items()}
+    means = _means(found)
     best = {e: max((m for m in CONTROLS if (m, e) in means), key=lambda m, e=e: means[m, e]) for e in experiments}
     rows = list(dict.fromkeys(method for method, _ in found))
     methods = [m for m in rows if m not in (*CONTROLS, "teacher") and all((m, e) in means for e in experiments)]
@@ -75,6 +76,11 @@ def table(folder: Path, column: str, by: str = "experiment", seeds: Collection[i
     return "\n".join(lines)
 
 
+def _means(found: Values) -> dict[tuple[str, str], float]:
+    """Average over seeds, without the last digits, in which equal means may differ."""
+    return {key: round(float(np.mean(list(values.values()))), 9) for key, values in found.items()}
+
+
 def _mean(values: list[float], of: int) -> str:
     if not values:
         return NONE
@@ -90,7 +96,7 @@ def _gain(method: str, found: Values, experiments: list[str], best: dict[str, st
     return _said(mean_interval([np.mean([x[s] - y[s] for x, y in couples]) for s in sorted(seeds)]))
 
 
-def across(folders: Sequence[Path], columns: Sequence[str], ours: str = "focused") -> str:
+def across(folders: Sequence[Path], columns: Sequence[str], ours: str = "focused", seeds: Collection[int] = ()) -> str:
     """Set data sets side by side: accuracy in percent, averaged over a set's experiments and their seeds.
 
     Rows are the methods that every set has; "ours minus it" averages over sets, each counting once, with Student's
@@ -102,14 +108,21 @@ def across(folders: Sequence[Path], columns: Sequence[str], ours: str = "focused
         folders: Of the sets.
         columns: Evaluation and labels; of each set the first that it has.
         ours: The method that others are compared with.
+        seeds: Runs of these alone, if any are given.
+
+    Raises:
+        DataError: If a set has none of the columns.
     """
     sets: dict[str, Values] = {}
     for folder in folders:
-        sets[folder.name] = next(found for column in columns if (found := kept(folder, column)))
+        read = (kept(folder, column, seeds) for column in columns)
+        sets[folder.name] = next((found for found in read if found), {})
+        if not sets[folder.name]:
+            raise DataError(f"{folder.name} has no kept run with {' or '.join(columns)}")
     scores = {name: _by_row(found) for name, found in sets.items()}
     first, *rest = scores.values()
     methods = [m for m in first if m not in (*CONTROLS, "teacher") and all(m in score for score in rest)]
-    table = np.array([[score[m] for score in scores.values()] for m in methods])
+    table = np.array([[score[m] for score in scores.values()] for m in methods]).round(9)
     ranks = (table[:, None] < table[None]).sum(axis=1) + ((table[:, None] == table[None]).sum(axis=1) + 1) / 2
     lead = table[methods.index(ours)] - table
     lines = [
@@ -170,7 +183,7 @@ def _by_row(found: Values) -> dict[str, float]:
 
 def _best(found: Values, methods: Collection[str]) -> dict[str, str]:
     """Give the best of some methods in every experiment, by its mean over seeds."""
-    means = {key: np.mean(list(values.values())) for key, values in found.items()}
+    means = _means(found)
     return {
         e: max((m for m in methods if (m, e) in found), key=lambda m, e=e: means[m, e])
         for e in dict.fromkeys(e for _, e in found)
@@ -232,7 +245,13 @@ if __name__ == "__main__":
     given = parser.parse_args()
     folder = RESULTS / given.suite
     if "," in given.suite:
-        print(across([RESULTS / name for name in given.suite.split(",")], given.column.split(",")))
+        if given.tuned or given.by != "experiment":
+            parser.error("--tuned and --by are of one suite alone")
+        folders, ours = [RESULTS / name for name in given.suite.split(",")], given.against or "focused"
+        try:
+            print(across(folders, given.column.split(","), ours, given.seed))
+        except DataError as error:
+            parser.error(str(error))
     elif given.tuned:
         print(tuned(folder, given.column.split(",")))
     elif given.against:

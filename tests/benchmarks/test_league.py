@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from benchmarks.league import across
 
+from crossdistill.errors import DataError
+
 ROWS = {  # set: experiment: row: accuracy in percent of seeds 0 and 1
     "near": {"a": {"focused": (60, 62), "l2": (50, 54), "sp": (55, 53), "scratch": (40, 40)},
              "b": {"focused": (70, 72), "l2": (74, 74), "sp": (60, 60), "scratch": (30, 50)}},
@@ -52,6 +54,31 @@ def test_hindsight_takes_the_best_of_every_experiment(folders):
     half = 12.706 * np.std([0.5, 3.5], ddof=1) / np.sqrt(2)
     assert near.endswith(f"[{2 - half:+.1f}, {2 + half:+.1f}]")
     assert far.startswith("-6.0<br>[")
+
+
+def test_what_cannot_be_told_is_not_said(folders):
+    table = across(folders, ["linear@1", "linear@3"], seeds=[0])
+    assert cells(table, "`focused` minus what other seeds chose")[:2] == ["\N{EN DASH}"] * 2
+    assert cells(table, "`focused`")[:2] == ["65.0", "20.0"]
+    with pytest.raises(DataError, match="far has no kept run with linear@1"):
+        across(folders, ["linear@1"])
+
+
+def test_equal_means_share_a_rank(folders):
+    path = folders[1] / "runs.csv"
+    lines = path.read_text().splitlines()[:1] + [
+        f"c,{row},{seed},done,{value}"
+        for row, values in {
+            "focused": (0.2, 0.1, 0.3),
+            "l2": (0.1, 0.2, 0.3),
+            "sp": (0.3, 0.1, 0.2),
+            "scratch": (0.1, 0.1, 0.1),
+        }.items()
+        for seed, value in enumerate(values)
+    ]
+    path.write_text("\n".join(lines))
+    ranks = {row: cells(across(folders, ["linear@1", "linear@3"]), row)[3] for row in ("`focused`", "`l2`", "`sp`")}
+    assert ranks == {"`focused`": "1.5", "`l2`": "2.0", "`sp`": "2.5"}  # near 1, 2 and 3, far 2 for each
 
 
 def test_without_hindsight_the_other_seeds_choose(folders):

@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from crossdistill.errors import ConfigError, CrossDistillError
+from crossdistill.errors import ConfigError, CrossDistillError, ObjectiveError
 from crossdistill.experiments import parse_experiment, to_yaml
 from crossdistill.experiments.suite_plan import plan
 from crossdistill.experiments.suites import SCALED, Shelf, expand, standard
 from crossdistill.experiments.yaml_lines import parse_document
+from crossdistill.objectives.at import Attention
 from crossdistill.registry import discover
 
 
@@ -177,15 +178,28 @@ def test_layers_that_networks_lack_leave_a_row_out_before_anything_is_trained(to
     assert reasons["shallow", "stages"].startswith("fsp.layers, the student's: CNN has no submodule 'stages.1'")
 
 
-@pytest.mark.parametrize(
-    ("layer", "reason"),
-    [
-        ("stage.1", "the teacher's: CNN has no submodule 'stage.1'; did you mean 'stages"),
-        ("stages.0", "fsp: student and teacher must have equally many channels"),
-    ],
-)
-def test_layers_that_fit_in_no_experiment_are_refused(toy_npz, views_npz, tmp_path, layer, reason):
-    text = LAYERS % (layer, toy_npz, views_npz, views_npz, "[1]")
-    with pytest.raises(ConfigError, match="row 'narrow' names layers that fit in no experiment; in pictures: ") as told:
+def test_layers_that_no_network_has_are_refused(toy_npz, views_npz, tmp_path):
+    text = LAYERS % ("stage.1", toy_npz, views_npz, views_npz, "[1]")
+    with pytest.raises(
+        ConfigError, match=r"row 'narrow' runs in no experiment; in pictures: fsp\.layers, the teacher's: CNN"
+    ):
         plan(suite(text), tmp_path / "out", Shelf())
-    assert reason in str(told.value)
+
+
+class Demanding(Attention):
+    """An objective of the user's own that wants what a look at its layers does not have."""
+
+    def study(self, teacher):
+        self.studied = True
+
+    def parts(self, student, teacher, context):
+        if context.inputs is None or not self.studied:
+            raise ObjectiveError("inputs and a study are needed")
+        return super().parts(student, teacher, context)
+
+
+def test_layers_are_looked_for_and_nothing_else(toy_npz, views_npz, tmp_path):
+    own = f"{{own: {{'{__name__}:Demanding': {{layers: [[stages.0, stages.0]]}}}}}}"
+    text = LAYERS % ("stages.1.0", toy_npz, views_npz, views_npz, "[1]")
+    planned = plan(suite(text.replace("- similarity", f"- {own}")), tmp_path / "out", Shelf())
+    assert "Demanding" in {arm.name for arm in planned.rows["shallow"]}

@@ -152,6 +152,8 @@ def test_the_share_is_a_quarter_where_pairs_were_matched_by_label():
     assert SmoothedTarget().fit(poor, full).target_share > 0.4
     assert SmoothedTarget().fit(poor, full, pairing="class").target_share == 0.25
     assert SmoothedTarget(target_share=0.5).fit(poor, full, pairing="class").target_share == 0.5
+    with pytest.raises(ObjectiveError, match="did you mean 'class'"):
+        SmoothedTarget().fit(poor, full, pairing="klass")
 
 
 def test_a_share_that_was_chosen_is_the_share_that_is_used():

@@ -309,3 +309,11 @@ def test_later_batches_are_checked_too():
 def test_a_label_that_is_asked_for_must_be_there():
     with pytest.raises(DataError, match="the first batch lacks 'label'"):
         served(first_batch(), labels=True)
+
+
+def test_pairs_that_were_matched_by_label_are_other_data():
+    batches = [{"rich": torch.ones(4, 3), "poor": torch.zeros(4, 2)}]
+    assert UserData(batches).fingerprint == UserData(batches, pairing="natural").fingerprint
+    assert UserData(batches).fingerprint != UserData(batches, pairing="class").fingerprint
+    with pytest.raises(DataError, match="did you mean 'class'"):
+        UserData(batches, pairing="klass")

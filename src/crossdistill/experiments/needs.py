@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from crossdistill.errors import DataError, NetworkError, ObjectiveError
 from crossdistill.experiments.arms import Arm
@@ -16,7 +14,6 @@ from crossdistill.experiments.rehearsal import FEW, named, outputs_of, undrawn, 
 from crossdistill.experiments.specs import StageSpec
 from crossdistill.networks.base import Outputs
 from crossdistill.networks.taps import Maps, deepest_maps
-from crossdistill.objectives import Context
 from crossdistill.registry import Need, lookup
 
 
@@ -101,9 +98,6 @@ def _no_maps(bench: Bench, arm: Arm, stage: StageSpec) -> str:
     return ""
 
 
-_LOG = logging.getLogger("crossdistill")
-
-
 @dataclass(frozen=True)
 class Unfit:
     """Why layers do not serve, and whether others might: `misnamed`, unless a network has no feature maps at all."""
@@ -127,29 +121,17 @@ def find_unfit_layers(bench: Bench, arm: Arm) -> Unfit | None:
         with undrawn(), named(bench, arm):
             networks = bench.encoder(spec.target, 0), untrained(bench, stage)
             samples = next(bench.train.samples(spec.target, FEW)), next(bench.teacher_reads(stage, bench.train, FEW))
-        given: list[list[Tensor]] = []
         sides = zip(("student's", "teacher's"), networks, samples, zip(*objective.layers, strict=True), strict=True)
         for side, network, x, words in sides:
             try:
                 with undrawn(), torch.no_grad():
-                    found = Maps(network, words)(x).maps or {}
+                    Maps(network, words)(x)
             except NetworkError as error:
                 try:
                     deepest_maps(network, x)
                 except NetworkError as none:
                     return Unfit(f"{o.name} needs feature maps: {none}", misnamed=False)
                 return Unfit(f"{o.name}.layers, the {side}: {error}")
-            given.append([found[word] for word in words])
-        rows = min(len(samples[0]), *(len(value) for value in given[1]))
-        student, teacher = ([value[:rows] for value in values] for values in given)
-        try:
-            with undrawn():
-                objective.prepare(student, teacher, pairs=rows)
-                objective.terms(student, teacher, Context(index=torch.arange(rows)))
-        except ObjectiveError as error:
-            return Unfit(f"{o.name}.layers: {error}")
-        except Exception:  # of the user's own code: its run fails, and says where
-            _LOG.debug("%s fails on %d rows", o.name, rows, exc_info=True)
     return None
 
 

@@ -129,7 +129,7 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
     """List all jobs of a suite, and see which are done.
 
     Raises:
-        ConfigError: If a row names layers that fit in no experiment.
+        ConfigError: If a row runs in no experiment, and names layers that one of them lacks.
         CrossDistillError: If an experiment's data or networks do not fit.
     """
     hall = Hall(suite.entries, folder, shelf)
@@ -148,7 +148,7 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
         steps[entry.name] = stage_steps(benches, rows[entry.name], suite.seeds[0])
     for row, found in unfit.items():
         if not any(row == arm.name for arms in rows.values() for arm in arms):
-            raise ConfigError(f"row '{row}' names layers that fit in no experiment; in {found[0]}")
+            raise ConfigError(f"row '{row}' runs in no experiment; in {found[0]}")
     for seed in suite.seeds:  # seed by seed, so that a suite that is stopped has something of every experiment
         for entry in suite.entries:
             benches = list(hall.benches(entry.name).values())
@@ -267,13 +267,13 @@ def _arms(entry: Entry, hall: Hall) -> tuple[tuple[Arm, ...], list[tuple[str, st
     listed = list_arms(bench.experiment)
     reasons, misnamed = find_unmet(bench, listed), dict[str, str]()
     for arm in listed:
+        free = entry.track == "label-free" and arm.role in ("method", "baseline")
+        if free and arm.stage is not None and bench.reads_labels(arm.stage):
+            reasons[arm.name] = LABELS_READ
         if not reasons[arm.name] and (found := find_unfit_layers(bench, arm)) is not None:
             reasons[arm.name] = found.reason
             if found.misnamed:
                 misnamed[arm.name] = found.reason
-        free = entry.track == "label-free" and arm.role in ("method", "baseline")
-        if free and arm.stage is not None and bench.reads_labels(arm.stage):
-            reasons[arm.name] = LABELS_READ
     main = listed[0]
     if reasons[main.name]:  # its controls go with it
         for arm in listed:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
-from crossdistill.errors import ConfigError, ObjectiveError
+from crossdistill.errors import ConfigError, ObjectiveError, suggest
 from crossdistill.nearest import Search, check_search
 from crossdistill.objectives._graph import (
     Graph,
@@ -155,8 +155,10 @@ class SmoothedTarget:
 
         Raises:
             ObjectiveError: If rows are fewer than 4 k, not finite, all the same, or no pairs; or have too few
-                neighbours outside their group.
+                neighbours outside their group; or if pairing is no such word.
         """
+        if pairing not in get_args(Pairing):
+            raise ObjectiveError(f"pairing is '{pairing}'{suggest(pairing, get_args(Pairing))}")
         needs_teacher, shared = self.reads_teacher, self.reads_target
         if features_target is None and shared and self.affinity == "local":
             if z_teacher is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class UserData:
         pairing: "natural" for pairs of one event (the default), "class" where they were matched by label.
 
     Raises:
-        DataError: If the loader can be iterated only once, or does not say how long it is.
+        DataError: If the loader can be iterated only once, or does not say how long it is, or pairing is no such word.
     """
 
     augmented_modalities: frozenset[str] = frozenset()
@@ -54,6 +54,8 @@ class UserData:
         batches: int | None = None,
         pairing: Pairing = "natural",
     ) -> None:
+        if pairing not in get_args(Pairing):
+            raise DataError(f"pairing is '{pairing}'{suggest(pairing, get_args(Pairing))}")
         if isinstance(loader, Iterator):
             raise DataError(
                 f"a {type(loader).__name__} can be read only once; give a DataLoader, a list, or an object whose "
@@ -84,12 +86,13 @@ class UserData:
     def fingerprint(self) -> str:
         """Hash of the number of batches and of what the first one holds; empty where the loader does not repeat it.
 
-        Asked for the first time, it reads the first batch of epoch 0 twice, with the generators of torch, numpy and
-        Python seeded and afterwards put back.
+        Pairs that were matched by label are other data. Asked for the first time, it reads the first batch of epoch 0
+        twice, with the generators of torch, numpy and Python seeded and afterwards put back.
         """
         if self._fingerprint is None:
             first = first_batch(self._loader, self.named)
-            self._fingerprint = digest(self._batches, first) if first else ""
+            said = [] if self.pairing == "natural" else [self.pairing]
+            self._fingerprint = digest(self._batches, first, *said) if first else ""
         return self._fingerprint
 
     def fingerprint_of(self, modality: str) -> str:

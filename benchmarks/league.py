@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from crossdistill.errors import DataError
-from crossdistill.evaluation import Interval, mean_interval
+from crossdistill.evaluation import Interval, average_ranks, mean_interval
 from crossdistill.experiments.suite_tuning import TUNED
 
 NONE = "\N{EN DASH}"
@@ -50,12 +50,8 @@ def table(folder: Path, column: str, by: str = "experiment", seeds: Collection[i
     best = {e: max((m for m in CONTROLS if (m, e) in means), key=lambda m, e=e: means[m, e]) for e in experiments}
     rows = list(dict.fromkeys(method for method, _ in found))
     methods = [m for m in rows if m not in (*CONTROLS, "teacher") and all((m, e) in means for e in experiments)]
-    rank = dict.fromkeys(methods, 0.0)
-    for e in experiments:
-        scores = np.array([means[m, e] for m in methods])
-        for i, m in enumerate(methods):
-            higher, equal = np.sum(scores > scores[i]), np.sum(scores == scores[i])
-            rank[m] += (higher + (equal + 1) / 2) / len(experiments)
+    scores = [[means[m, e] for m in methods] for e in experiments]
+    rank = dict(zip(methods, map(float, average_ranks(scores)), strict=True)) if methods else {}
     columns: dict[str, list[str]] = defaultdict(list)
     for e in experiments:
         columns[e if by == "experiment" else f"to {e.rsplit('-', 1)[1]}"].append(e)
@@ -111,7 +107,7 @@ def across(folders: Sequence[Path], columns: Sequence[str], ours: str = "focused
         seeds: Runs of these alone, if any are given.
 
     Raises:
-        DataError: If a set has none of the columns.
+        DataError: If a set has none of the columns, or not the method.
     """
     sets: dict[str, Values] = {}
     for folder in folders:
@@ -123,15 +119,17 @@ def across(folders: Sequence[Path], columns: Sequence[str], ours: str = "focused
     first, *rest = scores.values()
     methods = [m for m in first if m not in (*CONTROLS, "teacher") and all(m in score for score in rest)]
     table = np.array([[score[m] for score in scores.values()] for m in methods]).round(9)
-    ranks = (table[:, None] < table[None]).sum(axis=1) + ((table[:, None] == table[None]).sum(axis=1) + 1) / 2
+    if ours not in methods:
+        raise DataError(f"not every set has '{ours}'; those that have rows in all: {', '.join(methods)}")
+    ranks = average_ranks(table.T)
     lead = table[methods.index(ours)] - table
     lines = [
         f"| row | {' | '.join(sets)} | mean | rank | `{ours}` minus it | ahead in |",
         f"| --- |{' --- |' * (len(sets) + 4)}",
     ]
-    for i in np.argsort(ranks.mean(axis=1), kind="stable"):
+    for i in np.argsort(ranks, kind="stable"):
         apart = [NONE, NONE] if methods[i] == ours else [_said(mean_interval(lead[i])), f"{np.sum(lead[i] > 0)}"]
-        cells = [*(f"{value:.1f}" for value in (*table[i], table[i].mean(), ranks[i].mean())), *apart]
+        cells = [*(f"{value:.1f}" for value in (*table[i], table[i].mean(), ranks[i])), *apart]
         lines.append(f"| `{methods[i]}` | {' | '.join(cells)} |")
     known = {name: [m for m in score if m not in (*CONTROLS, *OURS, "teacher")] for name, score in scores.items()}
     best = {name: _best(found, known[name]) for name, found in sets.items()}

@@ -62,6 +62,8 @@ def test_what_cannot_be_told_is_not_said(folders):
     assert cells(table, "`focused`")[:2] == ["65.0", "20.0"]
     with pytest.raises(DataError, match="far has no kept run with linear@1"):
         across(folders, ["linear@1"])
+    with pytest.raises(DataError, match="not every set has 'vid'; those that have rows in all: focused, l2, sp"):
+        across(folders, ["linear@1", "linear@3"], "vid")
 
 
 def test_equal_means_share_a_rank(folders):

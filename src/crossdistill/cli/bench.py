@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 
 from crossdistill.errors import ConfigError, CrossDistillError, DataError, shown, suggest
 from crossdistill.experiments.yaml_lines import Document
+from crossdistill.registry import Pairing
 
 if TYPE_CHECKING:
     from crossdistill.experiments.suite_estimate import Estimate
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from crossdistill.experiments.suites import Suite
 
 TRACKS = ("label-free", "labelled")
-PAIRINGS = ("natural", "class")
 MOST_SKIPPED = 12
 """Lines on what cannot be served that are shown; the page has all of them."""
 
@@ -54,8 +54,8 @@ def suite_of(
         raise ConfigError(f"give a suite file, or --data, --source and --target; missing: {', '.join(missing)}")
     if track not in TRACKS:
         raise ConfigError(f"--track is '{track}'{suggest(track, TRACKS)}")
-    if pairing not in ("", *PAIRINGS):
-        raise ConfigError(f"--pairing is '{pairing}'{suggest(pairing, PAIRINGS)}")
+    if pairing not in ("", *get_args(Pairing)):
+        raise ConfigError(f"--pairing is '{pairing}'{suggest(pairing, get_args(Pairing))}")
     options = {"pairing": pairing} if pairing else {}
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if methods and not names:

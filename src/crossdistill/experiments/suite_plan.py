@@ -138,17 +138,17 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
     skipped: list[tuple[str, str, str]] = []
     made: set[str] = set()
     steps: dict[str, dict[str, list[int]]] = {}
-    unfit: dict[str, list[str]] = {}
+    unfit: dict[str, str] = {}
     for entry in suite.entries:
         rows[entry.name], left_out, misnamed = _arms(entry, hall)
         skipped += left_out
         for row, reason in misnamed.items():
-            unfit.setdefault(row, []).append(f"{entry.name}: {reason}")
+            unfit.setdefault(row, f"{entry.name}: {reason}")
         benches = list(hall.benches(entry.name).values())
         steps[entry.name] = stage_steps(benches, rows[entry.name], suite.seeds[0])
-    for row, found in unfit.items():
+    for row, reason in unfit.items():
         if not any(row == arm.name for arms in rows.values() for arm in arms):
-            raise ConfigError(f"row '{row}' runs in no experiment; in {found[0]}")
+            raise ConfigError(f"row '{row}' runs in no experiment; in {reason}")
     for seed in suite.seeds:  # seed by seed, so that a suite that is stopped has something of every experiment
         for entry in suite.entries:
             benches = list(hall.benches(entry.name).values())

@@ -57,6 +57,9 @@ def test_a_suite_prints_its_table_and_leaves_a_page(says, suite, tmp_path):
 def test_pairs_that_were_matched_by_label_are_called_so(says, toy_npz, tmp_path):
     (tmp_path / "s.yaml").write_text("title: t")
     assert "--pairing goes without a suite file" in says("bench", "s.yaml", "--pairing", "class").err
+    for named in ("mfeat", "synthetic:shared_latent"):
+        said = says("bench", "--data", named, "--source", "a", "--target", "b", "--pairing", "class")
+        assert f"--pairing is for your own files; '{named}' knows" in said.err
     shelf = Shelf()
     for pairing, expected in (("", "natural"), ("class", "class")):
         document = suite_of(None, str(toy_npz), "rich", "poor", "l2", "label-free", pairing, None, 0)

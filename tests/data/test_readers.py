@@ -133,7 +133,7 @@ def test_an_archive(tmp_path):
     assert len(load(tmp_path / "d.npz", modalities=["photo"]).modalities) == 1
     assert data.pairing == "natural"
     assert load(tmp_path / "d.npz", pairing="class").pairing == "class"
-    refuses(tmp_path / "d.npz", "pairing is 'natural' or 'class'; received 'label'", pairing="label")
+    refuses(tmp_path / "d.npz", "pairing is 'label'", pairing="label")
     assert load(tmp_path / "d.npz", kinds={"sensor": "image"}).modality("sensor").shape == (1, 2, 16)
     words = {"label": np.array(labels()).astype("S"), "class_names": None}
     assert load(make_npz(tmp_path / "d.npz", **words)).class_names == ("cat", "dog")

@@ -42,6 +42,7 @@ def suite_of(
     Raises:
         ConfigError: If there is neither or both, or an option is missing or wrong.
     """
+    from crossdistill.data import available_sets
     from crossdistill.experiments.suites import standard
     from crossdistill.experiments.yaml_lines import read_document
 
@@ -56,6 +57,8 @@ def suite_of(
         raise ConfigError(f"--track is '{track}'{suggest(track, TRACKS)}")
     if pairing not in ("", *get_args(Pairing)):
         raise ConfigError(f"--pairing is '{pairing}'{suggest(pairing, get_args(Pairing))}")
+    if pairing and (data.startswith("synthetic:") or data in {facts.name for facts in available_sets()}):
+        raise ConfigError(f"--pairing is for your own files; '{data}' knows how its pairs were made")
     options = {"pairing": pairing} if pairing else {}
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if methods and not names:

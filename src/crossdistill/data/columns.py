@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 
@@ -60,8 +61,8 @@ class Columns:
                 f"'{self.name}': every array needs its modality and the other way round; "
                 f"arrays: {', '.join(self.arrays)}; modalities: {', '.join(self.modalities)}"
             )
-        if self.pairing not in ("natural", "class"):
-            raise DataError(f"'{self.name}': pairing is 'natural' or 'class'; received '{self.pairing}'")
+        if self.pairing not in get_args(Pairing):
+            raise DataError(f"'{self.name}': pairing is '{self.pairing}'{suggest(self.pairing, get_args(Pairing))}")
         for name, array in self.arrays.items():
             modality = self.modalities[name]
             if array.shape != (self.rows, *modality.shape) or array.dtype != modality.dtype:

@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from crossdistill.errors import DataError
-from crossdistill.evaluation import Interval, average_ranks, mean_interval
+from crossdistill.evaluation import (
+    Interval,
+    average_ranks,
+    critical_difference,
+    data_sets_needed,
+    friedman,
+    mean_interval,
+    pairwise_signed_rank,
+)
 from crossdistill.experiments.suite_tuning import TUNED
 
 NONE = "\N{EN DASH}"
@@ -109,16 +117,9 @@ def across(folders: Sequence[Path], columns: Sequence[str], ours: str = "focused
     Raises:
         DataError: If a set has none of the columns, or not the method.
     """
-    sets: dict[str, Values] = {}
-    for folder in folders:
-        read = (kept(folder, column, seeds) for column in columns)
-        sets[folder.name] = next((found for found in read if found), {})
-        if not sets[folder.name]:
-            raise DataError(f"{folder.name} has no kept run with {' or '.join(columns)}")
+    sets = _read(folders, columns, seeds)
     scores = {name: _by_row(found) for name, found in sets.items()}
-    first, *rest = scores.values()
-    methods = [m for m in first if m not in (*CONTROLS, "teacher") and all(m in score for score in rest)]
-    table = np.array([[score[m] for score in scores.values()] for m in methods]).round(9)
+    methods, table = _shared(scores)
     if ours not in methods:
         raise DataError(f"not every set has '{ours}'; those that have rows in all: {', '.join(methods)}")
     ranks = average_ranks(table.T)
@@ -152,6 +153,41 @@ def across(folders: Sequence[Path], columns: Sequence[str], ours: str = "focused
         f"| `{ours}` minus what other seeds chose | {' | '.join(cells)} | {NONE} | {NONE} | {apart} | {ahead} |"
     )
     return "\n".join(lines)
+
+
+def order(folders: Sequence[Path], columns: Sequence[str], seeds: Collection[int] = ()) -> str:
+    """Say what the ranks of the rows that all sets have prove: Friedman's test, Nemenyi's difference, signed ranks.
+
+    Raises:
+        DataError: If a set has none of the columns.
+    """
+    methods, table = _shared({name: _by_row(found) for name, found in _read(folders, columns, seeds).items()})
+    apart = pairwise_signed_rank(table.T) < 0.05
+    count = len(methods)
+    return (
+        f"{count} rows on {len(folders)} sets: Friedman's test (Iman and Davenport) p = {friedman(table.T).f_p:.2g}; "
+        f"average ranks differ from {critical_difference(count, len(folders)):.1f} on (Nemenyi, 5 %); by signed ranks "
+        f"with Holm's correction {np.sum(apart) // 2} of {count * (count - 1) // 2} pairs differ, for which "
+        f"{data_sets_needed(count)} sets are needed at least"
+    )
+
+
+def _read(folders: Sequence[Path], columns: Sequence[str], seeds: Collection[int]) -> dict[str, Values]:
+    """Read the kept runs of several sets, of each the first column that it has."""
+    sets: dict[str, Values] = {}
+    for folder in folders:
+        read = (kept(folder, column, seeds) for column in columns)
+        sets[folder.name] = next((found for found in read if found), {})
+        if not sets[folder.name]:
+            raise DataError(f"{folder.name} has no kept run with {' or '.join(columns)}")
+    return sets
+
+
+def _shared(scores: dict[str, dict[str, float]]) -> tuple[list[str], np.ndarray]:
+    """Give the methods that all sets have, and their means (methods, sets)."""
+    first, *rest = scores.values()
+    methods = [m for m in first if m not in (*CONTROLS, "teacher") and all(m in score for score in rest)]
+    return methods, np.array([[score[m] for score in scores.values()] for m in methods]).round(9)
 
 
 def _out_of_sight(method: str, found: Values, known: Collection[str]) -> Interval | None:
@@ -247,7 +283,8 @@ if __name__ == "__main__":
             parser.error("--tuned and --by are of one suite alone")
         folders, ours = [RESULTS / name for name in given.suite.split(",")], given.against or "focused"
         try:
-            print(across(folders, given.column.split(","), ours, given.seed))
+            columns = given.column.split(",")
+            print(across(folders, columns, ours, given.seed), order(folders, columns, given.seed), sep="\n\n")
         except DataError as error:
             parser.error(str(error))
     elif given.tuned:

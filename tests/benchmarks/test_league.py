@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from benchmarks.league import across
+from benchmarks.league import across, order
 
 from crossdistill.errors import DataError
 
@@ -64,6 +64,13 @@ def test_what_cannot_be_told_is_not_said(folders):
         across(folders, ["linear@1"])
     with pytest.raises(DataError, match="not every set has 'vid'; those that have rows in all: focused, l2, sp"):
         across(folders, ["linear@1", "linear@3"], "vid")
+
+
+def test_what_ranks_prove_is_said(folders):
+    said = order(folders, ["linear@1", "linear@3"])
+    assert said.startswith("3 rows on 2 sets: Friedman's test (Iman and Davenport) p = 0.")
+    assert f"average ranks differ from {3.3145 / np.sqrt(2) * np.sqrt(3 * 4 / 12):.1f} on" in said
+    assert "0 of 3 pairs differ, for which 7 sets are needed at least" in said
 
 
 def test_equal_means_share_a_rank(folders):

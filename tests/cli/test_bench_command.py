@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -59,7 +60,7 @@ def test_pairs_that_were_matched_by_label_are_called_so(says, toy_npz, tmp_path)
     assert "--pairing goes without a suite file" in says("bench", "s.yaml", "--pairing", "class").err
     for named in ("mfeat", "synthetic:shared_latent"):
         said = says("bench", "--data", named, "--source", "a", "--target", "b", "--pairing", "class")
-        assert f"--pairing is for your own files; '{named}' knows" in said.err
+        assert f"--pairing is for your own files; '{named}' knows what it holds" in said.err
     shelf = Shelf()
     for pairing, expected in (("", "natural"), ("class", "class")):
         document = suite_of(None, str(toy_npz), "rich", "poor", "l2", "label-free", pairing, None, 0)
@@ -89,6 +90,22 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(says, toy_npz, tmp_path):
     assert "mla" in said.out.split("left out")[0]
 
 
+def test_the_plan_shows_how_each_array_was_read(says, toy, tmp_path):
+    rich, poor = toy.columns.arrays["rich"], toy.columns.arrays["poor"]
+    series = np.stack([poor, poor + 1.0], axis=2)
+    np.savez(tmp_path / "axes.npz", rich=rich, poor=series, label=toy.label, split=toy.columns.split)
+    arguments = ["bench", "--data", "axes.npz", "--source", "rich", "--target", "poor", "--methods", "l2", "--dry-run"]
+    width = poor.shape[1]
+    said = says(*arguments)
+    assert f"axes: 300 natural pairs of rich vector {rich.shape[1:]}, poor sequence ({width}, 2); " in said.out
+    assert (
+        f"odd: 'poor' is read as sequences of {width} channels and 2 steps; if it has {width} steps, swap" in said.out
+    )
+    said = says(*arguments, "--kind", "poor=image")
+    assert f"poor image (1, {width}, 2)" in said.out
+    assert "odd:" not in said.out
+
+
 def test_a_dry_run_counts_trials_and_times_steps_with_the_threads_of_the_runs(says, toy_npz, monkeypatch):
     threads = []
     learn = Distillation.training_step
@@ -111,7 +128,14 @@ def test_a_dry_run_counts_trials_and_times_steps_with_the_threads_of_the_runs(sa
         (["--data", "toy.npz", "--source", "rich"], "missing: --target"),
         (["suite.yaml", "--data", "toy.npz"], "--data goes without a suite file"),
         (["suite.yaml", "--tune", 3], "--tune goes without a suite file; write it into 'suite.yaml'"),
-        (["nothing.yaml"], "there is no experiment file 'nothing.yaml'"),
+        (["nothing.yaml"], "there is no suite file 'nothing.yaml'; give --data, --source and --target"),
+        (["toy.npz"], "'toy.npz' is data, not a suite file; write --data toy.npz --source A --target B"),
+        (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--kind", "rich"], "write NAME=KIND, as in"),
+        (
+            ["--data", "toy.npz", "--source", "rich", "--target", "poor", "--kind", "rich=imag"],
+            "audio; received 'imag'",
+        ),
+        (["suite.yaml", "--kind", "rich=image"], "--kind goes without a suite file"),
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--track", "free"], "--track is 'free'"),
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--pairing", "clas"], "did you mean 'class'"),
         (["--data", "toy.npz", "--source", "rich", "--target", "pour"], "did you mean 'poor'"),

@@ -115,6 +115,48 @@ def test_a_manifest(tmp_path):
     assert data.modality("pen").kind == "vector"
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind"),
+    [
+        ((2, 16), "float32", "sequence"),
+        ((8, 8), "float64", "image"),  # a square that is large enough
+        ((7, 7), "float32", "sequence"),
+        ((9, 12), "uint16", "sequence"),
+        ((9, 7), "bool", "image"),
+        ((9, 7), "uint8", "image"),
+    ],
+)
+def test_two_axes_are_channels_and_time_but_for_what_looks_like_a_picture(shape, dtype, kind, tmp_path):
+    values = np.random.default_rng(1).integers(0, 2, (N, *shape)).astype(dtype)
+    found = load(make_npz(tmp_path / "d.npz", sensor=values)).modality("sensor")
+    assert found.kind == kind
+    assert found.shape == ((1, *shape) if kind == "image" else shape)
+    other = "sequence" if kind == "image" else "image"
+    assert load(tmp_path / "d.npz", kinds={"sensor": other}).modality("sensor").kind == other
+
+
+def test_sequences_of_unequal_length_are_no_pictures_though_the_first_is_square(tmp_path):
+    root = make_folder(tmp_path / "road", n=60, split=False)
+    for i, path in enumerate(sorted((root / "pen").rglob("*.npy"))):
+        np.save(path, np.random.default_rng(i).normal(size=(8, 8 + i % 3)))
+    assert load(root).modality("pen").kind == "sequence"
+
+
+def test_axes_that_look_swapped_are_told_of(tmp_path):
+    series = np.random.default_rng(1).normal(size=(N, 16, 2))
+    (told,) = load(make_npz(tmp_path / "d.npz", sensor=series)).warnings
+    assert told.startswith(
+        "'sensor' is read as sequences of 16 channels and 2 steps; if it has 16 steps, swap its last"
+    )
+    assert not load(tmp_path / "d.npz", kinds={"sensor": "sequence"}).warnings
+
+
+def test_a_column_that_is_nearly_called_label_is_told_so(tmp_path):
+    refuses(
+        make_npz(tmp_path / "d.npz", labels=np.arange(N) % 2), "'labels': an array of shape", "did you mean 'label'"
+    )
+
+
 def test_a_parquet_manifest(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     table = pytest.importorskip("pyarrow.csv").read_csv(make_manifest(tmp_path / "m", label=labels(), split=splits()))

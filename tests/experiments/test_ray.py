@@ -1,8 +1,12 @@
 """A suite on a Ray cluster of two nodes: the rows of local processes, also when a node is lost."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 
+from crossdistill.experiments.ray_workers import RayWorkers
 from crossdistill.experiments.suite_run import run_suite
 from crossdistill.experiments.suites import Shelf, expand
 from crossdistill.experiments.yaml_lines import Document
@@ -57,3 +61,25 @@ def test_two_nodes_give_the_rows_of_one_process_and_a_lost_node_costs_none(toy, 
     assert results["complete"]
     assert not [run for run in results["runs"] if run["status"] == "failed"]
     assert results["rows"] == expected["rows"]
+
+
+@pytest.mark.timeout(300)
+def test_no_more_runs_at_once_than_jobs_say_and_workers_know_the_folders(tmp_path, cluster, monkeypatch):
+    monkeypatch.setenv("CROSSDISTILL_CACHE", str(tmp_path / "cache"))
+
+    def make(folder, tell, stop):  # local, so that workers get it by value
+        def work(task):
+            sign = folder / f"{task}.on"
+            sign.touch()
+            time.sleep(0.3)
+            count = len(list(folder.glob("*.on")))
+            sign.unlink()
+            return count, os.environ["CROSSDISTILL_CACHE"]
+
+        return work
+
+    with RayWorkers(make, (tmp_path,), jobs=1, threads=1, listen=lambda word, facts: None) as crew:
+        for task in range(4):
+            crew.submit(task)
+        found = {task: future.result() for task, future in crew.finished()}
+    assert found == dict.fromkeys(range(4), (1, str(tmp_path / "cache")))

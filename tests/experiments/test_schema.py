@@ -5,6 +5,7 @@ from toy_experiment import EXPERIMENT
 
 from crossdistill.errors import ConfigError
 from crossdistill.experiments import parse_experiment, read_experiment, to_yaml
+from crossdistill.experiments.arms import list_arms
 from crossdistill.experiments.yaml_lines import override, parse_document
 
 
@@ -106,6 +107,7 @@ def test_what_is_wrong_is_named_with_file_line_and_key(case, tmp_path):
         ("compare.4.x=1", "nothing called '4'"),
         ("seeds=[1", "not valid YAML"),
         ("stages.student.epochs=zero", "command line, stages.student.epochs"),
+        ("stages.student.steps=40", "stages.student.epochs: epochs and steps are two budgets"),
     ],
 )
 def test_wrong_overrides_are_refused(assignment, message, tmp_path):
@@ -113,6 +115,18 @@ def test_wrong_overrides_are_refused(assignment, message, tmp_path):
     path.write_text(EXPERIMENT)
     with pytest.raises(ConfigError, match=message):
         read_experiment(path, [assignment])
+
+
+def test_steps_are_the_budget_of_all_rows_that_say_no_epochs():
+    text = EXPERIMENT.replace("    epochs: 2\n", "    steps: 50\n") + "controls: {target_ssl: {epochs: 4}}\n"
+    own = "{own: {method: distillation, teacher: teacher, objectives: {l2: 1.0}, epochs: 5}}"
+    experiment = parse_experiment(text.replace("compare: [l2]", f"compare: [cosine, {own}]"))
+    found = {arm.name: arm.stage.settings for arm in list_arms(experiment) if arm.stage is not None}
+    budgets = {name: (settings["steps"], settings["epochs"]) for name, settings in found.items()}
+    assert budgets["similarity"] == budgets["cosine"] == budgets["scratch"] == (50, 30)
+    assert budgets["own"] == (None, 5)
+    assert budgets["target_ssl"] == (None, 4)
+    assert parse_experiment(to_yaml(experiment)) == experiment
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):

@@ -4,14 +4,16 @@ import itertools
 
 import numpy as np
 import pytest
+from absent import who_is_there
 
 from crossdistill.errors import ConfigError, CrossDistillError, ObjectiveError
 from crossdistill.experiments import parse_experiment, to_yaml
-from crossdistill.experiments.suite_plan import plan
+from crossdistill.experiments.suite_plan import Hall, plan, stage_steps
 from crossdistill.experiments.suites import SCALED, Shelf, expand, standard
 from crossdistill.experiments.yaml_lines import parse_document
 from crossdistill.objectives.at import Attention
 from crossdistill.registry import discover
+from crossdistill.training import Settings
 
 
 def suite(text, **how):
@@ -43,8 +45,25 @@ def test_the_budget_in_steps_becomes_epochs_of_full_batches(toy_npz, steps, batc
     settings = suite(text).entries[0].experiment.student.settings
     fits = min(batch, 160 // 2)
     assert settings["batch_size"] == fits
-    taken = settings["epochs"] * (160 // fits)
+    taken = Settings(**settings).passes(160 // fits) * (160 // fits)
     assert steps <= taken < steps + 160 // fits
+
+
+def test_rows_that_lack_a_modality_take_no_steps_away(toy, tmp_path):
+    here = who_is_there(300, share=0.4)
+    arrays = {name: np.where(here[name][:, None], array, 0) for name, array in toy.columns.arrays.items()}
+    masks = {f"present_{name}": mask for name, mask in here.items()}
+    np.savez(tmp_path / "d.npz", **arrays, **masks, label=toy.label, split=toy.columns.split)
+    text = SMALL.format(path=tmp_path / "d.npz").replace("target: poor}}", "target: poor}, pairs: [70, null]}")
+    made = suite(text)
+    planned = plan(made, tmp_path / "out", shelf := Shelf())
+    hall = Hall(made.entries, tmp_path / "out", shelf)
+    for entry in made.entries:
+        for seed in (0, 1):
+            steps = stage_steps(list(hall.benches(entry.name).values()), planned.rows[entry.name], seed)
+            assert {"similarity", "l2", "target_ssl", "scratch", "random_teacher"} <= set(steps)
+            for row in steps.keys() - {"raw_features", "teacher"}:  # an epoch has five full batches at most
+                assert all(10 <= count < 15 for count in steps[row]), (row, steps[row])
 
 
 def test_between_makes_all_ordered_pairs_and_pairs_make_a_family(toy_npz):
@@ -144,6 +163,18 @@ def test_objectives_of_maps_run_on_the_deepest_ones_and_fsp_says_that_it_needs_t
     assert rows >= set(names) - {"fsp"}
     [reason] = [reason for _, name, reason in planned.skipped if name == "fsp"]
     assert "needs two or more" in reason
+
+
+def test_the_number_of_pairs_the_keys_of_data_and_the_main_row_are_blamed_where_they_stand(toy_npz):
+    text = SMALL.format(path=toy_npz)
+    with pytest.raises(
+        ConfigError, match=r"s\.yaml, line \d+, experiments\.toy\.pairs: 161 are more than all 160; null"
+    ):
+        suite(text.replace("target: poor}}", "target: poor}, pairs: [64, 161]}"))
+    with pytest.raises(ConfigError, match=r"the key 'target' is missing, or no word; there is no key 'traget'"):
+        suite(text.replace("target:", "traget:"))
+    with pytest.raises(ConfigError, match=r"s\.yaml, experiments\.toy, line 2, stages\.student\.objectives\.l2\.temp"):
+        suite(text.replace("[similarity, l2,", "[{cold: {l2: {temp: 3}}},"))
 
 
 LAYERS = """

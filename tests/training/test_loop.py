@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import random
 
@@ -42,6 +43,14 @@ def test_the_users_random_numbers_are_left_alone():
     torch.manual_seed(11)
     train(Regression(dropout=0.5), held_out=Pairs(20))
     assert torch.equal(torch.randn(3), expected)
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (3, 1), (4, 2), (9, 3)])
+def test_steps_are_made_up_of_whole_epochs(steps, epochs, tmp_path):
+    trained = train(Regression(), Pairs(48), dataclasses.replace(SHORT, steps=steps), folder=tmp_path)
+    last = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["step"] == 3 * epochs  # three batches of 16 an epoch
+    assert same(trained, train(Regression(), Pairs(48), dataclasses.replace(SHORT, epochs=epochs)))
 
 
 def test_training_learns():

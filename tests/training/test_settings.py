@@ -12,6 +12,7 @@ from crossdistill.training import Settings
         ("epochs", 0, "at least 1"),
         ("epochs", 2.5, "whole number"),
         ("epochs", True, "whole number"),
+        ("steps", 0, "at least 1"),
         ("batch_size", 0, "at least 1"),
         ("accumulate", 0, "at least 1"),
         ("micro_batch", 0, "at least 1"),

@@ -348,6 +348,9 @@ def bench(
     track: Annotated[str, typer.Option(help="For --data: label-free, or labelled.")] = "label-free",
     seeds: Annotated[int | None, typer.Option(min=1, help="How many; more of them later add their own runs.")] = None,
     pairing: Annotated[str, typer.Option(help="For --data: class, if you matched the pairs by label.")] = "",
+    kind: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=KIND", help="For --data: what an array holds, as depth=image.")
+    ] = None,
     tune: Annotated[int, typer.Option(min=0, help="For --data: trials of each row, for the tuned table.")] = 0,
     jobs: Jobs = None,
     threads: Threads = None,
@@ -362,7 +365,7 @@ def bench(
     _refuse_several("bench")
     from crossdistill.cli.bench import run_bench, suite_of
 
-    document = suite_of(suite, data, source, target, methods, track, pairing, seeds, tune)
+    document = suite_of(suite, data, source, target, methods, track, pairing, seeds, tune, kind or ())
     with _importing(safe):
         run_bench(document, out, jobs=jobs, threads=threads, on=on, seeds=seeds, dry=dry)
 

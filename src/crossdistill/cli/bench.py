@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from crossdistill.experiments.suites import Suite
 
 TRACKS = ("label-free", "labelled")
+MOST_READ = 6
+"""Data sets of a suite whose modalities are shown."""
+
 MOST_SKIPPED = 12
 """Lines on what cannot be served that are shown; the page has all of them."""
 
@@ -36,6 +39,7 @@ def suite_of(
     pairing: str,
     seeds: int | None,
     tune: int,
+    kinds: Sequence[str] = (),
 ) -> Document:
     """Read the suite file, or write the standard suite of the user's own data.
 
@@ -48,8 +52,13 @@ def suite_of(
 
     given = {"--data": data, "--source": source, "--target": target, "--methods": methods}
     if file is not None:
-        if extra := [name for name, value in {**given, "--pairing": pairing, "--tune": tune}.items() if value]:
+        others = {"--pairing": pairing, "--tune": tune, "--kind": kinds}
+        if extra := [name for name, value in {**given, **others}.items() if value]:
             raise ConfigError(f"{extra[0]} goes without a suite file; write it into '{file}'")
+        if file.suffix.lower() in (".npz", ".csv", ".parquet") or file.is_dir():
+            raise ConfigError(f"'{file}' is data, not a suite file; write --data {file} --source A --target B")
+        if not file.exists():
+            raise ConfigError(f"there is no suite file '{file}'; give --data, --source and --target to do without one")
         return read_document(file)
     if missing := [name for name in ("--data", "--source", "--target") if not given[name]]:
         raise ConfigError(f"give a suite file, or --data, --source and --target; missing: {', '.join(missing)}")
@@ -57,13 +66,24 @@ def suite_of(
         raise ConfigError(f"--track is '{track}'{suggest(track, TRACKS)}")
     if pairing not in ("", *get_args(Pairing)):
         raise ConfigError(f"--pairing is '{pairing}'{suggest(pairing, get_args(Pairing))}")
-    if pairing and (data.startswith("synthetic:") or data in {facts.name for facts in available_sets()}):
-        raise ConfigError(f"--pairing is for your own files; '{data}' knows how its pairs were made")
-    options = {"pairing": pairing} if pairing else {}
+    own = {"--pairing": pairing, "--kind": kinds}
+    said = [name for name, value in own.items() if value]
+    if said and (data.startswith("synthetic:") or data in {facts.name for facts in available_sets()}):
+        raise ConfigError(f"{said[0]} is for your own files; '{data}' knows what it holds")
+    options: dict[str, Any] = {"pairing": pairing} if pairing else {}
+    if kinds:
+        options["kinds"] = dict(_kind(word) for word in kinds)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if methods and not names:
         raise ConfigError(f"--methods names none: {shown(methods)}; write a,b,c, or leave it out for all that apply")
     return standard(data, source, target, methods=names, track=track, seeds=seeds or 5, tune=tune, options=options)
+
+
+def _kind(word: str) -> tuple[str, str]:
+    name, equals, kind = word.partition("=")
+    if not (name and equals and kind):
+        raise ConfigError(f"--kind is {shown(word)}; write NAME=KIND, as in depth=image")
+    return name, kind
 
 
 def run_bench(
@@ -75,6 +95,7 @@ def run_bench(
         CrossDistillError: If something does not fit.
     """
     from crossdistill.cli.app import of_the_disk
+    from crossdistill.cli.progress import odd
     from crossdistill.experiments.pool import limited_threads, shared_out
     from crossdistill.experiments.suite_estimate import estimate
     from crossdistill.experiments.suite_plan import plan
@@ -87,6 +108,11 @@ def run_bench(
     shelf = Shelf()
     suite = expand(document, shelf, seeds=seeds)
 
+    def read() -> list[str]:
+        """Say how the data were read: modalities by kind and shape, and what is odd."""
+        sets = list(shelf.loaded.values())
+        return [line for data in sets[:MOST_READ] for line in (f"{data!r}"[1:-1], *odd(data.warnings))]
+
     def guess(left: Sequence[Job], planned: Plan) -> Estimate:
         with limited_threads(shared_out(jobs, threads, len(left))[1]):  # a step is timed as the runs will take it
             return estimate(suite, planned, out, shelf, frozenset(left))
@@ -95,9 +121,11 @@ def run_bench(
         planned = plan(suite, out, shelf)
         if suite.trials:
             planned = with_trials(suite, planned, out, shelf)
-        _show_plan(suite, planned, guess(planned.jobs, planned))
+        _show_plan(suite, planned, guess(planned.jobs, planned), read())
         return
     with BenchProgress(guess) as progress:
+        for line in read():
+            progress.say(line)
         try:
             results = run_suite(
                 suite,
@@ -220,12 +248,14 @@ def _skipped(skipped: Sequence[tuple[str, str, str]]) -> list[str]:
     return [*lines[:MOST_SKIPPED], *([f"and {rest} more reasons"] if rest > 0 else [])]
 
 
-def _show_plan(suite: Suite, planned: Plan, found: Estimate) -> None:
+def _show_plan(suite: Suite, planned: Plan, found: Estimate, read: Sequence[str]) -> None:
     console = Console()
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    for line in read:
+        say(line)
     for entry in suite.entries:
         spec, ks = entry.experiment.data, ", ".join(_count(k) for k in entry.labels_per_class)
         seconds = sum(found.seconds[job] for job in planned.jobs if job.entry == entry.name)

@@ -22,7 +22,7 @@ from crossdistill.data.decode import check_finite, check_plain, why_unread
 from crossdistill.data.modality import Modality, check_name
 from crossdistill.data.options import ReadOptions
 from crossdistill.data.paths import Names
-from crossdistill.data.probe import array_modality
+from crossdistill.data.probe import array_modality, told_of_axes
 from crossdistill.data.tables import RESERVED, Table
 from crossdistill.errors import DataError, suggest
 
@@ -64,8 +64,11 @@ def load_archive(
         try:
             arrays[key], modalities[key] = array_modality(key, arrays[key], options)
         except DataError as error:
-            problems.add(str(error))
+            meant = suggest(key, [*RESERVED, "class_names"]) if arrays[key].ndim == 1 else ""
+            problems.add(f"{error}{meant if 'did you mean' in meant else ''}")
             continue
+        if doubt := told_of_axes(modalities[key], options):
+            problems.warn(doubt)
         for i, sample in enumerate(arrays[key]):
             wrong = "" if problems.full else check_finite(sample)
             if wrong:

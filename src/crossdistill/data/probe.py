@@ -30,6 +30,9 @@ LOOKED_AT = 16
 LARGEST = 64
 """Longer side of pictures in pixels, by default: what the small encoders are made for."""
 
+LEAST_SIDE = 8
+"""Of square arrays of fractions that are taken for pictures: sequences have fewer channels, or more steps."""
+
 LONGEST = 10.0
 """Seconds of sound at most, by default."""
 
@@ -123,7 +126,7 @@ def _audio(name: str, facts: Sequence[tuple[int, float]], options: ReadOptions) 
 
 def _array(name: str, facts: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], options: ReadOptions) -> Modality:
     dtype = np.result_type(*(f[1] for f in facts))
-    kind, shape = _form(name, facts[0][0], dtype, options)
+    kind, shape = _form(name, facts[0][0], dtype, options, squares=False)  # by chance the first of many lengths is one
     if not kind:
         raise DataError(f"'{name}': an array of shape {shape} is no kind of sample")
     if kind == "sequence" and len(shape) == 2:
@@ -135,9 +138,13 @@ def _array(name: str, facts: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], op
     return Modality(name=name, kind=kind, shape=shape, dtype=stored, scale=picture_scale(kind, stored))
 
 
-def _form(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions) -> tuple[Any, tuple[int, ...]]:
+def _form(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], options: ReadOptions, *, squares: bool = True
+) -> tuple[Any, tuple[int, ...]]:
     """Say of what kind samples of a shape are ("" for none), and what shape they have when colours come first."""
-    guess = {1: "vector", 2: "image" if dtype == np.uint8 else "sequence", 3: "image", 4: "image"}.get(len(shape), "")
+    square = squares and len(shape) == 2 and shape[0] == shape[1] >= LEAST_SIDE
+    grey = square or str(dtype) in ("uint8", "bool")
+    guess = {1: "vector", 2: "image" if grey else "sequence", 3: "image", 4: "image"}.get(len(shape), "")
     kind = options.of("kinds", name, guess)
     if kind == "image" and len(shape) == 4:  # a clip: its frames' colours are channels of one picture
         return kind, fold_clip(np.broadcast_to(np.zeros((), bool), shape)).shape
@@ -148,6 +155,19 @@ def _form(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], options: Read
     return kind, shape
 
 
+def told_of_axes(modality: Modality, options: ReadOptions) -> str:
+    """Say how a sequence was read that may have its axes the other way round; empty where there is no doubt."""
+    if modality.kind != "sequence" or modality.shape[0] <= modality.shape[1]:
+        return ""
+    if options.of("kinds", modality.name, "") == "sequence":
+        return ""
+    channels, steps = modality.shape
+    return (
+        f"'{modality.name}' is read as sequences of {channels} channels and {steps} steps; if it has {channels} steps, "
+        f"swap its last two axes; if it holds pictures, say kinds: {{{modality.name}: image}}"
+    )
+
+
 def picture_scale(kind: str, dtype: str) -> float:
     """Give 1/255 for pictures of 8 bits, else 1."""
     return 1 / 255 if kind == "image" and dtype == "uint8" else 1.0
@@ -156,9 +176,9 @@ def picture_scale(kind: str, dtype: str) -> float:
 def array_modality(name: str, array: np.ndarray, options: ReadOptions) -> tuple[np.ndarray, Modality]:
     """Bring an array (n, ...) to a form that can be stored, and say what it is.
 
-    One axis a sample makes vectors (n, d), two make sequences (n, c, t) or, for uint8, grey pictures (n, h, w), three
-    make pictures (n, c, h, w) or (n, h, w, c) where only the last axis can be one of colours, four make clips
-    (n, t, c, h, w) or (n, t, h, w, c), whose frames become channels (n, t c, h, w). `kinds` says otherwise.
+    One axis a sample makes vectors (n, d), two make sequences (n, c, t) or, for uint8, bool and squares, grey pictures
+    (n, h, w), three make pictures (n, c, h, w) or (n, h, w, c) where only the last axis can be one of colours, four
+    make clips (n, t, c, h, w) or (n, t, h, w, c), whose frames become channels (n, t c, h, w). `kinds` says otherwise.
 
     Returns:
         The array (n, *shape), uint8, int16, float16 or float32, and its modality, not yet fitted.
@@ -170,7 +190,8 @@ def array_modality(name: str, array: np.ndarray, options: ReadOptions) -> tuple[
         raise DataError(f"'{name}': holds {array.dtype}, not real numbers")
     kind, shape = _form(name, array.shape[1:], array.dtype, options)
     if not kind:
-        raise DataError(f"'{name}': an array of shape {array.shape} is no kind of modality")
+        one = "; where each pair has one number, its shape is (n, 1)" if array.ndim == 1 else ""
+        raise DataError(f"'{name}': an array of shape {array.shape} is no kind of modality{one}")
     if array.ndim == 3 and len(shape) == 3:
         array = array[:, None]
     elif array.ndim == 5 and len(shape) == 3:

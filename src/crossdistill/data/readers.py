@@ -14,7 +14,7 @@ from crossdistill.data.dataset import PairedDataset
 from crossdistill.data.modality import Modality, check_name
 from crossdistill.data.options import ReadOptions
 from crossdistill.data.paths import Files, Names, expanded
-from crossdistill.data.probe import guess_modality
+from crossdistill.data.probe import guess_modality, told_of_axes
 from crossdistill.data.store import Stored, decoded
 from crossdistill.data.tables import Table, read_folder, read_manifest
 from crossdistill.errors import ConfigError, DataError
@@ -113,6 +113,9 @@ def _load_table(
             modalities[modality] = guess_modality(modality, files.paths, options)
         except DataError as error:
             problems.add(str(error))
+            continue
+        if doubt := told_of_axes(modalities[modality], options):
+            problems.warn(doubt)
     if len(modalities) == len(table.files):
         options.check_used()
     for modality, kind in modalities.items():

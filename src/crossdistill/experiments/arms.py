@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from crossdistill.data import PairedDataset, available_transforms, build_transforms
 from crossdistill.errors import ConfigError, CrossDistillError
-from crossdistill.experiments.signatures import at, check, parameters_of
+from crossdistill.experiments.signatures import at, check, loop_fields, parameters_of
 from crossdistill.experiments.specs import ALONE, ALONE_BY, CONTROLS, Experiment, ObjectiveSpec, StageSpec
 from crossdistill.experiments.yaml_lines import Document
 from crossdistill.registry import lookup
@@ -106,12 +106,11 @@ def _alone(experiment: Experiment, name: str, method: str) -> StageSpec:
 
     main, target, document = experiment.student, experiment.data.target, experiment.document
     own = {k: v for k, v in parameters_of(lookup("crossdistill.methods", method)).items() if k not in ROLES}
-    loop = parameters_of(Settings)
-    place = ("controls", name)
+    place, said = ("controls", name), experiment.controls.get(name, {})
     held = {"keep": "last"}  # a control has no held-out loss that would be comparable
-    defaults = {key: (kind, {**main.settings, **held}[key]) for key, (kind, _) in loop.items()}
-    fields = {**own, **defaults, "augment": (dict[str, TransformSpec], dict(main.augment))}
-    values = check(fields, experiment.controls.get(name, {}), document, place)
+    loop = loop_fields(said, {**main.settings, **held}, document, place)
+    fields = {**own, **loop, "augment": (dict[str, TransformSpec], dict(main.augment))}
+    values = check(fields, said, document, place)
     settings = {key: values[key] for key in loop}
     try:
         Settings(**settings)

@@ -195,16 +195,17 @@ class Bench:
         rows = len(self.label_rows(seed))
         batch = min(settings.batch_size, rows)
         pairs = useful(self._pairs(arm, seed), self.experiment.student, self.experiment)
-        steps = settings.epochs * steps_an_epoch(pairs, settings)
-        epochs = -(-steps // max(1, rows // batch))
-        return dataclasses.replace(settings, batch_size=batch, accumulate=1, epochs=epochs, distinct_groups=False)
+        an_epoch = steps_an_epoch(pairs, settings)
+        steps = settings.passes(an_epoch) * an_epoch
+        return dataclasses.replace(settings, batch_size=batch, accumulate=1, steps=steps, distinct_groups=False)
 
     def steps(self, arm: Arm, seed: int) -> int:
         """Count the optimiser steps of an arm's own stage (0 without one), for progress."""
         if arm.stage is None or arm.stage.module is not None:
             return 0
         settings = self.settings(arm, seed)
-        return settings.epochs * steps_an_epoch(self.stage_data(arm, seed), settings)
+        an_epoch = steps_an_epoch(self.stage_data(arm, seed), settings)
+        return settings.passes(an_epoch) * an_epoch
 
     def seconds(self, arm: Arm, seed: int) -> float:
         """Give the wall time that training an arm's own stage took, whenever that was; 0 where nothing was trained."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,9 @@ from typing import Any, Self
 from crossdistill.errors import ConfigError, Interrupted
 from crossdistill.experiments.listening import LISTEN
 from crossdistill.experiments.pool import WorkerLost, limit_threads
+
+FOLDERS = ("CROSSDISTILL_DATA", "CROSSDISTILL_CACHE")
+"""Variables that name folders, which workers get from who started the suite."""
 
 RETRIES = 2
 """How often Ray tries a run again whose worker or machine is lost."""
@@ -26,7 +30,7 @@ class RayWorkers:
     Args:
         make: As in `Workers`.
         arguments: As in `Workers`.
-        jobs: Not used: Ray starts as many as the cluster has room for.
+        jobs: How many are handed to Ray at once at most; it starts those that the cluster has room for.
         threads: Cores of each run.
         listen: Not told of steps: news of a run ends with its record.
 
@@ -37,16 +41,18 @@ class RayWorkers:
     def __init__(
         self, make: Callable[..., Any], arguments: tuple[Any, ...], *, jobs: int, threads: int, listen: LISTEN
     ) -> None:
-        del jobs, listen
+        del listen
         self.make, self.arguments, self.threads = make, arguments, threads
-        self.ray = connect()
+        self.ray, self.most = connect(), jobs
         self.running: dict[Any, Any] = {}
+        self.held: deque[Any] = deque()
 
     def __enter__(self) -> Self:
         resources: Mapping[str, float] = self.ray.cluster_resources()
         share = resources.get("GPU", 0.0) * self.threads / max(1.0, resources.get("CPU", 1.0))
         needs = {"num_cpus": self.threads, "num_gpus": round(min(1.0, share), 3), "max_retries": RETRIES}
-        place = {"cwd": str(Path.cwd()), "path": list(sys.path), "data": os.environ.get("CROSSDISTILL_DATA")}
+        folders = {name: os.environ[name] for name in FOLDERS if name in os.environ}
+        place = {"cwd": str(Path.cwd()), "path": list(sys.path), "folders": folders}
         remote = self.ray.remote(**needs)(_perform)
         setting = self.ray.put((self.make, self.arguments, self.threads, place))
         self.send: Callable[[Any], Any] = lambda task: remote.remote(setting, task)
@@ -62,14 +68,22 @@ class RayWorkers:
 
     def submit(self, task: Any) -> None:
         """Hand a task over."""
-        self.running[self.send(task)] = task
+        self.held.append(task)
+        self._send_on()
 
     def finished(self) -> Iterator[tuple[Any, Any]]:
         """Give each task when it is done, until none is left; more may be submitted meanwhile."""
         while self.running:
             done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=0.5)
             for reference in done:
-                yield self.running.pop(reference), _Result(self.ray, reference)
+                task = self.running.pop(reference)
+                self._send_on()
+                yield task, _Result(self.ray, reference)
+
+    def _send_on(self) -> None:
+        while self.held and len(self.running) < self.most:
+            task = self.held.popleft()
+            self.running[self.send(task)] = task
 
 
 class _Result:
@@ -128,8 +142,7 @@ def _perform(setting: tuple[Any, ...], task: Any) -> Any:
     if key not in _WORKERS:
         os.chdir(place["cwd"])
         sys.path += [entry for entry in place["path"] if entry not in sys.path]
-        if place["data"] is not None:
-            os.environ["CROSSDISTILL_DATA"] = place["data"]
+        os.environ.update(place["folders"])
         limit_threads(threads)
         _WORKERS[key] = make(*arguments, _silent, _never)
     return _WORKERS[key](task)

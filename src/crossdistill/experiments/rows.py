@@ -43,7 +43,10 @@ def check_data(experiment: Experiment, data: PairedDataset) -> None:
             raise ConfigError(f"{document.where(place)}: {error}") from None
     for split in ("train", "test"):
         if split not in data.splits:
-            raise DataError(f"'{data.name}' has no {split} split; it has: {', '.join(data.splits) or 'none'}")
+            raise DataError(
+                f"'{data.name}' has no {split} split; it has: {', '.join(data.splits) or 'none'}. Give it some "
+                "rows, or no row a split, and one is made"
+            )
 
 
 def judged_rows(data: PairedDataset, experiment: Experiment) -> PairedDataset:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from crossdistill.errors import ConfigError, CrossDistillError, shown, suggest
 from crossdistill.experiments.blame import told
-from crossdistill.experiments.signatures import at, check, parameters_of
+from crossdistill.experiments.signatures import at, check, loop_fields, parameters_of
 from crossdistill.experiments.specs import (
     ALONE_BY,
     CONTROLS,
@@ -179,9 +179,7 @@ def _stage(
         raise ConfigError(f"{document.where((*place, 'method'))}: {error}") from None
     everything = parameters_of(method)
     own = {key: value for key, value in everything.items() if key not in ROLES}
-    loop = parameters_of(Settings)
-    if like is not None:
-        loop = {key: (kind, like.settings[key]) for key, (kind, _) in loop.items()}
+    loop = loop_fields(raw, {} if like is None else like.settings, document, place)
     fields: dict[str, tuple[Any, Any]] = {
         "method": (str, ...),
         "augment": (dict[str, TransformSpec], {} if like is None else dict(like.augment)),
@@ -397,7 +395,9 @@ def to_yaml(experiment: Experiment) -> str:
         if spec.objectives:
             written["objectives"] = objectives(spec.objectives)
         views = {} if spec.stored_views is None else {"stored_views": spec.stored_views}
-        return {**written, **spec.parameters, **spec.settings, "augment": spec.augment, **views}
+        other = "steps" if spec.settings["steps"] is None else "epochs"
+        settings = {key: value for key, value in spec.settings.items() if key != other}
+        return {**written, **spec.parameters, **settings, "augment": spec.augment, **views}
 
     def row(spec: StageSpec) -> dict[str, Any]:
         same = dataclasses.replace(spec, objectives=experiment.student.objectives) == experiment.student

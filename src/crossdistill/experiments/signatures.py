@@ -38,6 +38,30 @@ def parameters_of(factory: Callable[..., Any], skip: frozenset[str] = frozenset(
     return found
 
 
+def loop_fields(
+    raw: Mapping[str, Any], like: Mapping[str, Any], document: Document, place: Sequence[str | int]
+) -> dict[str, tuple[Any, Any]]:
+    """Give the loop's settings as name to (type, default).
+
+    Args:
+        raw: What stands in the file of a stage; its `epochs` go before the `steps` of what it is like.
+        like: Defaults in place of the loop's own.
+        document: The file, for messages.
+        place: Of the stage.
+
+    Raises:
+        ConfigError: If both epochs and steps are said.
+    """
+    from crossdistill.training.settings import Settings
+
+    if "epochs" in raw and raw.get("steps") is not None:
+        raise ConfigError(
+            f"{document.where((*place, 'epochs'))}: epochs and steps are two budgets; leave one of them out"
+        )
+    defaults = {**like, **({"steps": None} if "epochs" in raw else {})}
+    return {key: (kind, defaults.get(key, value)) for key, (kind, value) in parameters_of(Settings).items()}
+
+
 def check(
     fields: Mapping[str, tuple[Any, Any]], values: Any, document: Document, place: Sequence[str | int]
 ) -> dict[str, Any]:

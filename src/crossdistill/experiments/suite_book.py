@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.experiments.results import environment
+from crossdistill.experiments.rows import judged_rows
 from crossdistill.experiments.specs import DataSpec
 from crossdistill.experiments.suite_plan import Job, Plan, Record, kept_record
 from crossdistill.experiments.suite_tuning import TUNED
-from crossdistill.experiments.suites import Entry, Shelf, Suite
+from crossdistill.experiments.suites import Entry, Shelf, Suite, fitting_pairs
 from crossdistill.files import write_checked, write_text
 from crossdistill.training.product import finished
 
@@ -119,15 +120,14 @@ class Book:
     def _describe(self, entry: Entry) -> dict[str, Any]:
         spec: DataSpec = entry.experiment.data
         data = self.shelf.get(spec.name, spec.options)
-        train = len(data.split("train"))
         return {
             "track": entry.track,
             "data": data.name,
             "source": spec.source,
             "target": spec.target,
             "pairing": data.pairing,
-            "pairs": train if spec.pairs is None else min(spec.pairs, train),
-            "test": len(data.split("test")),
+            "pairs": fitting_pairs(data, spec.source, spec.target, spec.pairs),
+            "test": len(judged_rows(data, entry.experiment)),
             "classes": data.classes,
             "class_names": list(data.class_names),
             "family": entry.family,

@@ -30,7 +30,7 @@ from crossdistill.errors import ConfigError, CrossDistillError, DataError, sugge
 from crossdistill.experiments.rows import check_data
 from crossdistill.experiments.schema import Whole, check_experiment, read_seeds
 from crossdistill.experiments.signatures import check, parameters_of
-from crossdistill.experiments.specs import CONTROLS, Experiment
+from crossdistill.experiments.specs import CONTROLS, DataSpec, Experiment
 from crossdistill.experiments.yaml_lines import Document, Place
 from crossdistill.registry import discover
 
@@ -146,7 +146,7 @@ def expand(document: Document, shelf: Shelf, *, seeds: int | Sequence[int] | Non
 
     Args:
         document: The parsed file.
-        shelf: Where data sets are kept; the budget in steps becomes epochs by their size.
+        shelf: Where data sets are kept; the batch depends on their size.
         seeds: Instead of the file's.
 
     Returns:
@@ -266,20 +266,30 @@ def _experiment(
     for p, line in document.lines.items():
         if p[0] == "methods" and len(p) > 1 and (row := _row_of(document, p)) in others:
             lines["compare", others.index(row), *p[2:]] = line
+        elif p[:1] == ("methods",) and len(p) > 2:  # the main row is the student's stage
+            lines["stages", "student", *(() if "method" in rows[main] else ("objectives",)), *p[3:]] = line
     name = values["data"].get("name")
     known = Document(f"{document.name}, {'.'.join(map(str, place))}", values, lines)
     for key in ("name", "source", "target"):
         if not isinstance(values["data"].get(key), str):
-            raise ConfigError(f"{known.where(('data',))}: the key '{key}' is missing, or no word")
+            fields = [field.name for field in dataclasses.fields(DataSpec)]
+            odd = "".join(f"; there is no key '{other}'" for other in values["data"] if other not in fields)
+            raise ConfigError(f"{known.where(('data',))}: the key '{key}' is missing, or no word{odd}")
     try:
         data = shelf.get(name, values["data"].get("options") or {})
     except CrossDistillError as error:
         raise type(error)(f"{known.where(('data', 'name'))}: {error}") from None
     if "train" not in data.splits:
         raise DataError(f"{known.where(('data', 'name'))}: '{name}' has no train split")
-    pairs = len(data.split("train"))
-    limit = values["data"].get("pairs")
-    stages = _stages(values, rows, track, budget, pairs, pairs if limit is None else min(limit, pairs))
+    limit, pairs = values["data"].get("pairs"), len(data.split("train"))
+    if isinstance(limit, int) and limit > pairs:
+        raise ConfigError(f"{document.where((*place, 'pairs'))}: {limit} are more than all {pairs}; null takes all")
+    spec = values["data"]
+    sizes = (
+        fitting_pairs(data, spec["source"], spec["source"]),
+        fitting_pairs(data, spec["source"], spec["target"], spec.get("pairs")),
+    )
+    stages = _stages(values, rows, track, budget, sizes)
     compare = [{row: _row(rows[row], plain="objectives" in rows[main])} for row in others]
     experiment = check_experiment(
         Document(known.name, {**values, "stages": stages, "compare": compare, "seeds": [0]}, known.lines)
@@ -296,26 +306,42 @@ def _row_of(document: Document, place: Place) -> str:
     return str(place[2]) if len(place) > 2 else str(next(iter(item)))
 
 
+def fitting_pairs(data: PairedDataset, source: str, target: str, limit: int | None = None) -> int:
+    """Count the training pairs that have both modalities; of a limited number drawn from all, those to be expected."""
+    train = data.split("train")
+    known = [name for name in (source, target) if name in train.modalities]  # an unknown one is refused elsewhere
+    both = len(train.having(*known))
+    return both if limit is None or limit >= len(train) else both * limit // len(train)
+
+
 def _stages(
-    values: Mapping[str, Any], rows: Rows, track: Track, budget: Mapping[str, Any], pairs: int, limit: int
+    values: Mapping[str, Any], rows: Rows, track: Track, budget: Mapping[str, Any], sizes: tuple[int, int]
 ) -> dict[str, Any]:
     """Give teacher and student their budgets; what the file says of a stage stands."""
     said: dict[str, Any] = dict(values["stages"])
     of_teacher, of_student = said.get("teacher", {}), said.get("student", {})
     learns = "simclr" if track == "label-free" else "supervised"
-    teacher = {"method": learns, "modality": values["data"]["source"], **_loop(budget["teacher_steps"], budget, pairs)}
-    teacher = dict(of_teacher) if "module" in of_teacher else {**teacher, **of_teacher}
+    teacher = {
+        "method": learns,
+        "modality": values["data"]["source"],
+        **_loop(budget["teacher_steps"], budget, sizes[0]),
+    }
+    teacher = dict(of_teacher) if "module" in of_teacher else _said_over(teacher, of_teacher)
     main = rows[_main(rows)]
-    student = {**_distils(main), **main, **_loop(budget["steps"], budget, limit), **of_student}
+    student = _said_over({**_distils(main), **main, **_loop(budget["steps"], budget, sizes[1])}, of_student)
     others = {key: value for key, value in said.items() if key not in ("teacher", "student")}
     return {"teacher": teacher, **others, "student": student}
 
 
 def _loop(steps: int, budget: Mapping[str, Any], pairs: int) -> dict[str, Any]:
-    """Turn optimiser steps into epochs of full batches; checkpoints stay rare, as the stages are short."""
+    """Give a stage its optimiser steps in full batches, two an epoch at least; checkpoints stay rare in short ones."""
     batch = min(budget["batch_size"], max(2, pairs // 2))
-    epochs = -(-steps // max(1, pairs // batch))
-    return {"epochs": epochs, "batch_size": batch, "lr": 2e-3, "checkpoint_every": max(200, steps // 4)}
+    return {"steps": steps, "batch_size": batch, "lr": 2e-3, "checkpoint_every": max(200, steps // 4)}
+
+
+def _said_over(budget: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay what the file says of a stage over its budget; epochs of its own are said in place of steps."""
+    return {key: value for key, value in budget.items() if key != "steps" or "epochs" not in said} | dict(said)
 
 
 def _distils(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class Settings:
 
     Attributes:
         epochs: Passes over the data; 30 brings small students on a few thousand pairs to their plateau.
+        steps: In place of `epochs`: as many whole epochs as make up so many steps. None, as epochs are what papers say;
+            steps keep a budget equal where stages have different numbers of samples.
         batch_size: Samples a batch; 256, as contrastive objectives take their negatives from the batch. Where several
             processes share a stage it is that of all together, and a multiple of their number.
         optimizer: "adamw" (decoupled decay; needs the least tuning), "adam" or "sgd".
@@ -62,6 +64,7 @@ class Settings:
     """
 
     epochs: int = 30
+    steps: int | None = None
     batch_size: int = 256
     optimizer: Optimizer = "adamw"
     lr: float = 1e-3
@@ -85,7 +88,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("workers", 0)):
             _whole(name, getattr(self, name), least)
-        for name in ("checkpoint_every", "micro_batch"):
+        for name in ("steps", "checkpoint_every", "micro_batch"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1)
         _inside("lr", self.lr, self.lr > 0, "a number above 0")
@@ -125,6 +128,10 @@ class Settings:
             if name not in known:
                 raise ConfigError(f"there is no setting '{name}'{suggest(name, known)}")
         return cls(**given)
+
+    def passes(self, steps_per_epoch: int) -> int:
+        """Give the number of epochs: as said, or as many as make up `steps`."""
+        return self.epochs if self.steps is None else -(-self.steps // steps_per_epoch)
 
     def to_json(self) -> dict[str, Any]:
         """Give all fields by name, as JSON holds them."""

@@ -94,7 +94,8 @@ class Stage:
         if not self.batches:
             raise DataError(f"{len(self.data)} samples do not fill one batch of {self.settings.batch_size}")
         steps = math.ceil(self.batches / self.settings.accumulate)
-        self.feed.epochs, self.feed.steps_per_epoch = self.settings.epochs, steps
+        self.epochs = self.settings.passes(steps)
+        self.feed.epochs, self.feed.steps_per_epoch = self.epochs, steps
         self.teachers = teacher_digests(self.method)
         torch.manual_seed(self.seed)
         self.method.eval()
@@ -108,7 +109,7 @@ class Stage:
             self.shards = Shards(self.method, self.device)
             self.method = self.shards.method
         self.optimizer = build(self.method, self.settings, self.shards)
-        self.total = self.settings.epochs * steps
+        self.total = self.epochs * steps
         self.stepper = Stepper(
             self.fabric,
             self.method,
@@ -129,7 +130,7 @@ class Stage:
         if listener is not None:
             listener.started(self.total, progress.step)
         with shared_norms(self.method), compiled(self.method, self.settings.compile):
-            while progress.epoch < self.settings.epochs:
+            while progress.epoch < self.epochs:
                 self._epoch(listener, stop)
         if self.settings.keep == "best" and progress.best is None:
             raise TrainingError(

@@ -67,7 +67,7 @@ def test_one_of_them(says):
         assert words in page
     assert max(map(len, page.splitlines())) <= 120
     page = says("distillation").out
-    assert "those of every stage: epochs, batch_size" in page
+    assert "those of every stage: epochs, steps, batch_size" in page
     assert "objectives:" not in page.partition("parameters")[2]
     assert json.loads(says("l2", "--json").out)["objectives"][0]["name"] == "l2"
 

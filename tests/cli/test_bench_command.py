@@ -98,9 +98,7 @@ def test_the_plan_shows_how_each_array_was_read(says, toy, tmp_path):
     width = poor.shape[1]
     said = says(*arguments)
     assert f"axes: 300 natural pairs of rich vector {rich.shape[1:]}, poor sequence ({width}, 2); " in said.out
-    assert (
-        f"odd: 'poor' is read as sequences of {width} channels and 2 steps; if it has {width} steps, swap" in said.out
-    )
+    assert f"odd: 'poor' is read as sequences, channels by steps {width} x 2: swap its last two axes if" in said.out
     said = says(*arguments, "--kind", "poor=image")
     assert f"poor image (1, {width}, 2)" in said.out
     assert "odd:" not in said.out

@@ -145,9 +145,7 @@ def test_sequences_of_unequal_length_are_no_pictures_though_the_first_is_square(
 def test_axes_that_look_swapped_are_told_of(tmp_path):
     series = np.random.default_rng(1).normal(size=(N, 16, 2))
     (told,) = load(make_npz(tmp_path / "d.npz", sensor=series)).warnings
-    assert told.startswith(
-        "'sensor' is read as sequences of 16 channels and 2 steps; if it has 16 steps, swap its last"
-    )
+    assert told.startswith("'sensor' is read as sequences, channels by steps 16 x 2: swap its last two axes if")
     assert not load(tmp_path / "d.npz", kinds={"sensor": "sequence"}).warnings
 
 

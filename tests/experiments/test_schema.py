@@ -107,7 +107,7 @@ def test_what_is_wrong_is_named_with_file_line_and_key(case, tmp_path):
         ("compare.4.x=1", "nothing called '4'"),
         ("seeds=[1", "not valid YAML"),
         ("stages.student.epochs=zero", "command line, stages.student.epochs"),
-        ("stages.student.steps=40", "stages.student.epochs: epochs and steps are two budgets"),
+        ("stages.student.steps=40", "stages.student.epochs: epochs and steps are two budgets; make one of them null"),
     ],
 )
 def test_wrong_overrides_are_refused(assignment, message, tmp_path):
@@ -127,6 +127,16 @@ def test_steps_are_the_budget_of_all_rows_that_say_no_epochs():
     assert budgets["own"] == (None, 5)
     assert budgets["target_ssl"] == (None, 4)
     assert parse_experiment(to_yaml(experiment)) == experiment
+
+
+def test_the_command_line_turns_one_budget_into_the_other(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(EXPERIMENT)
+    changed = read_experiment(path, ["stages.student.epochs=null", "stages.student.steps=40"])
+    assert changed.student.settings["steps"] == 40
+    path.write_text(EXPERIMENT.replace("    epochs: 2\n", "    steps: 50\n"))
+    changed = read_experiment(path, ["stages.student.epochs=7", "stages.student.steps=null"])
+    assert (changed.student.settings["epochs"], changed.student.settings["steps"]) == (7, None)
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):

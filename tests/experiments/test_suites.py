@@ -9,7 +9,7 @@ from absent import who_is_there
 from crossdistill.errors import ConfigError, CrossDistillError, ObjectiveError
 from crossdistill.experiments import parse_experiment, to_yaml
 from crossdistill.experiments.suite_plan import Hall, plan, stage_steps
-from crossdistill.experiments.suites import SCALED, Shelf, expand, standard
+from crossdistill.experiments.suites import SCALED, Shelf, expand, fitting_pairs, standard
 from crossdistill.experiments.yaml_lines import parse_document
 from crossdistill.objectives.at import Attention
 from crossdistill.registry import discover
@@ -62,8 +62,19 @@ def test_rows_that_lack_a_modality_take_no_steps_away(toy, tmp_path):
         for seed in (0, 1):
             steps = stage_steps(list(hall.benches(entry.name).values()), planned.rows[entry.name], seed)
             assert {"similarity", "l2", "target_ssl", "scratch", "random_teacher"} <= set(steps)
+            rows = here["rich"] & here["poor"] & (toy.columns.split == 0)
+            assert fitting_pairs(shelf.get(entry.experiment.data.name, {}), "rich", "poor") == rows.sum()
             for row in steps.keys() - {"raw_features", "teacher"}:  # an epoch has five full batches at most
                 assert all(10 <= count < 15 for count in steps[row]), (row, steps[row])
+
+
+def test_a_row_keeps_the_budget_of_its_own_whether_it_is_the_main_one_or_not(toy_npz):
+    own = "{own: {method: distillation, teacher: teacher, objectives: {l2: 1.0}, epochs: 4, lr: 0.5}}"
+    for rows in (own, f"similarity, {own}"):
+        text = SMALL.format(path=toy_npz).replace("[similarity, l2, {mine: {cosine: {weight: 2.0}}}]", f"[{rows}]")
+        experiment = suite(text).entries[0].experiment
+        stage = experiment.compare.get("own", experiment.student)
+        assert [stage.settings[key] for key in ("epochs", "steps", "lr", "batch_size")] == [4, None, 0.5, 32]
 
 
 def test_between_makes_all_ordered_pairs_and_pairs_make_a_family(toy_npz):

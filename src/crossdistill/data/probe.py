@@ -163,8 +163,8 @@ def told_of_axes(modality: Modality, options: ReadOptions) -> str:
         return ""
     channels, steps = modality.shape
     return (
-        f"'{modality.name}' is read as sequences of {channels} channels and {steps} steps; if it has {channels} steps, "
-        f"swap its last two axes; if it holds pictures, say kinds: {{{modality.name}: image}}"
+        f"'{modality.name}' is read as sequences, channels by steps {channels} x {steps}: swap its last two axes if "
+        f"they are steps by channels; if not, say kinds: {{{modality.name}: sequence}}, or image"
     )
 
 

@@ -190,7 +190,8 @@ def _stage(
     for role, kind, empty in _SAID:
         if role in everything:
             fields[role] = (kind, ... if everything[role][1] is ... else empty)
-    values = check(fields, raw, document, place)
+    said = {key: value for key, value in raw.items() if key != "epochs" or value is not None}
+    values = check(fields, said, document, place)
     settings = {key: values[key] for key in loop}
     try:
         Settings(**settings)

@@ -54,11 +54,12 @@ def loop_fields(
     """
     from crossdistill.training.settings import Settings
 
-    if "epochs" in raw and raw.get("steps") is not None:
+    said = raw.get("epochs") is not None
+    if said and raw.get("steps") is not None:
         raise ConfigError(
-            f"{document.where((*place, 'epochs'))}: epochs and steps are two budgets; leave one of them out"
+            f"{document.where((*place, 'epochs'))}: epochs and steps are two budgets; make one of them null"
         )
-    defaults = {**like, **({"steps": None} if "epochs" in raw else {})}
+    defaults = {**like, **({"steps": None} if said else {})}
     return {key: (kind, defaults.get(key, value)) for key, (kind, value) in parameters_of(Settings).items()}
 
 

@@ -136,8 +136,10 @@ def _outcomes(
 
         threads = threads or 1
         width, workers = min(jobs or slots(threads), max(1, len(waiting))), RayWorkers
+        most = width if jobs else 2 * width  # what waits at Ray tells a cluster that can grow to do so
     else:
         width, threads = shared_out(jobs, threads, len(waiting))
+        most = width
     book.environment |= {"jobs": width, "threads": threads, "on": on or "processes"}
     if width == 1 and not on:
         with limited_threads(threads):
@@ -145,7 +147,7 @@ def _outcomes(
         return
     texts = [(e.name, e.family, e.track, e.labels_per_class, to_yaml(e.experiment)) for e in suite.entries]
     setting = (texts, str(folder.resolve()))
-    crew = functools.partial(workers, _worker, setting, jobs=width, threads=threads, listen=listen)
+    crew = functools.partial(workers, _worker, setting, jobs=most, threads=threads, listen=listen)
     yield from _shared(crew, waiting, width)
 
 

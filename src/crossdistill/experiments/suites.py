@@ -328,7 +328,8 @@ def _stages(
     }
     teacher = dict(of_teacher) if "module" in of_teacher else _said_over(teacher, of_teacher)
     main = rows[_main(rows)]
-    student = _said_over({**_distils(main), **main, **_loop(budget["steps"], budget, sizes[1])}, of_student)
+    student = _said_over(_loop(budget["steps"], budget, sizes[1]), {**_distils(main), **main})
+    student = _said_over(student, of_student)
     others = {key: value for key, value in said.items() if key not in ("teacher", "student")}
     return {"teacher": teacher, **others, "student": student}
 

@@ -234,7 +234,10 @@ def _said(found: Interval) -> str:
 
 
 def rival(folder: Path, column: str, method: str, seeds: Collection[int] = ()) -> str:
-    """Say how far a method is from the best known one of each experiment, chosen with hindsight, and from each."""
+    """Say how far a method is from the best known one of each experiment, chosen with hindsight, and from each.
+
+    Experiments stand by name where it is behind on an interval over seeds.
+    """
     found = kept(folder, column, seeds)
     experiments = [e for m, e in found if m == method]
     means = {key: float(np.mean(list(values.values()))) for key, values in found.items()}
@@ -245,6 +248,10 @@ def rival(folder: Path, column: str, method: str, seeds: Collection[int] = ()) -
         f"{method} minus the best known method of each experiment, in hindsight: {_said(said)}, "
         f"ahead in {sum(v > 0 for v in lead.values())} of {len(lead)}"
     ]
+    for e, best in _best(found, others).items():
+        behind = mean_interval([found[method, e][s] - v for s, v in found[best, e].items() if s in found[method, e]])
+        if behind.high is not None and behind.high < 0:
+            lines.append(f"  behind in {e}: minus {best} {_said(behind)}")
     for o in others:
         apart = [means[method, e] - means[o, e] for e in experiments if (o, e) in means]
         lines.append(f"  minus {o}: {np.mean(apart):+.1f}, ahead in {sum(v > 0 for v in apart)} of {len(apart)}")

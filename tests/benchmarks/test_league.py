@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from benchmarks.league import across, order
+from benchmarks.league import across, order, rival
 
 from crossdistill.errors import DataError
 
@@ -71,6 +71,16 @@ def test_what_ranks_prove_is_said(folders):
     assert said.startswith("3 rows on 2 sets: Friedman's test (Iman and Davenport) p = 0.")
     assert f"average ranks differ from {3.3145 / np.sqrt(2) * np.sqrt(3 * 4 / 12):.1f} on" in said
     assert "0 of 3 pairs differ, for which 7 sets are needed at least" in said
+
+
+def test_where_a_method_is_behind_is_named(folders):
+    path = folders[0] / "runs.csv"
+    assert "behind" not in rival(folders[0], "linear@1", "focused")
+    path.write_text(
+        path.read_text().replace("b,l2,0,done,0.74", "b,l2,0,done,0.80").replace("b,l2,1,done,0.74", "b,l2,1,done,0.82")
+    )
+    (told,) = [line for line in rival(folders[0], "linear@1", "focused").splitlines() if "behind" in line]
+    assert told == "  behind in b: minus l2 -10.0 [-10.0, -10.0]"
 
 
 def test_equal_means_share_a_rank(folders):

@@ -342,7 +342,7 @@ def _loop(steps: int, budget: Mapping[str, Any], pairs: int) -> dict[str, Any]:
 
 def _said_over(budget: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     """Lay what the file says of a stage over its budget; epochs of its own are said in place of steps."""
-    return {key: value for key, value in budget.items() if key != "steps" or "epochs" not in said} | dict(said)
+    return {key: value for key, value in budget.items() if key != "steps" or said.get("epochs") is None} | dict(said)
 
 
 def _distils(row: Mapping[str, Any]) -> dict[str, Any]:

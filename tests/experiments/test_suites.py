@@ -1,16 +1,20 @@
 """The suite file: what it expands to, and that its errors say where."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
+import torch
 from absent import who_is_there
 
 from crossdistill.errors import ConfigError, CrossDistillError, ObjectiveError
 from crossdistill.experiments import parse_experiment, to_yaml
+from crossdistill.experiments.suite_estimate import JUDGING, estimate
 from crossdistill.experiments.suite_plan import Hall, plan, stage_steps
 from crossdistill.experiments.suites import SCALED, Shelf, expand, fitting_pairs, standard
 from crossdistill.experiments.yaml_lines import parse_document
+from crossdistill.methods._clock import Clock
 from crossdistill.objectives.at import Attention
 from crossdistill.registry import discover
 from crossdistill.training import Settings
@@ -245,3 +249,37 @@ def test_layers_are_looked_for_and_nothing_else(toy_npz, views_npz, tmp_path):
     text = LAYERS % ("stages.1.0", toy_npz, views_npz, views_npz, "[1]")
     planned = plan(suite(text.replace("- similarity", f"- {own}")), tmp_path / "out", Shelf())
     assert "Demanding" in {arm.name for arm in planned.rows["shallow"]}
+
+
+@pytest.mark.parametrize("track", ["label-free", "labelled"])
+def test_the_steps_of_every_row_are_timed_before_it_starts(toy_npz, tmp_path, track):
+    shelf = Shelf()
+    text = SMALL.format(path=toy_npz).replace("[similarity, l2, {mine: {cosine: {weight: 2.0}}}]", "all")
+    made = expand(parse_document(f"track: {track}{text}", name="s.yaml"), shelf)
+    planned = plan(made, tmp_path / "out", shelf)
+    before = torch.random.get_rng_state()
+    found = estimate(made, planned, tmp_path / "out", shelf)
+    assert found.unknown == 0
+    assert found.disk > 0
+    judged = {job: 0.0 if job.teaching else JUDGING * 2 for job in found.seconds}
+    untimed = [job.row for job, seconds in found.seconds.items() if job.steps and seconds <= judged[job]]
+    assert not untimed
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_slows_down_as_it_goes_on_counts_as_such(toy_npz, tmp_path, monkeypatch):
+    class Slow(Clock):
+        """Its later half takes most of the time."""
+
+        def tick(self):
+            super().tick()
+            time.sleep(0.1 * (self.progress() > 0.5))
+
+    monkeypatch.setattr("crossdistill.methods.distillation.Clock", Slow)
+    shelf = Shelf()
+    made = expand(parse_document(SMALL.format(path=toy_npz), name="s.yaml"), shelf)
+    planned = plan(made, tmp_path / "out", shelf)
+    found = estimate(made, planned, tmp_path / "out", shelf)
+    jobs = [job for job in planned.jobs if job.row == "l2"]
+    assert all(found.seconds[job] > 0.04 * job.steps for job in jobs)

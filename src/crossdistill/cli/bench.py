@@ -197,7 +197,7 @@ class BenchProgress:
         self.done, self.count, self.before = 0.0, 0, facts["seconds"]
         self.say(
             f"{len(facts['plan'].jobs)} runs and teachers, {facts['plan'].kept} done already; {len(jobs)} to do, "
-            f"about {_time(found.total)} of one process, {_size(found.disk)}"
+            f"about {_cost(found)}"
         )
         self.whole = self.bars.add_task("runs", total=len(jobs), note="")
 
@@ -235,6 +235,12 @@ def _size(size: float) -> str:
     return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
 
 
+def _cost(found: Estimate) -> str:
+    """Write an estimate: "12 min of one process, 3 MB"."""
+    unknown = f" (without {found.unknown}, whose steps could not be timed)" if found.unknown else ""
+    return f"{_time(found.total)} of one process{unknown}, {_size(found.disk)}"
+
+
 def _skipped(skipped: Sequence[tuple[str, str, str]]) -> list[str]:
     """Give a line for each reason why rows are left out, with the rows."""
     reasons: dict[str, list[str]] = {}
@@ -264,12 +270,11 @@ def _show_plan(suite: Suite, planned: Plan, found: Estimate, read: Sequence[str]
         say(f"  {rows}")
     for line in _skipped(planned.skipped):
         say(line)
-    unknown = f"; the time of {found.unknown} is not known beforehand" if found.unknown else ""
     trials = sum(job.trial is not None for job in planned.jobs)
     tuning = f", {trials} of them trials, whose tuned rows come on top" if trials else ""
     say(
         f"{len(planned.jobs)} runs and teachers over {len(suite.seeds)} seeds{tuning}, {planned.kept} done already; "
-        f"about {_time(found.total)} of one process{unknown}; {_size(found.disk)}; nothing was trained"
+        f"about {_cost(found)}; nothing was trained"
     )
 
 

@@ -1,26 +1,29 @@
-"""How long a suite will take and how much disk, before it starts: one step of every kind of stage is timed."""
+"""How long a suite will take and how much disk, before it starts: a few steps of every kind of stage are timed."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
-from crossdistill.errors import CrossDistillError
+from crossdistill.errors import CrossDistillError, Interrupted
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.rehearsal import undrawn, untrained
 from crossdistill.experiments.suite_plan import Hall, Job, Plan
 from crossdistill.experiments.suites import Shelf, Suite
+from crossdistill.training import TeacherStore, fit
 
 JUDGING = 0.15
 """Seconds to judge a run under one number of labels, where no probe says more."""
 
-STEPS, LONGEST = 5, 0.5
-"""Steps that are timed of each kind, and the seconds after which no other is begun."""
+STEPS, LONGEST = 6, 1.0
+"""Steps that each kind trains for, two at least, and the seconds after which no other is begun."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Estimate:
     Attributes:
         seconds: Wall time of each job.
         disk: Bytes of trained networks and predictions.
-        unknown: Jobs whose step could not be timed beforehand, as their first step needs a pass over the data.
+        unknown: Jobs whose steps could not be timed, which are not in the sum.
     """
 
     seconds: Mapping[Job, float]
@@ -44,7 +47,7 @@ class Estimate:
 
 
 def estimate(suite: Suite, planned: Plan, folder: Path, shelf: Shelf, left: frozenset[Job] | None = None) -> Estimate:
-    """Time one optimiser step of each kind of row, once for each data set and direction's kinds of modality.
+    """Time a few optimiser steps of each kind of row, once for each data set and direction's kinds of modality.
 
     Args:
         suite: Checked.
@@ -77,34 +80,47 @@ def estimate(suite: Suite, planned: Plan, folder: Path, shelf: Shelf, left: froz
     return Estimate(seconds, disk, unknown)
 
 
+class _Clock:
+    """Marks the end of every step, and ends the stage where it takes long; the loop asks it as its `stop`."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def __call__(self) -> bool:
+        self.marks.append(time.perf_counter())
+        return len(self.marks) > 1 and self.marks[-1] - self.marks[0] > LONGEST
+
+    def step(self) -> float | None:
+        """Give the mean seconds of a step but the first, which is slower; None where not two ended."""
+        return (self.marks[-1] - self.marks[0]) / (len(self.marks) - 1) if len(self.marks) > 1 else None
+
+
 def _probe(bench: Bench, arm: Arm | None) -> tuple[float | None, int]:
-    """Give the seconds of one step of an arm, None where it cannot be told, and the bytes of its product."""
+    """Give the seconds of one step of an arm, None where it cannot be told, and the bytes of its product.
+
+    The loop itself trains a short stage on two batches of rows: whatever a method does before its first step is done,
+    and each of its phases has its share of the steps.
+    """
     if arm is None or arm.stage is None or arm.stage.module is not None:
         return 0.0, 0
-    seed = bench.experiment.seeds[0]
+    seed, stage, clock, size = bench.experiment.seeds[0], arm.stage, _Clock(), 0
     try:
         with undrawn():
-            teacher = untrained(bench, arm.stage) if arm.stage.teacher else None
+            teacher = untrained(bench, stage) if stage.teacher else None
             method = bench.method(arm, seed, teacher=teacher)
             size = sum(p.nbytes for p in method.parameters()) - _bytes(teacher)
             rows, settings = bench.stage_data(arm, seed), bench.settings(arm, seed)
-            loader = rows.loader(
-                method.inputs(),
-                batch_size=settings.batch_size,
-                seed=seed,
-                labels=bench.reads_labels(arm.stage),
-                distinct_groups=settings.distinct_groups,
+            few = np.linspace(0, len(rows) - 1, min(len(rows), 2 * settings.batch_size)).astype(np.int64)
+            short = dataclasses.replace(
+                settings, steps=STEPS, keep="last", workers=0, compile=None, shard=False, distinct_groups=False
             )
-            batch = loader.batch(0, loader.plan(0)[0])
-            took: list[float] = []
-            while len(took) < STEPS and sum(took) < LONGEST:  # the first is slower than all that follow
-                started = time.perf_counter()
-                for losses in method.train().training_steps(batch):
-                    losses.total.backward()  # pyright: ignore[reportUnknownMemberType]
-                took.append(time.perf_counter() - started)
-            return min(took), size
+            labels, store = bench.reads_labels(stage), TeacherStore()
+            fit(method, rows.subset(few), short, seed=seed, labels=labels, stop=clock, store=store, shared=False)
+    except Interrupted:
+        pass
     except (CrossDistillError, RuntimeError, ValueError, KeyError, AttributeError, TypeError):
-        return None, 0  # its hooks see the data first; the run itself will say what is wrong, if anything is
+        return None, size  # the run itself will say what is wrong, if anything is
+    return clock.step(), size
 
 
 def _bytes(network: nn.Module | None) -> int:

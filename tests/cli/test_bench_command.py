@@ -139,6 +139,10 @@ def test_a_dry_run_counts_trials_and_times_steps_with_the_threads_of_the_runs(sa
         (["--data", "toy.npz", "--source", "rich", "--target", "pour"], "did you mean 'poor'"),
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", "l3"], "called 'l3'; did you mean"),
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", ",,"], "--methods names none"),
+        (
+            ["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", "kd"],
+            "no method can be served (label-free); rich-poor: kd needs a teacher with logits",
+        ),
         (["--data", "gone.npz", "--source", "rich", "--target", "poor"], "'gone.npz' is neither a file"),
         (["suite.yaml", "--on", "slurm"], "--on is 'slurm'; it can be ray"),
     ],

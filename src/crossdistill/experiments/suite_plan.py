@@ -129,7 +129,8 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
     """List all jobs of a suite, and see which are done.
 
     Raises:
-        ConfigError: If a row runs in no experiment, and names layers that one of them lacks.
+        ConfigError: If a row runs in no experiment, and names layers that one of them lacks; or if nothing but controls
+            is left.
         CrossDistillError: If an experiment's data or networks do not fit.
     """
     hall = Hall(suite.entries, folder, shelf)
@@ -149,6 +150,10 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
     for row, reason in unfit.items():
         if not any(row == arm.name for arms in rows.values() for arm in arms):
             raise ConfigError(f"row '{row}' runs in no experiment; in {reason}")
+    if not any(arm.role in ("method", "baseline") for arms in rows.values() for arm in arms):
+        name, row, reason = next(one for one in skipped if one[1])
+        tracks = " and ".join(dict.fromkeys(entry.track for entry in suite.entries))
+        raise ConfigError(f"no method can be served ({tracks}); {name}: {row} {reason.removeprefix(f'{row} ')}")
     for seed in suite.seeds:  # seed by seed, so that a suite that is stopped has something of every experiment
         for entry in suite.entries:
             benches = list(hall.benches(entry.name).values())

@@ -10,6 +10,7 @@ import yaml
 from commands import call
 
 from crossdistill.cli.bench import suite_of
+from crossdistill.errors import TrainingError
 from crossdistill.experiments.suites import Shelf, expand
 from crossdistill.methods import Distillation
 
@@ -68,11 +69,17 @@ def test_pairs_that_were_matched_by_label_are_called_so(says, toy_npz, tmp_path)
         assert shelf.get(data.name, data.options).pairing == expected
 
 
-def test_a_suite_of_which_no_method_runs_has_its_controls_and_its_page(says, suite, tmp_path):
+def test_a_suite_of_which_every_method_fails_has_its_controls_and_its_page(says, suite, tmp_path, monkeypatch):
     described = yaml.safe_load(suite.read_text())
-    suite.write_text(yaml.safe_dump({**described, "methods": ["kd"], "seeds": 1}))
+    suite.write_text(yaml.safe_dump({**described, "methods": ["l2"], "seeds": 1}))
+
+    def fails(method, batch):
+        raise TrainingError("it cannot go on")
+
+    monkeypatch.setattr(Distillation, "training_step", fails)
     said = says("bench", suite, "--out", "out", "--jobs", 1)
     assert said.code == 0, said.err
+    assert "it cannot go on" in said.err
     assert "no table: out has no league, as no method has a result" in said.out
     assert "page: out/report.html" in said.out
     runs = json.loads((tmp_path / "out/results.json").read_text())["runs"]

@@ -69,14 +69,18 @@ def test_pairs_that_were_matched_by_label_are_called_so(says, toy_npz, tmp_path)
         assert shelf.get(data.name, data.options).pairing == expected
 
 
-def test_a_suite_of_which_every_method_fails_has_its_controls_and_its_page(says, suite, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("hook", "error"),
+    [("training_step", TrainingError), ("before_stage", IndexError), ("training_step", AssertionError)],
+)
+def test_a_suite_of_which_every_method_fails_has_its_controls(says, suite, tmp_path, monkeypatch, hook, error):
     described = yaml.safe_load(suite.read_text())
     suite.write_text(yaml.safe_dump({**described, "methods": ["l2"], "seeds": 1}))
 
-    def fails(method, batch):
-        raise TrainingError("it cannot go on")
+    def fails(*_):
+        raise error("it cannot go on")
 
-    monkeypatch.setattr(Distillation, "training_step", fails)
+    monkeypatch.setattr(Distillation, hook, fails)
     said = says("bench", suite, "--out", "out", "--jobs", 1)
     assert said.code == 0, said.err
     assert "it cannot go on" in said.err

@@ -8,16 +8,17 @@ import pytest
 import torch
 from absent import who_is_there
 
-from crossdistill.errors import ConfigError, CrossDistillError, ObjectiveError
+from crossdistill.errors import ConfigError, CrossDistillError, Interrupted, ObjectiveError
 from crossdistill.experiments import parse_experiment, to_yaml
 from crossdistill.experiments.suite_estimate import JUDGING, estimate
 from crossdistill.experiments.suite_plan import Hall, plan, stage_steps
 from crossdistill.experiments.suites import SCALED, Shelf, expand, fitting_pairs, standard
 from crossdistill.experiments.yaml_lines import parse_document
+from crossdistill.methods import Distillation
 from crossdistill.methods._clock import Clock
 from crossdistill.objectives.at import Attention
 from crossdistill.registry import discover
-from crossdistill.training import Settings
+from crossdistill.training import Settings, fit
 
 
 def suite(text, **how):
@@ -268,18 +269,64 @@ def test_the_steps_of_every_row_are_timed_before_it_starts(toy_npz, tmp_path, tr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_row_that_slows_down_as_it_goes_on_counts_as_such(toy_npz, tmp_path, monkeypatch):
-    class Slow(Clock):
-        """Its later half takes most of the time."""
+class Slow(Clock):
+    """Its later half takes most of the time."""
 
-        def tick(self):
-            super().tick()
-            time.sleep(0.1 * (self.progress() > 0.5))
+    def tick(self):
+        super().tick()
+        time.sleep(0.1 * (self.progress() > 0.5))
 
-    monkeypatch.setattr("crossdistill.methods.distillation.Clock", Slow)
+
+def estimated(text, folder):
     shelf = Shelf()
-    made = expand(parse_document(SMALL.format(path=toy_npz), name="s.yaml"), shelf)
-    planned = plan(made, tmp_path / "out", shelf)
-    found = estimate(made, planned, tmp_path / "out", shelf)
+    made = expand(parse_document(text, name="s.yaml"), shelf)
+    planned = plan(made, folder, shelf)
+    return planned, estimate(made, planned, folder, shelf)
+
+
+def test_a_row_that_slows_down_as_it_goes_on_counts_as_such(toy_npz, tmp_path, monkeypatch):
+    monkeypatch.setattr("crossdistill.methods.distillation.Clock", Slow)
+    planned, found = estimated(SMALL.format(path=toy_npz), tmp_path / "out")
     jobs = [job for job in planned.jobs if job.row == "l2"]
     assert all(found.seconds[job] > 0.04 * job.steps for job in jobs)
+
+
+def test_what_a_method_does_before_its_first_step_counts(toy_npz, tmp_path, monkeypatch):
+    monkeypatch.setattr(Distillation, "before_stage", lambda method, data: time.sleep(0.3))
+    planned, found = estimated(SMALL.format(path=toy_npz), tmp_path / "out")
+    assert all(found.seconds[job] > 0.3 + 2 * JUDGING for job in planned.jobs if job.row == "l2")
+
+
+def test_each_batch_and_each_number_of_labels_is_timed(toy_npz, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(method, data, settings, **how):
+        seen.append((type(method).__name__, settings.batch_size))
+        return fit(method, data, settings, **how)
+
+    monkeypatch.setattr("crossdistill.experiments.suite_estimate.fit", watched)
+    other = f"  other: {{data: {{name: {toy_npz}, source: rich, target: poor}}, base: {{}}}}\n"
+    text = SMALL.format(path=toy_npz).replace("labels_per_class", f"{other}labels_per_class")
+    estimated(text.replace("base: {}", "pairs: [20]"), tmp_path / "out")
+    assert {("Distillation", 32), ("Distillation", 10), ("Supervised", 4), ("Supervised", 32)} <= set(seen)
+
+
+def test_the_user_can_stop_while_steps_are_timed(toy_npz, tmp_path, monkeypatch):
+    def stops(*_, **__):
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr("crossdistill.experiments.suite_estimate.fit", stops)
+    with pytest.raises(Interrupted):
+        estimated(SMALL.format(path=toy_npz), tmp_path / "out")
+
+
+@pytest.mark.parametrize("hook", ["before_stage", "training_step"])
+def test_a_method_that_fails_is_left_to_its_run(toy_npz, tmp_path, monkeypatch, hook):
+    def fails(*_):
+        raise IndexError("out of range")
+
+    monkeypatch.setattr(Distillation, hook, fails)
+    planned, found = estimated(SMALL.format(path=toy_npz), tmp_path / "out")
+    rows = {job.row: found.seconds[job] for job in planned.jobs}
+    assert rows["l2"] == 2 * JUDGING < rows["scratch"]
+    assert found.unknown >= 2 * 3  # of two seeds

@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from crossdistill.errors import CrossDistillError, Interrupted
+from crossdistill.errors import Interrupted
 from crossdistill.experiments.arms import Arm
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.rehearsal import undrawn, untrained
 from crossdistill.experiments.suite_plan import Hall, Job, Plan
 from crossdistill.experiments.suites import Shelf, Suite
+from crossdistill.files import digest
 from crossdistill.training import TeacherStore, fit
 
 JUDGING = 0.15
-"""Seconds to judge a run under one number of labels, where no probe says more."""
+"""Seconds to judge a run under one number of labels: what small networks take, roughly; no probe times it."""
 
 STEPS, LONGEST = 6, 1.0
 """Steps that each kind trains for, two at least, and the seconds after which no other is begun."""
@@ -46,8 +47,22 @@ class Estimate:
         return sum(self.seconds.values())
 
 
+@dataclass(frozen=True)
+class _Cost:
+    """What training one stage costs, in seconds and bytes; no seconds where its steps could not be timed."""
+
+    before: float
+    step: float | None
+    size: int
+
+
+_FREE = _Cost(0.0, 0.0, 0)
+
+
 def estimate(suite: Suite, planned: Plan, folder: Path, shelf: Shelf, left: frozenset[Job] | None = None) -> Estimate:
-    """Time a few optimiser steps of each kind of row, once for each data set and direction's kinds of modality.
+    """Time a few optimiser steps of each kind of stage; kinds differ in rows, data, networks, settings or batch.
+
+    Where a method studies all pairs before its first step, only what it takes on the rows of the short stage counts.
 
     Args:
         suite: Checked.
@@ -57,53 +72,72 @@ def estimate(suite: Suite, planned: Plan, folder: Path, shelf: Shelf, left: froz
         left: The jobs to count; None counts all.
     """
     hall = Hall(suite.entries, folder, shelf)
-    per_step: dict[tuple[str, ...], tuple[float | None, int]] = {}
+    costs: dict[str, _Cost] = {}
+    stages: dict[tuple[str, str, bool], list[tuple[_Cost, int]]] = {}
     seconds: dict[Job, float] = {}
     disk, unknown = 0, 0
     for job in planned.jobs:
         if left is not None and job not in left:
             continue
-        benches = hall.benches(job.entry)
-        bench = next(iter(benches.values()))
+        benches = list(hall.benches(job.entry).values())
         arms = {arm.name: arm for arm in planned.rows[job.entry]}
-        arm = bench.teacher_arm(bench.experiment.stages[job.arm]) if job.teaching else arms[job.arm]
-        spec = bench.experiment.data
-        shapes = [str(bench.data.modality(m).shape) for m in (spec.source, spec.target)]
-        key = (bench.data.name, *shapes, job.arm, str(job.teaching))
-        if key not in per_step:
-            per_step[key] = _probe(bench, arm)
-        step, size = per_step[key]
-        unknown += step is None and job.steps > 0
-        judging = 0.0 if job.teaching else JUDGING * len(benches)
-        seconds[job] = (step or 0.0) * job.steps + judging
-        disk += size * max(1, len(job.makes)) + (0 if job.teaching else 2 * len(bench.test) * len(benches))
+        arm = benches[0].teacher_arm(benches[0].experiment.stages[job.arm]) if job.teaching else arms[job.arm]
+        row = (job.entry, job.arm, job.teaching)
+        if job.steps and row not in stages:
+            keys = {_kind(bench, arm): bench for bench in benches}
+            costs |= {key: _probe(bench, arm) for key, bench in keys.items() if key not in costs}
+            stages[row] = [(costs[_kind(bench, arm)], bench.steps(arm, bench.experiment.seeds[0])) for bench in benches]
+        made = stages[row][: len(job.makes)] if job.steps else []  # one for each number of labels where it reads them
+        disk += sum(cost.size for cost, _ in made)
+        unknown += any(cost.step is None for cost, _ in made)
+        training = sum(cost.before + (cost.step or 0.0) * steps for cost, steps in made)
+        seconds[job] = training + (0.0 if job.teaching else JUDGING * len(benches))
+        disk += 0 if job.teaching else 2 * len(benches[0].test) * len(benches)
     return Estimate(seconds, disk, unknown)
+
+
+def _kind(bench: Bench, arm: Arm) -> str:
+    """Hash what the cost of a step depends on."""
+    assert arm.stage is not None
+    data, spec = bench.data, bench.experiment.data
+    shapes = [data.modality(m).shape for m in (spec.source, spec.target, *spec.further)]
+    batch = bench.settings(arm, bench.experiment.seeds[0]).batch_size
+    return digest(data.name, shapes, dataclasses.asdict(arm.stage), bench.networks, batch, arm.name)
 
 
 class _Clock:
     """Marks the end of every step, and ends the stage where it takes long; the loop asks it as its `stop`."""
 
     def __init__(self) -> None:
-        self.marks: list[float] = []
+        self.marks = [time.perf_counter()]
+        self.stopped = False
 
     def __call__(self) -> bool:
         self.marks.append(time.perf_counter())
-        return len(self.marks) > 1 and self.marks[-1] - self.marks[0] > LONGEST
+        self.stopped = len(self.marks) > 2 and self.marks[-1] - self.marks[1] > LONGEST
+        return self.stopped
 
-    def step(self) -> float | None:
-        """Give the mean seconds of a step but the first, which is slower; None where not two ended."""
-        return (self.marks[-1] - self.marks[0]) / (len(self.marks) - 1) if len(self.marks) > 1 else None
+    def cost(self, size: int) -> _Cost:
+        """Give the mean seconds of a step but the first, which is slower, and what came before the first."""
+        if len(self.marks) < 3:
+            return _Cost(0.0, None, size)
+        step = (self.marks[-1] - self.marks[1]) / (len(self.marks) - 2)
+        return _Cost(max(0.0, self.marks[1] - self.marks[0] - step), step, size)
 
 
-def _probe(bench: Bench, arm: Arm | None) -> tuple[float | None, int]:
-    """Give the seconds of one step of an arm, None where it cannot be told, and the bytes of its product.
+def _probe(bench: Bench, arm: Arm) -> _Cost:
+    """Time a stage of an arm.
 
     The loop itself trains a short stage on two batches of rows: whatever a method does before its first step is done,
     and each of its phases has its share of the steps.
+
+    Raises:
+        Interrupted: If the user stops it.
     """
-    if arm is None or arm.stage is None or arm.stage.module is not None:
-        return 0.0, 0
-    seed, stage, clock, size = bench.experiment.seeds[0], arm.stage, _Clock(), 0
+    stage = arm.stage
+    if stage is None or stage.module is not None:
+        return _FREE
+    seed, size, clock = bench.experiment.seeds[0], 0, _Clock()
     try:
         with undrawn():
             teacher = untrained(bench, stage) if stage.teacher else None
@@ -114,13 +148,14 @@ def _probe(bench: Bench, arm: Arm | None) -> tuple[float | None, int]:
             short = dataclasses.replace(
                 settings, steps=STEPS, keep="last", workers=0, compile=None, shard=False, distinct_groups=False
             )
-            labels, store = bench.reads_labels(stage), TeacherStore()
+            labels, store, clock = bench.reads_labels(stage), TeacherStore(), _Clock()
             fit(method, rows.subset(few), short, seed=seed, labels=labels, stop=clock, store=store, shared=False)
     except Interrupted:
-        pass
-    except (CrossDistillError, RuntimeError, ValueError, KeyError, AttributeError, TypeError):
-        return None, size  # the run itself will say what is wrong, if anything is
-    return clock.step(), size
+        if not clock.stopped:
+            raise
+    except Exception:  # whatever a user's part raises: the run records it with its reason, and the others go on
+        return _Cost(0.0, None, size)
+    return clock.cost(size)
 
 
 def _bytes(network: nn.Module | None) -> int:

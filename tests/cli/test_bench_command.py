@@ -115,6 +115,17 @@ def test_the_plan_shows_how_each_array_was_read(says, toy, tmp_path):
     assert "odd:" not in said.out
 
 
+def test_test_rows_that_cannot_be_judged_are_told(says, toy, tmp_path):
+    here = np.arange(len(toy)) % 4 > 0
+    arrays = {**toy.columns.arrays, "poor": np.where(here[:, None], toy.columns.arrays["poor"], np.nan)}
+    np.savez(tmp_path / "d.npz", **arrays, present_poor=here, label=toy.label, split=toy.columns.split)
+    test = toy.split("test").rows
+    arguments = ["bench", "--data", "d.npz", "--source", "rich", "--target", "poor", "--methods", "l2", "--dry-run"]
+    said = says(*arguments)
+    left = f"evaluation leaves out {(~here[test]).sum()} of {len(test)} test rows, which lack 'poor'"
+    assert said.out.count(left) == 1
+
+
 def test_a_dry_run_counts_trials_and_times_steps_with_the_threads_of_the_runs(says, toy_npz, monkeypatch):
     threads = []
     learn = Distillation.training_step
@@ -152,7 +163,7 @@ def test_a_dry_run_counts_trials_and_times_steps_with_the_threads_of_the_runs(sa
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", ",,"], "--methods names none"),
         (
             ["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", "kd"],
-            "no method can be served (label-free); rich-poor: kd needs a teacher with logits",
+            "no method can be served in the label-free track, but perhaps in the labelled one: kd needs a teacher with",
         ),
         (["--data", "gone.npz", "--source", "rich", "--target", "poor"], "'gone.npz' is neither a file"),
         (["suite.yaml", "--on", "slurm"], "--on is 'slurm'; it can be ray"),

@@ -244,6 +244,8 @@ def test_a_single_seed_has_its_interval_over_test_items(toy, tmp_path):
     assert {c["over"] for c in results["comparisons"]} == {"test items"}
     assert all(c["seeds"] == 1 and c["low"] <= c["difference"] <= c["high"] for c in results["comparisons"])
     assert "test items, one seed" in results["sentence"]
+    assert results["verdict"] == "undecided"
+    assert results["sentence"].startswith("Undecided: one seed cannot tell")
 
 
 def test_logs_of_all_arms_are_in_one_file(done):

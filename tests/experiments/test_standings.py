@@ -170,12 +170,25 @@ def test_too_few_experiments_have_no_groups_and_say_why(tmp_path):
     assert row(single, "similarity")["low"] is not None
 
 
-def test_one_seed_leaves_the_items_to_speak(tmp_path):
+def test_one_seed_has_an_interval_over_items_and_decides_nothing(tmp_path):
     found = standings(make_bench(tmp_path, seeds=1), tmp_path)
     mine = row(found["cells"][0], "similarity")
     c = mine["against_control"]
     assert (mine["low"], c["over_seeds"], c["p"], c["p_holm"], c["detectable"]) == (None,) * 5
-    assert [c["low"], c["high"]] == c["over_items"]
+    assert c["over_items"][0] > 0
+    assert (c["low"], c["high"]) == (None, None)
+    told = row(league(found), "similarity")
+    assert (told["helped"], told["undecided"], told["hurt"], told["gain"]["low"]) == (0, 1, 0, None)
+
+
+def test_a_share_has_bounds_within_0_to_1_and_none_where_all_seeds_agree(tmp_path):
+    results = make_bench(tmp_path, seeds=2)
+    for r in results["rows"]:
+        r["value"] = {"similarity": 0.9 + 0.09 * r["seed"], "scratch": 0.01 + 0.09 * r["seed"]}.get(r["method"], 0.5)
+    table = standings(results, tmp_path)["cells"][0]
+    assert 0 < row(table, "similarity")["low"] < row(table, "similarity")["high"] == 1
+    assert 0 == row(table, "scratch")["low"] < row(table, "scratch")["high"] < 1
+    assert (row(table, "rkd")["low"], row(table, "rkd")["high"]) == (None, None)
 
 
 def test_seeds_that_do_not_differ_prove_nothing(tmp_path):

@@ -232,6 +232,28 @@ def test_an_unfinished_and_an_empty_suite_have_a_page(tmp_path):
     assert "No verdict yet" in page.text["verdict"]
 
 
+def test_the_leader_is_named_beside_the_method_that_the_verdict_is_on(tmp_path):
+    methods = {**METHODS, "rkd": ("baseline", 0.4)}
+    facts = {"toy-a-b": {**experiment(), "test_rows": 203}}
+    results = make_bench(tmp_path, methods, facts, seeds=3, labels=(None,), evaluations=("linear",))
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    page = read(write_league(tmp_path))
+    best = next(
+        r for r in json.loads((tmp_path / "standings.json").read_text())["leagues"][0]["rows"] if r["method"] == "rkd"
+    )
+    assert f"rkd leads by average rank, 1.00 of 5: {points(best['gain']['value'])} points" in page.text["verdict"]
+    assert "200of 203; the others lack the target or a label" in page.text["run"]
+
+
+def test_one_seed_has_no_verdict_and_no_sign(tmp_path):
+    results = make_bench(tmp_path, seeds=1, labels=(None,), evaluations=("linear",))
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    page = read(write_league(tmp_path))
+    assert "Undecided" in page.text["verdict"]
+    assert "without an interval, so nothing is decided" in page.text["verdict"]
+    assert "In 0 of 1 it helped, in 0 it hurt, in 1 the run cannot tell" in page.text["verdict"]
+
+
 def test_tuned_and_labelled_views_have_words(tmp_path):
     methods = {**METHODS, "rkd (tuned)": ("baseline", 0.2)}
     experiments = {"a": experiment("a"), "b": experiment("b", track="labelled")}

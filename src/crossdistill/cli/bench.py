@@ -97,6 +97,7 @@ def run_bench(
     from crossdistill.cli.app import of_the_disk
     from crossdistill.cli.progress import odd
     from crossdistill.experiments.pool import limited_threads, shared_out
+    from crossdistill.experiments.rows import told_of_absences
     from crossdistill.experiments.suite_estimate import estimate
     from crossdistill.experiments.suite_plan import plan
     from crossdistill.experiments.suite_run import run_suite
@@ -111,7 +112,11 @@ def run_bench(
     def read() -> list[str]:
         """Say how the data were read: modalities by kind and shape, and what is odd."""
         sets = list(shelf.loaded.values())
-        return [line for data in sets[:MOST_READ] for line in (f"{data!r}"[1:-1], *odd(data.warnings))]
+        lines = [line for data in sets[:MOST_READ] for line in (f"{data!r}"[1:-1], *odd(data.warnings))]
+        for entry in suite.entries[:MOST_READ]:
+            data = shelf.get(entry.experiment.data.name, entry.experiment.data.options)
+            lines += odd(told_of_absences(data, entry.experiment).warnings[len(data.warnings) :])
+        return list(dict.fromkeys(lines))
 
     def guess(left: Sequence[Job], planned: Plan) -> Estimate:
         with limited_threads(shared_out(jobs, threads, len(left))[1]):  # a step is timed as the runs will take it
@@ -196,7 +201,8 @@ class BenchProgress:
         self.expected, self.total, self.left = found.seconds, found.total, len(jobs)
         self.done, self.count, self.before = 0.0, 0, facts["seconds"]
         self.say(
-            f"{len(facts['plan'].jobs)} runs and teachers, {facts['plan'].kept} done already; {len(jobs)} to do, "
+            f"{len(facts['plan'].jobs)} runs and teachers, {len(facts['plan'].jobs) - len(jobs)} done already; "
+            f"{len(jobs)} to do, "
             f"about {_cost(found)}"
         )
         self.whole = self.bars.add_task("runs", total=len(jobs), note="")

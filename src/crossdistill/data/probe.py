@@ -164,7 +164,7 @@ def told_of_axes(modality: Modality, options: ReadOptions) -> str:
     channels, steps = modality.shape
     return (
         f"'{modality.name}' is read as sequences, channels by steps {channels} x {steps}: swap its last two axes if "
-        f"they are steps by channels; if not, say kinds: {{{modality.name}: sequence}}, or image"
+        f"they are steps by channels; if not, say kinds: {{{modality.name}: sequence}}, or image (in bench: --kind)"
     )
 
 

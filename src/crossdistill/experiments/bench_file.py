@@ -31,7 +31,10 @@ class BenchMethod(_Record):
 
 
 class BenchExperiment(_Record):
-    """One data set and direction; `limit` is the number of training pairs left of the family's, None for all."""
+    """One data set and direction; `limit` is the number of training pairs left of the family's, None for all.
+
+    Of `test_rows` those that have the target and a label are judged, `test`.
+    """
 
     track: str
     data: str
@@ -40,6 +43,7 @@ class BenchExperiment(_Record):
     pairing: str = ""
     pairs: int
     test: int
+    test_rows: int | None = None
     classes: int
     class_names: list[str] = []
     family: str

@@ -141,7 +141,7 @@ def summarise(
     best = max(means, key=lambda name: means[name])
     decisive = next(c for c in comparisons if (c["method"], c["against"], c["evaluation"]) == (main, best, headline))
     interval = Interval(decisive["difference"], decisive["low"], decisive["high"], decisive["seeds"])
-    verdict = sign_verdict(interval)
+    verdict = sign_verdict(interval) if interval.n > 1 else "undecided"
     return {
         "verdict": verdict,
         "sentence": _sentence(bench, decisive, verdict),
@@ -160,7 +160,7 @@ def _sentence(bench: Bench, decisive: Mapping[str, Any], verdict: str) -> str:
     start = {
         "helped": "Distillation helped",
         "hurt": "Distillation did not help: it hurt",
-        "undecided": "Undecided: the interval includes zero",
+        "undecided": f"Undecided: {'the interval includes zero' if decisive['seeds'] > 1 else 'one seed cannot tell'}",
     }[verdict]
     points, low, high = (
         "?" if decisive[key] is None else f"{100 * decisive[key]:+.1f}" for key in ("difference", "low", "high")

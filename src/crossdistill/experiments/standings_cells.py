@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.evaluation import (
+    Interval,
     bootstrap_differences,
     holm,
     mean_interval,
@@ -165,12 +166,13 @@ def _cell(
     rows: dict[str, dict[str, Any]] = {}
     for method, mean in means.items():
         interval = mean_interval([table[method][seed] for seed in sorted(table[method])])
+        low, high = _within(interval)
         rows[method] = {
             "method": method,
             "seeds": interval.n,
             "mean": mean,
-            "low": interval.low,
-            "high": interval.high,
+            "low": low,
+            "high": high,
             "macro_f1": known_mean(second.get(method, {}).values()),
             **costs.get((name, method), {"seconds": None, "cpu_seconds": None}),
             "against_control": None,
@@ -198,6 +200,13 @@ def _cell(
         "best_control": best,
         "rows": list(rows.values()),
     }
+
+
+def _within(interval: Interval) -> tuple[float | None, float | None]:
+    """Give the bounds of a mean share, within 0 to 1; none where all seeds agree, which tells of no other."""
+    if interval.low is None or interval.high is None or interval.low == interval.high:
+        return None, None
+    return max(0.0, interval.low), min(1.0, interval.high)
 
 
 def _over_seeds(table: Mapping[str, BySeed], method: str, against: str) -> dict[str, Any] | None:
@@ -257,6 +266,7 @@ def _over_items(cells: Sequence[dict[str, Any]], answers: Answers) -> None:
     for comparisons in asked.values():
         for comparison in comparisons:
             sides = [side for side in (comparison["over_seeds"], comparison["over_items"]) if side is not None]
+            sides = sides if len(comparison["seeds"]) > 1 else []  # what one seed says of others is not known
             comparison["low"] = min((low for low, _ in sides), default=None)
             comparison["high"] = max((high for _, high in sides), default=None)
 

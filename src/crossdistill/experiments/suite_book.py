@@ -128,6 +128,7 @@ class Book:
             "pairing": data.pairing,
             "pairs": fitting_pairs(data, spec.source, spec.target, spec.pairs),
             "test": len(judged_rows(data, entry.experiment)),
+            "test_rows": len(data.split("test")),
             "classes": data.classes,
             "class_names": list(data.class_names),
             "family": entry.family,

@@ -151,9 +151,10 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
         if not any(row == arm.name for arms in rows.values() for arm in arms):
             raise ConfigError(f"row '{row}' runs in no experiment; in {reason}")
     if not any(arm.role in ("method", "baseline") for arms in rows.values() for arm in arms):
-        name, row, reason = next(one for one in skipped if one[1])
-        tracks = " and ".join(dict.fromkeys(entry.track for entry in suite.entries))
-        raise ConfigError(f"no method can be served ({tracks}); {name}: {row} {reason.removeprefix(f'{row} ')}")
+        reasons = dict.fromkeys(f"{row} {reason.removeprefix(f'{row} ')}" for _, row, reason in skipped if row)
+        free = all(entry.track == "label-free" for entry in suite.entries)
+        where = "in the label-free track, but perhaps in the labelled one" if free else "in any experiment"
+        raise ConfigError(f"no method can be served {where}: {'; '.join(list(reasons)[:3])}")
     for seed in suite.seeds:  # seed by seed, so that a suite that is stopped has something of every experiment
         for entry in suite.entries:
             benches = list(hall.benches(entry.name).values())

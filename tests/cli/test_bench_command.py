@@ -94,7 +94,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(says, toy_npz, tmp_path):
     said = says("bench", "--data", toy_npz, "--source", "rich", "--target", "poor", "--seeds", 1, "--dry-run")
     assert said.code == 0, said.err
     assert "label-free" in said.out
-    assert "nothing was trained" in said.out
+    assert "nothing was kept" in said.out
     assert "mla" in said.out
     assert not (tmp_path / "runs").exists()
     said = says("bench", "--data", toy_npz, "--source", "rich", "--target", "poor", "--track", "labelled", "--dry-run")
@@ -163,7 +163,12 @@ def test_a_dry_run_counts_trials_and_times_steps_with_the_threads_of_the_runs(sa
         (["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", ",,"], "--methods names none"),
         (
             ["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", "kd"],
-            "no method can be served in the label-free track, but perhaps in the labelled one: kd needs a teacher with",
+            "no method can be served: kd: needs a teacher with logits, and this one gives none; the labelled track may",
+        ),
+        (
+            ["--data", "toy.npz", "--source", "rich", "--target", "poor", "--methods", "mla,msd"],
+            "no method can be served: mla, msd: reads labels, which nothing may in the label-free track; the labelled "
+            "track has it\n",
         ),
         (["--data", "gone.npz", "--source", "rich", "--target", "poor"], "'gone.npz' is neither a file"),
         (["suite.yaml", "--on", "slurm"], "--on is 'slurm'; it can be ray"),

@@ -1,6 +1,7 @@
 """The suite file: what it expands to, and that its errors say where."""
 
 import itertools
+import signal
 import time
 
 import numpy as np
@@ -286,6 +287,7 @@ def estimated(text, folder):
 
 def test_a_row_that_slows_down_as_it_goes_on_counts_as_such(toy_npz, tmp_path, monkeypatch):
     monkeypatch.setattr("crossdistill.methods.distillation.Clock", Slow)
+    monkeypatch.setattr("crossdistill.experiments.suite_estimate.LONGEST", 60.0)
     planned, found = estimated(SMALL.format(path=toy_npz), tmp_path / "out")
     jobs = [job for job in planned.jobs if job.row == "l2"]
     assert all(found.seconds[job] > 0.04 * job.steps for job in jobs)
@@ -309,6 +311,37 @@ def test_each_batch_and_each_number_of_labels_is_timed(toy_npz, tmp_path, monkey
     text = SMALL.format(path=toy_npz).replace("labels_per_class", f"{other}labels_per_class")
     estimated(text.replace("base: {}", "pairs: [20]"), tmp_path / "out")
     assert {("Distillation", 32), ("Distillation", 10), ("Supervised", 4), ("Supervised", 32)} <= set(seen)
+
+
+def test_stages_whose_steps_take_long_end_early(toy_npz, tmp_path, monkeypatch):
+    monkeypatch.setattr("crossdistill.experiments.suite_estimate.LONGEST", 0.0)
+    planned, found = estimated(SMALL.format(path=toy_npz), tmp_path / "out")
+    assert found.unknown == 0
+    assert set(found.seconds) == set(planned.jobs)
+
+
+def test_an_accumulated_step_counts_all_its_batches(toy_npz, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(method, data, settings, **how):
+        seen.append((type(method).__name__, len(data), settings.batch_size, settings.accumulate))
+        return fit(method, data, settings, **how)
+
+    monkeypatch.setattr("crossdistill.experiments.suite_estimate.fit", watched)
+    text = SMALL.format(path=toy_npz).replace("size: 32}", "size: 16}\nbase: {stages: {student: {accumulate: 3}}}")
+    estimated(text, tmp_path / "out")
+    assert ("Distillation", 2 * 3 * 16, 16, 3) in seen
+
+
+@pytest.mark.parametrize("hook", ["before_stage", "after_step"])
+def test_a_signal_stops_the_timing_wherever_it_comes(toy_npz, tmp_path, monkeypatch, hook):
+    def pressed(*_):
+        signal.raise_signal(signal.SIGINT)
+        raise IndexError("out of range")
+
+    monkeypatch.setattr(Distillation, hook, pressed)
+    with pytest.raises(Interrupted):
+        estimated(SMALL.format(path=toy_npz), tmp_path / "out")
 
 
 def test_the_user_can_stop_while_steps_are_timed(toy_npz, tmp_path, monkeypatch):

@@ -254,6 +254,15 @@ def test_one_seed_has_no_verdict_and_no_sign(tmp_path):
     assert "In 0 of 1 it helped, in 0 it hurt, in 1 the run cannot tell" in page.text["verdict"]
 
 
+def test_several_experiments_of_one_seed_have_an_interval_over_these(tmp_path):
+    facts = {f"e{i}": experiment(f"e{i}", data=f"d{i}") for i in range(3)}
+    results = make_bench(tmp_path, experiments=facts, seeds=1, labels=(None,), evaluations=("linear",))
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    text = read(write_league(tmp_path)).text["verdict"]
+    assert "intervals over experiments" in text
+    assert "In 0 of 3 it helped, in 0 it hurt, in 3 the run cannot tell" in text
+
+
 def test_tuned_and_labelled_views_have_words(tmp_path):
     methods = {**METHODS, "rkd (tuned)": ("baseline", 0.2)}
     experiments = {"a": experiment("a"), "b": experiment("b", track="labelled")}

@@ -77,10 +77,9 @@ def test_a_short_axis_stays_as_it_is():
     assert max(ticks(bars(two_seeds(0.30, 0.31), "b", width=WIDE))) < 60
 
 
-def compare(low, high, difference=0.02):
-    return Comparison(
-        method="a", against="b", evaluation="e", metric="accuracy", difference=difference, low=low, high=high
-    )
+def compare(low, high, difference=0.02, seeds=3):
+    facts = {"method": "a", "against": "b", "evaluation": "e", "metric": "accuracy"}
+    return Comparison(**facts, difference=difference, low=low, high=high, seeds=seeds)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +90,7 @@ def compare(low, high, difference=0.02):
         (compare(-0.01, 0.05), None),
         (compare(None, None), None),
         (compare(None, None, 0.0), None),
+        (compare(0.01, 0.03, seeds=1), None),
     ],
 )
 @pytest.mark.parametrize("width", [WIDE, NARROW])

@@ -17,7 +17,7 @@ from crossdistill.experiments.yaml_lines import Document
 from crossdistill.registry import Pairing
 
 if TYPE_CHECKING:
-    from crossdistill.experiments.suite_estimate import Estimate
+    from crossdistill.experiments.suite_estimate import Cost, Estimate
     from crossdistill.experiments.suite_plan import Job, Plan
     from crossdistill.experiments.suites import Suite
 
@@ -112,15 +112,20 @@ def run_bench(
     def read() -> list[str]:
         """Say how the data were read: modalities by kind and shape, and what is odd."""
         sets = list(shelf.loaded.values())
-        lines = [line for data in sets[:MOST_READ] for line in (f"{data!r}"[1:-1], *odd(data.warnings))]
-        for entry in suite.entries[:MOST_READ]:
-            data = shelf.get(entry.experiment.data.name, entry.experiment.data.options)
-            lines += odd(told_of_absences(data, entry.experiment).warnings[len(data.warnings) :])
-        return list(dict.fromkeys(lines))
+        lines: list[str] = []
+        for data in sets[:MOST_READ]:
+            found = dict.fromkeys(data.warnings)
+            for entry in suite.entries:
+                if shelf.get(entry.experiment.data.name, entry.experiment.data.options) is data:
+                    found |= dict.fromkeys(told_of_absences(data, entry.experiment).warnings)
+            lines += [f"{data!r}"[1:-1], *odd(tuple(found))]
+        return lines
+
+    costs: dict[str, Cost] = {}
 
     def guess(left: Sequence[Job], planned: Plan) -> Estimate:
         with limited_threads(shared_out(jobs, threads, len(left))[1]):  # a step is timed as the runs will take it
-            return estimate(suite, planned, out, shelf, frozenset(left))
+            return estimate(suite, planned, out, shelf, frozenset(left), costs)
 
     if dry:
         planned = plan(suite, out, shelf)
@@ -197,6 +202,7 @@ class BenchProgress:
         jobs: Sequence[Job] = facts["left"]
         for line in _skipped(facts["plan"].skipped):
             self.say(line)
+        self.say("timing a few steps of each kind of row")
         found = self.guess(jobs, facts["plan"])
         self.expected, self.total, self.left = found.seconds, found.total, len(jobs)
         self.done, self.count, self.before = 0.0, 0, facts["seconds"]
@@ -243,7 +249,7 @@ def _size(size: float) -> str:
 
 def _cost(found: Estimate) -> str:
     """Write an estimate: "12 min of one process, 3 MB"."""
-    unknown = f" (without {found.unknown}, whose steps could not be timed)" if found.unknown else ""
+    unknown = f" (without training {found.unknown} of them, whose steps could not be timed)" if found.unknown else ""
     return f"{_time(found.total)} of one process{unknown}, {_size(found.disk)}"
 
 
@@ -280,7 +286,7 @@ def _show_plan(suite: Suite, planned: Plan, found: Estimate, read: Sequence[str]
     tuning = f", {trials} of them trials, whose tuned rows come on top" if trials else ""
     say(
         f"{len(planned.jobs)} runs and teachers over {len(suite.seeds)} seeds{tuning}, {planned.kept} done already; "
-        f"about {_cost(found)}; nothing was trained"
+        f"about {_cost(found)}; nothing was kept"
     )
 
 

@@ -33,7 +33,7 @@ class BenchMethod(_Record):
 class BenchExperiment(_Record):
     """One data set and direction; `limit` is the number of training pairs left of the family's, None for all.
 
-    Of `test_rows` those that have the target and a label are judged, `test`.
+    `test` counts those of the `test_rows` that are judged: they have the target and a label.
     """
 
     track: str

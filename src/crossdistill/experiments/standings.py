@@ -24,8 +24,8 @@ def standings(results: Mapping[str, Any] | BenchResults, folder: Path) -> dict[s
     Two intervals, both 95 %, are kept apart: `over_seeds`, Student's over paired seed differences, and `over_items`, a
     paired bootstrap over test items (groups, where the predictions name ten or more) of the differences averaged over
     seeds. `low` and `high` reach as far as either on each side, and "helped", "undecided" and "hurt" count by them.
-    One seed, or seeds that do not differ at all, have no interval over seeds and no p-value; of one seed nothing is
-    decided, whatever its test items say.
+    One seed, or seeds that do not differ at all, have no interval over seeds and no p-value; of one seed no
+    experiment decides anything, whatever its test items say. Means over experiments have their interval over these.
 
     Args:
         results: The content of results.json, or what `parse_bench` gave for it.

@@ -26,6 +26,9 @@ JUDGING = 0.15
 STEPS, LONGEST = 6, 1.0
 """Steps that each kind trains for, two at least, and the seconds after which no other is begun."""
 
+PROBING = 60.0
+"""Seconds after which a kind is no longer timed whose row was timed in another experiment: of many, these are alike."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -34,7 +37,7 @@ class Estimate:
     Attributes:
         seconds: Wall time of each job.
         disk: Bytes of trained networks and predictions.
-        unknown: Jobs whose steps could not be timed, which are not in the sum.
+        unknown: Jobs whose steps could not be timed: the sum lacks their training.
     """
 
     seconds: Mapping[Job, float]
@@ -48,7 +51,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Cost:
+class Cost:
     """What training one stage costs, in seconds and bytes; no seconds where its steps could not be timed."""
 
     before: float
@@ -56,13 +59,21 @@ class _Cost:
     size: int
 
 
-_FREE = _Cost(0.0, 0.0, 0)
+_FREE = Cost(0.0, 0.0, 0)
 
 
-def estimate(suite: Suite, planned: Plan, folder: Path, shelf: Shelf, left: frozenset[Job] | None = None) -> Estimate:
-    """Time a few optimiser steps of each kind of stage; kinds differ in rows, data, networks, settings or batch.
+def estimate(
+    suite: Suite,
+    planned: Plan,
+    folder: Path,
+    shelf: Shelf,
+    left: frozenset[Job] | None = None,
+    costs: dict[str, Cost] | None = None,
+) -> Estimate:
+    """Time a few optimiser steps of each kind of stage; kinds differ in the table's row, data, networks or settings.
 
-    Where a method studies all pairs before its first step, only what it takes on the rows of the short stage counts.
+    What a method does with all pairs before its first step counts as if these were the rows of the short stage, and a
+    teacher's pass over them, compiling, checkpoints and held-out rows do not count.
 
     Args:
         suite: Checked.
@@ -70,10 +81,11 @@ def estimate(suite: Suite, planned: Plan, folder: Path, shelf: Shelf, left: froz
         folder: DIR.
         shelf: The data sets.
         left: The jobs to count; None counts all.
+        costs: What is known already, by kind; what is found is added.
     """
-    hall = Hall(suite.entries, folder, shelf)
-    costs: dict[str, _Cost] = {}
-    stages: dict[tuple[str, str, bool], list[tuple[_Cost, int]]] = {}
+    hall, clock = Hall(suite.entries, folder, shelf), time.monotonic()
+    costs, alike, store = {} if costs is None else costs, dict[str, Cost](), TeacherStore()
+    stages: dict[tuple[str, str, bool], list[tuple[Cost, int]]] = {}
     seconds: dict[Job, float] = {}
     disk, unknown = 0, 0
     for job in planned.jobs:
@@ -84,8 +96,13 @@ def estimate(suite: Suite, planned: Plan, folder: Path, shelf: Shelf, left: froz
         arm = benches[0].teacher_arm(benches[0].experiment.stages[job.arm]) if job.teaching else arms[job.arm]
         row = (job.entry, job.arm, job.teaching)
         if job.steps and row not in stages:
-            keys = {_kind(bench, arm): bench for bench in benches}
-            costs |= {key: _probe(bench, arm) for key, bench in keys.items() if key not in costs}
+            for bench in benches:
+                if (key := _kind(bench, arm)) not in costs and not costs:
+                    _probe(bench, arm, store)  # the first in a process is slower than all that follow
+                if key not in costs:
+                    late = time.monotonic() - clock > PROBING
+                    costs[key] = alike[arm.name] if late and arm.name in alike else _probe(bench, arm, store)
+                alike[arm.name] = costs[key]
             stages[row] = [(costs[_kind(bench, arm)], bench.steps(arm, bench.experiment.seeds[0])) for bench in benches]
         made = stages[row][: len(job.makes)] if job.steps else []  # one for each number of labels where it reads them
         disk += sum(cost.size for cost, _ in made)
@@ -117,19 +134,19 @@ class _Clock:
         self.stopped = len(self.marks) > 2 and self.marks[-1] - self.marks[1] > LONGEST
         return self.stopped
 
-    def cost(self, size: int) -> _Cost:
+    def cost(self, size: int) -> Cost:
         """Give the mean seconds of a step but the first, which is slower, and what came before the first."""
         if len(self.marks) < 3:
-            return _Cost(0.0, None, size)
+            return Cost(0.0, None, size)
         step = (self.marks[-1] - self.marks[1]) / (len(self.marks) - 2)
-        return _Cost(max(0.0, self.marks[1] - self.marks[0] - step), step, size)
+        return Cost(max(0.0, self.marks[1] - self.marks[0] - step), step, size)
 
 
-def _probe(bench: Bench, arm: Arm) -> _Cost:
+def _probe(bench: Bench, arm: Arm, store: TeacherStore) -> Cost:
     """Time a stage of an arm.
 
-    The loop itself trains a short stage on two batches of rows: whatever a method does before its first step is done,
-    and each of its phases has its share of the steps.
+    The loop itself trains a short stage on rows for two steps an epoch: whatever a method does before its first step is
+    done, and each of its phases has its share of the steps, if they are not so long that the stage ends early.
 
     Raises:
         Interrupted: If the user stops it.
@@ -144,17 +161,18 @@ def _probe(bench: Bench, arm: Arm) -> _Cost:
             method = bench.method(arm, seed, teacher=teacher)
             size = sum(p.nbytes for p in method.parameters()) - _bytes(teacher)
             rows, settings = bench.stage_data(arm, seed), bench.settings(arm, seed)
-            few = np.linspace(0, len(rows) - 1, min(len(rows), 2 * settings.batch_size)).astype(np.int64)
+            wanted = 2 * settings.batch_size * settings.accumulate
+            few = np.linspace(0, len(rows) - 1, min(len(rows), wanted)).astype(np.int64)
             short = dataclasses.replace(
                 settings, steps=STEPS, keep="last", workers=0, compile=None, shard=False, distinct_groups=False
             )
-            labels, store, clock = bench.reads_labels(stage), TeacherStore(), _Clock()
+            labels, clock = bench.reads_labels(stage), _Clock()
             fit(method, rows.subset(few), short, seed=seed, labels=labels, stop=clock, store=store, shared=False)
     except Interrupted:
         if not clock.stopped:
             raise
     except Exception:  # whatever a user's part raises: the run records it with its reason, and the others go on
-        return _Cost(0.0, None, size)
+        return Cost(0.0, None, size)
     return clock.cost(size)
 
 

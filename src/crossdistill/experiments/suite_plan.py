@@ -17,6 +17,7 @@ from crossdistill.experiments.arms import Arm, list_arms
 from crossdistill.experiments.bench import Bench
 from crossdistill.experiments.needs import find_unfit_layers, find_unmet
 from crossdistill.experiments.sources import JUDGING, code_version
+from crossdistill.experiments.specs import CONTROLS
 from crossdistill.experiments.suites import Entry, Shelf, Suite
 from crossdistill.files import digest, filed, read_json, unchecked
 
@@ -151,10 +152,7 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
         if not any(row == arm.name for arms in rows.values() for arm in arms):
             raise ConfigError(f"row '{row}' runs in no experiment; in {reason}")
     if not any(arm.role in ("method", "baseline") for arms in rows.values() for arm in arms):
-        reasons = dict.fromkeys(f"{row} {reason.removeprefix(f'{row} ')}" for _, row, reason in skipped if row)
-        free = all(entry.track == "label-free" for entry in suite.entries)
-        where = "in the label-free track, but perhaps in the labelled one" if free else "in any experiment"
-        raise ConfigError(f"no method can be served {where}: {'; '.join(list(reasons)[:3])}")
+        raise ConfigError(_nothing_left(suite, skipped))
     for seed in suite.seeds:  # seed by seed, so that a suite that is stopped has something of every experiment
         for entry in suite.entries:
             benches = list(hall.benches(entry.name).values())
@@ -166,6 +164,18 @@ def plan(suite: Suite, folder: Path, shelf: Shelf) -> Plan:
                 made |= job.makes
     kept = sum(1 for job in jobs if not job.teaching and kept_record(folder, job) is not None)
     return Plan(tuple(jobs), rows, tuple(skipped), kept)
+
+
+def _nothing_left(suite: Suite, skipped: Sequence[tuple[str, str, str]]) -> str:
+    """Say why no method can be served, a reason with all its rows, and who may have the labels that it lacks."""
+    reasons: dict[str, dict[str, None]] = {}
+    for _, row, reason in skipped:
+        if row and row not in CONTROLS:  # which go with the main row
+            reasons.setdefault(reason.removeprefix(f"{row} "), {})[row] = None
+    said = "; ".join(f"{', '.join(rows)}: {reason}" for reason, rows in list(reasons.items())[:3])
+    free = all(entry.track == "label-free" for entry in suite.entries)
+    hint = any("label" in reason or "logits" in reason for reason in reasons) and LABELS_READ not in reasons
+    return f"no method can be served: {said}" + ("; the labelled track may have it" if free and hint else "")
 
 
 def teaching(entry: Entry, bench: Bench, arms: Sequence[Arm], seed: int, made: set[str]) -> Iterator[Job]:

@@ -197,7 +197,8 @@ def forest(comparisons: Sequence[Comparison], name: str, *, width: int) -> str:
         width: In CSS pixels; below 500 the narrow layout.
 
     Returns:
-        The <svg> element; an interval above zero is green, below it red, across it (or absent) grey and hollow.
+        The <svg> element; an interval above zero is green, below it red, across it, absent or of one seed grey
+        and hollow.
     """
     column = Column(comparisons[0].evaluation, comparisons[0].metric)
     rows = [
@@ -208,6 +209,7 @@ def forest(comparisons: Sequence[Comparison], name: str, *, width: int) -> str:
             low=c.low,
             high=c.high,
             tip=f"{c.method} minus {c.against}: " + ", ".join(difference_words(c)),
+            sure=None if c.seeds > 1 else False,
         )
         for c in comparisons
     ]

@@ -336,7 +336,7 @@ def compute_chart(
             dot.set_gid(gid)
             tips[gid] = f"{gain_words(row)}, {row['cpu_seconds']:.3g} processor seconds"
         least, most = mine[0]["cpu_seconds"], mine[-1]["cpu_seconds"]
-        marks = (1, 3) if most > 10 * least else (1, 1.5, 2, 3, 5, 7)
+        marks = (1, 3) if most > 4 * least else (1, 1.5, 2, 3, 5, 7)
         _log_axis(axes, [mark * 10.0**p for p in range(-3, 9) for mark in marks], least / 1.5, most * 1.5)
         _name_dots(axes, [mine[index] for index in named], width)
         axes.set_xlabel("processor seconds of training and evaluation (mean)")

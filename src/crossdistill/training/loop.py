@@ -131,14 +131,16 @@ def fit(
                 name=name or (folder.name if folder else ""),
                 processes=processes,
             )
-            stage.prepare(store, held_out)
             try:
+                stage.prepare(store, held_out)
                 stage.run(None if processes.rank else listener, lambda: pressed() or (stop is not None and stop()))
-            except RuntimeError as error:
-                if not pressed():
+            except Exception as error:
+                if not pressed() or isinstance(error, Interrupted):
                     raise
                 raise KeyboardInterrupt from error  # who stops a whole group ends the readers of data too
             processes.close()
+            if pressed() and not together:  # after the last step was asked; what is to be saved is saved
+                raise KeyboardInterrupt
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped; what was saved before is in {folder}" if folder else "stopped; nothing is saved"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import signal
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -276,6 +277,8 @@ def tuned(folder: Path, columns: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # as for any filter, `| head` is no error
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suite", help="folder of benchmarks/results, or several with commas between")
     parser.add_argument("column", help="evaluation and labels, as linear@5; several with commas between")
